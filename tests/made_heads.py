@@ -21,6 +21,7 @@ from rim_lens.stats import benjamini_hochberg
 COT, OPEN, CLOSE, USER = (SEGMENTS.index(name) for name in ("cot", "think_open", "think_close", "user"))
 PLANTED = (1, 2)
 LAYERS, HEADS = 6, 4
+ALL_HEADS = [(layer, head) for layer in range(LAYERS) for head in range(HEADS)]
 
 
 def made_chats(n=30, thinking="on"):
@@ -136,18 +137,19 @@ def made_trace(seed=0):
     )
 
 
-def made_token_attention():
+def made_token_attention(seed=0):
+    """One request in both modes under all heads; the planted head comes first."""
     texts = ["<|im_start|>", "user\n", "how", " to", HOSTILE, "<think>\n", "okay", "\n</think>", "\n\n"]
     segments = ["user"] * 5 + ["think_open", "cot", "think_close", "think_close"]
-    weights = np.array([0.3, 0.05, 0.05, 0.02, 0.2, 0.08, 0.2, 0.05, 0.05])
-    table = pd.DataFrame(
-        {"chat": 0, "layer": 1, "head": 2, "token": range(9), "text": texts, "segment": segments, "weight": weights}
-    )
-    chats = pd.DataFrame({"chat": [0], "request": [HOSTILE], "thinking": ["on"], "note": ["refused"]})
-    return TokenAttention(table, chats, [PLANTED], manifest=MANIFEST)
-
-
-ALL_HEADS = [(layer, head) for layer in range(LAYERS) for head in range(HEADS)]
+    spoken = pd.DataFrame({"chat": 1, "text": texts, "segment": segments})
+    silent = spoken[spoken["segment"] != "cot"].assign(chat=0)
+    heads = [PLANTED, *(head for head in ALL_HEADS if head != PLANTED)]
+    rng = np.random.default_rng(seed)
+    weights = [rng.dirichlet(np.full(len(rows), 0.5), len(heads)) for rows in (silent, spoken)]
+    weights[1][0] = [0.3, 0.05, 0.05, 0.02, 0.2, 0.08, 0.2, 0.05, 0.05]
+    chats = pd.DataFrame({"chat": [0, 1], "request": HOSTILE, "thinking": ["off", "on"], "note": ["", "refused"]})
+    tokens = pd.concat([silent, spoken], ignore_index=True)
+    return TokenAttention(np.concatenate(weights, axis=1).astype(np.float32), tokens, chats, heads, manifest=MANIFEST)
 
 
 def head_effects(rng, planted, n=24):

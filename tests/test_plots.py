@@ -186,9 +186,9 @@ def test_probe_map_is_centred_at_chance():
 
 def test_token_view_keeps_order_and_weights():
     attention = made_token_attention()
-    figure = attention.plot(per_row=4)
+    figure = attention.plot(chat=1, per_row=4)
     assert figure.data[0].z.shape == (3, 4)
-    np.testing.assert_allclose(figure.data[0].z.ravel()[:9], attention.table["weight"])
+    np.testing.assert_allclose(figure.data[0].z.ravel()[:9], attention.weights[0, 8:])
     assert all("<script" not in text for text in figure.data[0].text.ravel())
 
 

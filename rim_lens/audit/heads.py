@@ -14,15 +14,17 @@ from rim_lens.behavior.measure import RimTable
 from rim_lens.inference_time.head_test import test_heads
 from rim_lens.inference_time.probe import probe_refusal
 from rim_lens.inference_time.refusal_heads import ContrastName, find_refusal_heads
+from rim_lens.inference_time.run_scores import heads_of
 from rim_lens.inference_time.span_attention import span_attention
-from rim_lens.inference_time.sweep import ablation_sweep
-from rim_lens.inference_time.token_attention import token_attention
+from rim_lens.inference_time.sweep import AblationSweep, ablation_sweep
+from rim_lens.inference_time.token_attention import TokenAttention, token_attention
+from rim_lens.model.lens_model import LensModel
 from rim_lens.results import Result
 
 DOSES = (1, 4, 8)
 SCREENED = 16  # heads ablated exactly, those of the largest estimated effect
 BY_GROUP: tuple[ContrastName, ...] = ("cot_divergence",)  # few answers with thinking off are not refusals
-SHOWN_HEADS, SHOWN_CHATS = 6, 4
+SHOWN_REQUESTS = 4  # read token by token under every head, thinking off and on
 
 
 def measure_heads(context: Context) -> Mapping[str, Result]:
@@ -71,12 +73,14 @@ def ablations(context: Context, behavior: RimTable) -> dict[str, Result]:
             seed=plan.seed,
         ),
     )
-    shown = chats_of(pd.concat([off[:SHOWN_CHATS], on[:SHOWN_CHATS]]))
-    return {
-        "ablation": sweep,
-        "head_test": test,
-        "token_attention": token_attention(model, shown, sweep.ranked(SHOWN_HEADS)),
-    }
+    return {"ablation": sweep, "head_test": test, "token_attention": token_views(model, off, on, sweep)}
+
+
+def token_views(model: LensModel, off: pd.DataFrame, on: pd.DataFrame, sweep: AblationSweep) -> TokenAttention:
+    """Every head's attention to the words of a few chats, the same requests with thinking off and on; strongest heads first."""
+    shown = pd.concat([off[:SHOWN_REQUESTS], on[:SHOWN_REQUESTS]])
+    heads = list(dict.fromkeys([*sweep.ranked(), *heads_of(model)]))
+    return token_attention(model, chats_of(shown), heads, notes=shown["label"].tolist())
 
 
 def refusal_probe(context: Context, behavior: RimTable) -> dict[str, Result]:

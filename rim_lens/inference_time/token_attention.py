@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from rim_lens.capture.attention import attention_rows
 from rim_lens.errors import RimLensError
@@ -22,63 +23,91 @@ Head = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class TokenAttention(Result):
-    """Attention of chosen heads from the decision position to every token up to it, in chosen chats.
+    """Attention of heads from the decision position to every token up to it, in chosen chats.
 
-    `table`: one row a chat, head and token, in the chat's order: `text` and `segment` of the token, `weight`. `chats`: one row
-    a chat: its request, thinking mode and, where given, a note such as the label of its answer.
+    `chats`: one row a chat: its request, thinking mode and, where given, a note such as the label of its answer. `tokens`: one
+    row a token, chat after chat, with `chat`, `text` and `segment`. `weights`: a row a head in the order of `heads`, a column
+    a row of `tokens`.
     """
 
-    table: pd.DataFrame
+    weights: Float[np.ndarray, "head token"]
+    tokens: pd.DataFrame
     chats: pd.DataFrame
     heads: list[Head]
 
     def of(self, chat: int, head: Head) -> pd.DataFrame:
         """The tokens of one chat with the weights of one head."""
-        rows = self.table
-        found = rows[(rows["chat"] == chat) & (rows["layer"] == head[0]) & (rows["head"] == head[1])]
-        if found.empty:
+        inside = (self.tokens["chat"] == chat).to_numpy()
+        if tuple(head) not in self.heads or not inside.any():
             raise RimLensError(
-                f"There is no chat {chat} with head L{head[0]}H{head[1]}; there are {len(self.chats)} chats."
+                f"There is no chat {chat} with head L{head[0]}H{head[1]}; there are {len(self.chats)} chats of "
+                f"{len(self.heads)} heads."
             )
-        return found.reset_index(drop=True)
+        rows = self.tokens[inside].reset_index(drop=True)
+        weights = self.weights[self.heads.index(tuple(head)), inside].astype(np.float64)
+        return rows.assign(layer=head[0], head=head[1], token=np.arange(len(rows)), weight=weights)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a chat and head: the token that it attends to most, with its weight and segment."""
+        tables = []
+        for chat, rows in self.tokens.groupby("chat", sort=False):
+            weights = self.weights[:, rows.index]
+            most = weights.argmax(axis=1)
+            where = {
+                "chat": chat,
+                "layer": [layer for layer, _ in self.heads],
+                "head": [head for _, head in self.heads],
+            }
+            chosen = rows.iloc[most][["text", "segment"]].reset_index(drop=True)
+            table = pd.DataFrame(where | {"n_tokens": len(rows), "token": most}).join(chosen)
+            tables.append(table.assign(weight=weights.max(axis=1)))
+        return pd.concat(tables, ignore_index=True)
 
     def caption(self) -> str:
         """Heads and chats."""
         names = ", ".join(f"L{layer}H{head}" for layer, head in self.heads)
-        return f"Attention from the decision position of {names} in {len(self.chats)} chats."
+        named = names if len(self.heads) <= 8 else f"{len(self.heads)} heads"
+        return f"Attention from the decision position of {named} in {len(self.chats)} chats."
 
 
 def token_attention(
-    model: LensModel, chats: Sequence[Chat], heads: Sequence[Head], *, notes: Sequence[str] | None = None
+    model: LensModel,
+    chats: Sequence[Chat],
+    heads: Sequence[Head] | None = None,
+    *,
+    notes: Sequence[str] | None = None,
 ) -> TokenAttention:
-    """Attention of some heads to every token of a few chats.
+    """Attention of heads to every token of a few chats.
 
     Args:
         model: the model.
         chats: rendered chats, a few: every token is kept.
-        heads: (layer, head) pairs.
+        heads: (layer, head) pairs; every head where none are given.
         notes: a word on each chat, for instance how its answer was judged.
 
     Raises:
         RimLensError: no chats or heads, an unknown head, or notes of another number.
     """
-    heads = [(int(layer), int(head)) for layer, head in heads]
-    if not chats or not heads or (notes is not None and len(notes) != len(chats)):
+    if not chats or (heads is not None and not len(heads)) or (notes is not None and len(notes) != len(chats)):
         raise RimLensError("token_attention needs at least one chat and one head, and as many notes as chats, if any.")
+    rows = [found[:, :, 0] for found in attention_rows(model, chats)]
+    if heads is None:
+        seen = ~rows[0].isnan().all(dim=-1)  # layers without attention have none
+        heads = [(layer, head) for layer, head in seen.nonzero().tolist()]
+    heads = [(int(layer), int(head)) for layer, head in heads]
     for layer, head in heads:
         if not (0 <= layer < model.n_layers and 0 <= head < model.n_heads):
             raise RimLensError(
                 f"There is no head L{layer}H{head}; the model has {model.n_layers} layers of {model.n_heads} heads."
             )
-    tables = []
-    for i, (chat, rows) in enumerate(zip(chats, attention_rows(model, chats), strict=True)):
+    layers, places = (list(part) for part in zip(*heads, strict=True))
+    tables, weights = [], []
+    for i, (chat, found) in enumerate(zip(chats, rows, strict=True)):
         n = chat.decision_position + 1  # later tokens cannot be seen
         texts = [model.chat_format.decode([int(token)]) for token in chat.token_ids[:n]]
         segments = [SEGMENTS[segment] for segment in chat.segment_ids[:n]]
-        for layer, head in heads:
-            weights = rows[layer, head, 0, :n].double().numpy()
-            where = {"chat": i, "layer": layer, "head": head, "token": np.arange(n)}
-            tables.append(pd.DataFrame({**where, "text": texts, "segment": segments, "weight": weights}))
+        tables.append(pd.DataFrame({"chat": i, "text": texts, "segment": segments}))
+        weights.append(found[layers, places, :n].float().numpy())
     about = pd.DataFrame(
         {
             "chat": range(len(chats)),
@@ -87,4 +116,10 @@ def token_attention(
             "note": [""] * len(chats) if notes is None else list(notes),
         }
     )
-    return TokenAttention(pd.concat(tables, ignore_index=True), about, heads, manifest=Manifest.collect(model))
+    return TokenAttention(
+        np.concatenate(weights, axis=1),
+        pd.concat(tables, ignore_index=True),
+        about,
+        heads,
+        manifest=Manifest.collect(model),
+    )

@@ -46,6 +46,7 @@ def head_map(
         xaxis={"title": {"text": "layer"}, "showgrid": False, "zeroline": False},
         yaxis={"title": {"text": "head"}, "showgrid": False, "zeroline": False, "dtick": 1 if len(values) <= 16 else 4},
         margin={"b": 48},
+        meta={"cells": "heads"},  # pages and notebooks link maps of heads
         height=190 + max(160, min(520, 22 * len(values))),
     )
     figure.add_heatmap(
