@@ -1,7 +1,6 @@
-"""Generation under head ablation against the model's own plain `generate`, per decoding step.
+"""Generation under head ablation against the model's own plain `generate` of as many tokens.
 
-Answers under ablation may end earlier or later, so CPU seconds are divided by the number of steps. What bounds it: reading
-all weights once a step; the ablation adds a masked fill of one small tensor a layer.
+What bounds it: reading all weights once a step; the ablation adds a masked fill of one small tensor in each ablated layer.
 """
 
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from statistics import median
 
 import torch
 
-from benchmarks.figures import Figure, Setting, benchmark, median_ratio, seconds
+from benchmarks.figures import Figure, Setting, benchmark, in_turn, median_ratio
 from rim_lens.behavior.generate import generate
 from rim_lens.intervene import ablate_heads
 
@@ -24,40 +23,36 @@ REQUESTS = [
 
 @benchmark
 def generation(setting: Setting) -> Iterator[Figure]:
-    """CPU seconds a step, ablated over plain."""
+    """CPU seconds, ablated over plain."""
     model = setting.model
     heads = [(layer, layer % model.n_heads) for layer in range(0, model.n_layers, 3)]
     batch = model.batch(model.render(REQUESTS))
-    steps: dict[str, int] = {}
+
+    def ablated() -> int:
+        """Answers; how many tokens the longest one took, its end-of-turn token counted."""
+        with ablate_heads(model, heads):
+            answers = generate(model, REQUESTS, max_new_tokens=STEPS, progress=False)
+        return max(len(one.response_ids) + (not one.truncated) for one in answers)
+
+    steps = ablated()
 
     def plain() -> None:
         with torch.no_grad():
-            out = model.hf.generate(
+            model.hf.generate(
                 batch.tokens,
                 attention_mask=batch.mask.long(),
-                max_new_tokens=STEPS,
-                min_new_tokens=STEPS,
+                max_new_tokens=steps,
+                min_new_tokens=steps,
                 do_sample=False,
                 pad_token_id=model.pad_id,
             )
-        steps["plain"] = out.shape[1] - batch.tokens.shape[1]
 
-    def ablated() -> None:
-        with ablate_heads(model, heads):
-            answers = generate(model, REQUESTS, max_new_tokens=STEPS, progress=False)
-        steps["ablated"] = max(len(one.response_ids) + (not one.truncated) for one in answers)
-
-    plain()
-    ablated()
-    taken: dict[str, list[float]] = {"plain": [], "ablated": []}
-    for turn in range(setting.pairs):
-        for name, action in (("plain", plain), ("ablated", ablated))[:: 1 if turn % 2 == 0 else -1]:
-            taken[name].append(seconds(action) / steps[name])
+    plain_s, ablated_s = in_turn([plain, ablated], setting.pairs)
     yield Figure(
-        "generation under head ablation / plain generate, a step of 4 rows",
-        median_ratio(taken["ablated"], taken["plain"]),
+        f"generation under head ablation / plain generate, 4 rows, {steps} tokens",
+        median_ratio(ablated_s, plain_s),
         "ratio",
         setting.pairs,
         at_most=1.15,
-        detail=f"{median(taken['ablated']) * 1000:.0f} ms / {median(taken['plain']) * 1000:.0f} ms, {len(heads)} heads",
+        detail=f"{median(ablated_s):.2f} s / {median(plain_s):.2f} s, {len(heads)} heads ablated",
     )

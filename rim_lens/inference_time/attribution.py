@@ -4,20 +4,52 @@
 
 the first-order Taylor term of metric(z ← 0) − metric(z) (Nanda 2023, attribution patching). TransformerLens'
 `attribution_patch` compares two prompts of equal length and has no zero baseline, so the gradient is taken here.
+
+Zeroing a head is no small step: terms of opposite sign that cancel in the sum need not cancel in truth. If each term errs by
+its own size, independently, the sum errs by
+
+    spread(l, h) = sqrt( Σ_pos (∂metric/∂z · z)² )
+
+and a head is worth measuring when |estimate| + spread is large (Kramár et al. 2024 meet the same cancellation otherwise).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rim_lens.inference_time.run_scores import MetricFunction, Region, cut_at_decision, first_changed
+from rim_lens.inference_time.run_scores import (
+    CleanPasses,
+    MetricFunction,
+    Region,
+    cut_at_decision,
+    first_changed,
+    prompt_batches,
+)
+from rim_lens.model.batch import Batch
 from rim_lens.model.chat import Chat
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.resume import ResumablePass, unfit
 from rim_lens.model.taps import Tap
-from rim_lens.progress import track
+
+HeadGradients = Iterator[tuple[int, Float[Tensor, "row pos head d_head"], Float[Tensor, "row pos head d_head"]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """Estimated effects of zeroing heads, in units of the metric, and how far they may be off; 0 without attention."""
+
+    estimate: Float[np.ndarray, "prompt layer head"]
+    spread: Float[np.ndarray, "prompt layer head"]
+
+    @property
+    def worth(self) -> Float[np.ndarray, "layer head"]:
+        """|mean estimate| + error of the mean over prompts: heads with the largest are to be measured."""
+        error = np.sqrt((self.spread**2).sum(axis=0)) / len(self.spread)
+        return np.abs(self.estimate.mean(axis=0)) + error
 
 
 class GradientTap(Tap):
@@ -42,23 +74,37 @@ def head_attributions(
     metric: MetricFunction,
     *,
     region: Region = "all",
-    batch_size: int = 4,
-) -> Float[np.ndarray, "prompt layer head"]:
-    """Estimated effect of zeroing each head in a region of each prompt, in units of the metric; 0 without attention."""
+    kept: CleanPasses | None = None,
+) -> Attribution:
+    """Estimate the effect of zeroing each head in a region of each prompt; `kept` receives the clean passes."""
     chats = [cut_at_decision(chat) for chat in chats]
-    first = first_changed(chats, region, None)
-    estimates = np.zeros((len(chats), model.n_layers, model.n_heads))
-    total = -(-len(chats) // batch_size)
-    for indices, batch in track(model.batches(chats, batch_size), "attribution", total=total):
-        tap = GradientTap()
-        with torch.enable_grad(), model.tap(tap):
-            score = metric(model.decision_logits(batch)).sum()
-            gradients = torch.autograd.grad(score, list(tap.z.values()), allow_unused=True)
-        width = batch.tokens.shape[1]
-        begin = torch.tensor([first[i] + width - len(chats[i]) for i in indices])
-        inside = (torch.arange(width) >= begin[:, None])[..., None, None]
-        for (layer, z), gradient in zip(tap.z.items(), gradients, strict=True):
-            if gradient is not None:
-                kept = (z.detach() * gradient).masked_fill(~inside.to(z.device), 0)
-                estimates[indices, layer] = -kept.double().sum(dim=(1, 3)).cpu().numpy()
-    return estimates
+    estimate = np.zeros((len(chats), model.n_layers, model.n_heads))
+    spread = np.zeros_like(estimate)
+    for indices, batch, begin in prompt_batches(model, chats, first_changed(chats, region, None), "attribution"):
+        inside = (torch.arange(batch.tokens.shape[1]) >= begin[:, None])[..., None, None]
+        start = int(begin.min())
+        if unfit(model, start) is None:
+            whole = ResumablePass(model, batch, start, differentiable=True)
+            with torch.enable_grad():
+                found = whole.head_gradients(metric(whole.logits).sum())
+        else:
+            whole, found = None, tapped_gradients(model, batch, metric)
+        for layer, z, gradient in found:
+            outside = ~inside[:, -z.shape[1] :].to(z.device)
+            terms = (z * gradient).masked_fill(outside, 0).double().sum(-1)
+            estimate[indices, layer] = -terms.sum(1).cpu().numpy()
+            spread[indices, layer] = terms.square().sum(1).sqrt().cpu().numpy()
+        if kept is not None and whole is not None:
+            kept.keep(indices, whole)
+    return Attribution(estimate, spread)
+
+
+def tapped_gradients(model: LensModel, batch: Batch, metric: MetricFunction) -> HeadGradients:
+    """The same through taps, for every model."""
+    tap = GradientTap()
+    with torch.enable_grad(), model.tap(tap):
+        score = metric(model.decision_logits(batch)).sum()
+        gradients = torch.autograd.grad(score, list(tap.z.values()), allow_unused=True)
+    for (layer, z), gradient in zip(tap.z.items(), gradients, strict=True):
+        if gradient is not None:
+            yield layer, z.detach(), gradient

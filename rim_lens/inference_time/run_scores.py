@@ -5,7 +5,7 @@ effect  = score of the changed run − score of the clean run, of the same promp
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ from rim_lens.stats import benjamini_hochberg, bootstrap_means, permutation_test
 MetricFunction = Callable[[Float[Tensor, "row vocab"]], Float[Tensor, " row"]]
 Metric = RefusalTokens | MetricFunction
 Region = Literal["all", "suffix", "decision"]
+KEPT_BYTES = 256 << 20
 ROWS_TO_FILL = 256  # tokens in one matrix product below which prompts are batched together
 
 
@@ -50,6 +51,24 @@ class RunScores:
         return self.changed - self.clean[:, None]
 
 
+class CleanPasses:
+    """Clean passes kept for a second use, as long as their residual streams take less than `KEPT_BYTES` in all."""
+
+    def __init__(self) -> None:
+        self.passes: dict[tuple[int, ...], ResumablePass] = {}
+        self.n_bytes = 0
+
+    def keep(self, indices: Sequence[int], one: ResumablePass) -> None:
+        """Keep the pass over the prompts of these indices, if there is room."""
+        if self.n_bytes + one.n_bytes <= KEPT_BYTES:
+            self.passes[tuple(indices)] = one
+            self.n_bytes += one.n_bytes
+
+    def of(self, indices: Sequence[int]) -> ResumablePass | None:
+        """Hand the pass over these prompts out, once."""
+        return self.passes.pop(tuple(indices), None)
+
+
 def score_runs(
     model: LensModel,
     chats: Sequence[Chat],
@@ -59,6 +78,7 @@ def score_runs(
     region: Region = "all",
     donated: HeadRecording | None = None,
     plain: bool = False,
+    kept: CleanPasses | None = None,
     description: str = "changed runs",
 ) -> RunScores:
     """Score every prompt once per set of heads, with the set's outputs zeroed, or replaced by `donated`.
@@ -71,6 +91,7 @@ def score_runs(
         region: where heads are zeroed: everywhere, from the assistant tag on, or at the decision position.
         donated: recorded outputs, prompt i for chat i, that replace the heads' own at the recorded offsets.
         plain: compute every run by a whole pass.
+        kept: clean passes over the same prompts and region that need not be computed again.
         description: of the progress bar.
 
     Raises:
@@ -85,26 +106,34 @@ def score_runs(
     first = first_changed(chats, region, donated)
     mask = one_hot(head_sets, model.n_layers, model.n_heads)
     clean, changed = np.empty(len(chats)), np.empty((len(chats), len(head_sets)))
-    columns = max(len(chat) - column for chat, column in zip(chats, first, strict=True))
-    size = min(16, math.ceil(ROWS_TO_FILL / (columns * model.n_heads)))
     why = "asked for" if plain else None
-    for indices, batch in track(model.batches(chats, size), description, total=math.ceil(len(chats) / size)):
-        padding = batch.tokens.shape[1] - torch.tensor([len(chats[i]) for i in indices])
-        runs = runs_of(batch, mask, torch.tensor([first[i] for i in indices]) + padding, donated and donated[indices])
-        start = int(runs.first.min())
+    for indices, batch, begin in prompt_batches(model, chats, first, description):
+        runs = runs_of(batch, mask, begin, donated and donated[indices])
+        start = int(begin.min())
         why = why or why_not(model, batch, runs, start)
         with torch.no_grad():
             if why:
                 base, scored = model.decision_logits(batch), whole_passes(model, batch, runs)
             else:
-                kept = ResumablePass(model, batch, start)
-                base, scored = kept.logits, kept.logits_of(runs)
+                whole = (kept and kept.of(indices)) or ResumablePass(model, batch, start)
+                base, scored = whole.logits, whole.logits_of(runs)
             clean[indices] = metric(base).double().cpu().numpy()
             values = np.empty(len(runs))
             for rows, logits in scored:
                 values[rows.numpy()] = metric(logits).double().cpu().numpy()
         changed[indices] = values.reshape(len(indices), len(head_sets))
     return RunScores(clean, changed, "plain" if why else "resumed", why or "")
+
+
+def prompt_batches(
+    model: LensModel, chats: Sequence[Chat], first: Sequence[int], description: str
+) -> Iterator[tuple[list[int], Batch, Int[Tensor, " prompt"]]]:
+    """Batches of (cut) chats with their indices and the first changed column of each row; short prompts go together."""
+    columns = max(len(chat) - column for chat, column in zip(chats, first, strict=True))
+    size = min(16, math.ceil(ROWS_TO_FILL / (columns * model.n_heads)))
+    for indices, batch in track(model.batches(chats, size), description, total=math.ceil(len(chats) / size)):
+        padding = batch.tokens.shape[1] - torch.tensor([len(chats[i]) for i in indices])
+        yield indices, batch, torch.tensor([first[i] for i in indices]) + padding
 
 
 def runs_of(batch: Batch, mask: Tensor, first: Int[Tensor, " prompt"], donated: HeadRecording | None) -> HeadRuns:

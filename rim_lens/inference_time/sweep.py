@@ -3,7 +3,9 @@
     effect(l, h) = score with z(l, h) ← 0  −  score of the clean run           negative: the head supports refusal
 
 exact     every head, each run resumed at the ablated layer (`model.resume`)
-screened  attribution estimates for all heads, then exact for those with the largest mean estimate
+screened  attribution estimates for all heads, then exact for those most likely to matter (`attribution`). Where 7.5 % of the
+          heads are measured, 8.4 of the ten largest effects are found on average (7 to 9, ten single prompts of a
+          135M-parameter model that refuses; fewer where no head matters much); a larger `n_exact` finds more
 plain     every head by a whole pass: slow, for every model; chosen by itself where runs cannot be resumed
 
 A head that is one of several doing the same, or a gate, shows little here: see `patching` and `interchange`.
@@ -22,6 +24,7 @@ from jaxtyping import Float, Float64
 from rim_lens.errors import RimLensError
 from rim_lens.inference_time.attribution import head_attributions
 from rim_lens.inference_time.run_scores import (
+    CleanPasses,
     Metric,
     Region,
     as_metric,
@@ -36,7 +39,7 @@ from rim_lens.model.chat import Chat
 from rim_lens.model.lens_model import LensModel
 from rim_lens.results import Manifest, Result
 
-SCREENED_SHARE, SCREENED_LEAST = 0.11, 12  # heads measured exactly after screening
+SCREENED_SHARE, SCREENED_LEAST = 0.075, 12  # heads measured exactly after screening
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +97,7 @@ def ablation_sweep(
             [row, vocab] to scores [row]; for "screened" it must be differentiable.
         method: "exact", "screened" or "plain"; see the module.
         positions: "all"; "suffix", from the assistant tag on (the prefix is computed once); or "decision".
-        n_exact: heads measured exactly after screening, by default 11 % of them and at least 12.
+        n_exact: heads measured exactly after screening, by default 7.5 % of them and at least 12.
         n_permutations: of the sign-flip test.
         seed: of permutations and bootstrap.
 
@@ -106,13 +109,13 @@ def ablation_sweep(
         raise RimLensError(f"unknown method {method!r}: use 'exact', 'screened' or 'plain'.")
     begin = perf_counter()
     score, metric_name = as_metric(model, metric)
-    heads, estimate = heads_of(model), None
+    heads, estimate, kept = heads_of(model), None, CleanPasses()
     n_heads = len(heads)
     if method == "screened":
-        estimate = head_attributions(model, chats, score, region=positions)
+        attribution = head_attributions(model, chats, score, region=positions, kept=kept)
         keep = max(SCREENED_LEAST, math.ceil(SCREENED_SHARE * n_heads)) if n_exact is None else n_exact
-        size = np.abs(estimate.mean(axis=0))
-        heads = sorted(sorted(heads, key=lambda one: -size[one])[:keep])
+        heads = sorted(sorted(heads, key=lambda one: -attribution.worth[one])[:keep])
+        estimate = attribution.estimate
     scores = score_runs(
         model,
         chats,
@@ -120,6 +123,7 @@ def ablation_sweep(
         score,
         region=positions,
         plain=method == "plain",
+        kept=kept,
         description="ablating heads",
     )
     table = effect_table(heads, scores.effect, n_tests=n_heads, n_permutations=n_permutations, seed=seed)

@@ -7,12 +7,13 @@
    from `start` on, and weights are read once for all runs.
 3. Of the last layer only the attention sees all columns; its MLP, the final norm and the unembedding see the last one.
 
-Exact: a run's logits are those of a whole pass with the same change; `changed_runs` compares the two once a model.
+Exact: a run's logits are those of a whole pass with the same change; `changed_runs` compares the two once a model. The clean
+pass can also keep what gradients with respect to head outputs need, so that estimating comes at the cost of one backward pass.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -28,9 +29,8 @@ from rim_lens.model.lens_model import LensModel
 from rim_lens.model.sites import Layer
 from rim_lens.model.taps_fast import serves, sites_of
 
-CPU_ACTIVATION_BYTES = (
-    2 << 20
-)  # of the widest tensor: larger ones are mapped afresh by malloc, page faults cost 10-15 %
+# Of the widest tensor: larger ones are mapped afresh by malloc, page faults cost 10-15 %.
+CPU_ACTIVATION_BYTES = 2 << 20
 MIN_TOKENS, GPU_TOKENS = 128, 16384
 STATE_BYTES = 256 << 20  # residual streams of the runs kept at once
 ROWS_OF_LOGITS = 32
@@ -100,14 +100,14 @@ class Prefix:
 class ResumablePass:
     """A clean pass over a batch from which changed runs are resumed.
 
-    The batch's last column must be every row's decision position.
+    The batch's last column must be every row's decision position. With `differentiable`, `head_gradients` may be asked once.
 
     Raises:
         RimLensError: the model cannot be resumed; `unfit` says so beforehand.
 
     """
 
-    def __init__(self, model: LensModel, batch: Batch, start: int = 0) -> None:
+    def __init__(self, model: LensModel, batch: Batch, start: int = 0, *, differentiable: bool = False) -> None:
         reason = unfit(model, start)
         if reason:
             raise RimLensError(f"Runs of {model.name} cannot be resumed at a layer: {reason}.")
@@ -117,25 +117,34 @@ class ResumablePass:
         self.layers = sites_of(model).layers
         self.calls: list[Call] = []
         self.prefixes: list[Prefix | None] = [None] * len(self.layers)
-        self.logits: Float[Tensor, "prompt vocab"] = self._clean_pass()
+        self.z: dict[
+            int, Float[Tensor, "prompt pos head_x_d_head"]
+        ] = {}  # inputs of the output projections, for gradients
+        with torch.set_grad_enabled(differentiable):
+            self.logits: Float[Tensor, "prompt vocab"] = self._clean_pass(differentiable)
 
     # ---- the clean pass -------------------------------------------------------------------------------------------
-    @torch.no_grad()
-    def _clean_pass(self) -> Float[Tensor, "prompt vocab"]:
+    def _clean_pass(self, differentiable: bool) -> Float[Tensor, "prompt vocab"]:
         batch, model = self.batch, self.model
         cache = None
         if self.start:
             cache = DynamicCache(config=model.hf.config)
             before = slice(0, self.start)
-            with model.during(batch):
+            with model.during(batch), torch.no_grad():
                 inputs = model.hf_inputs(batch.mask[:, before], batch.positions[:, before])
                 model.hf.base_model(batch.tokens[:, before], **inputs, past_key_values=cache, use_cache=True)
             self.prefixes = [_prefix(layer, model) for layer in cache.layers]
         after = slice(self.start, None)
         with ExitStack() as stack:
-            for layer in self.layers:
+            if differentiable:
+                handle = self.layers[0].block.register_forward_pre_hook(_begin_graph, with_kwargs=True)
+                stack.callback(handle.remove)
+            for index, layer in enumerate(self.layers):
                 handle = layer.block.register_forward_pre_hook(self._keep_call, with_kwargs=True)
                 stack.callback(handle.remove)
+                if differentiable and layer.output is not None:
+                    handle = layer.output.register_forward_pre_hook(partial(self._keep_z, index))
+                    stack.callback(handle.remove)
             inputs = model.hf_inputs(batch.mask, batch.positions[:, after])
             output = model.hf(
                 batch.tokens[:, after],
@@ -150,6 +159,27 @@ class ResumablePass:
         entering = args[0] if args else kwargs["hidden_states"]
         rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
         self.calls.append(Call(entering, args[1:], rest))
+
+    def _keep_z(self, layer: int, output: nn.Module, args: tuple[Any, ...]) -> None:
+        self.z[layer] = args[0]
+
+    def head_gradients(
+        self, score: Float[Tensor, ""]
+    ) -> Iterator[tuple[int, Float[Tensor, "prompt pos head d_head"], Float[Tensor, "prompt pos head d_head"]]]:
+        """Layer, head outputs and the gradient of a score of `logits` with respect to them, from column `start` on; once."""
+        z, self.z = self.z, {}
+        gradients = torch.autograd.grad(score, list(z.values()), allow_unused=True)
+        self.logits = self.logits.detach()
+        self.calls = [replace(call, entering=call.entering.detach()) for call in self.calls]
+        for (layer, flat), gradient in zip(z.items(), gradients, strict=True):
+            if gradient is not None:
+                shape = (*flat.shape[:-1], self.model.n_heads, -1)
+                yield layer, flat.detach().view(shape), gradient.view(shape)
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the residual streams kept."""
+        return sum(call.entering.numel() * call.entering.element_size() for call in self.calls)
 
     # ---- the runs -------------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -244,6 +274,13 @@ class AttentionReached(Exception):
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().__init__("attention reached")
         self.call = args, kwargs
+
+
+def _begin_graph(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Let gradients end at the stream that enters the first layer."""
+    if args:
+        return (args[0].detach().requires_grad_(), *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": kwargs["hidden_states"].detach().requires_grad_()}
 
 
 def _reached(*args: Any, **kwargs: Any) -> None:
