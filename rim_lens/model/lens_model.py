@@ -126,7 +126,14 @@ class LensModel:
                 if not tree.config.architectures:  # made in memory; TransformerLens chooses its adapter by it
                     tree.config.architectures = [type(tree).__name__]
                 name = getattr(self.hf.config, "_name_or_path", "") or self.name
-                self._bridge = TransformerBridge.boot_transformers(name, hf_model=tree, tokenizer=self.tokenizer)
+                try:
+                    self._bridge = TransformerBridge.boot_transformers(name, hf_model=tree, tokenizer=self.tokenizer)
+                except Exception as error:  # an architecture without an adapter raises ValueError, others what they hit
+                    raise RimLensError(
+                        f"TransformerLens cannot wrap {self.name}, a {type(self.hf).__name__} "
+                        f"({(str(error) or type(error).__name__)[:80].splitlines()[0]}…): "
+                        'use backend="fast" for this model.'
+                    ) from error
         return self._bridge
 
     def weights_changed(self) -> None:
