@@ -46,7 +46,7 @@ def ablate_neurons(
         RimLensError: an unknown neuron, a method without its reference, or a mixture of experts.
 
     """
-    chosen = chosen_neurons(model, neurons)
+    chosen = _of_dense(model, neurons)
     if method == "zero":
         return model.tap(ZeroNeurons(chosen, positions), backend=backend)
     if method not in ("mean", "resample"):
@@ -64,7 +64,16 @@ def scale_neurons(
     model: LensModel, neurons: Neurons, factor: float, *, positions: Where = "all", backend: Backend = "auto"
 ) -> AbstractContextManager[LensModel]:
     """Multiply neurons by `factor` in every pass inside the block."""
-    return model.tap(ScaledNeurons(chosen_neurons(model, neurons), positions, factor), backend=backend)
+    return model.tap(ScaledNeurons(_of_dense(model, neurons), positions, factor), backend=backend)
+
+
+def _of_dense(model: LensModel, neurons: Neurons) -> Chosen:
+    if model.is_moe:  # also where some layers are dense: their neurons are not as many as an expert's
+        raise RimLensError(
+            f"{model.name} is a mixture of experts: (layer, unit) names no neuron of it; ablate (layer, expert, unit) with "
+            "rim_lens.intervene.experts.ablate_expert_neurons."
+        )
+    return chosen_neurons(model, neurons)
 
 
 class ZeroNeurons(UnitTap):

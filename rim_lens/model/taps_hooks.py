@@ -155,7 +155,8 @@ def _offered(points: HookPoints, layer: int, name: str, taps: Sequence[Tap]) -> 
 
 
 def _head_output(taps: Sequence[Tap], layer: int, n_heads: int, z: Tensor) -> Tensor:
-    split = z if z.ndim == 4 else z.view(*z.shape[:-1], n_heads, -1)
+    # Split here: TransformerLens splits latent attention by the width of its rotary part, not of its values.
+    split = z.reshape(*z.shape[:2], n_heads, -1)
     return changed(taps, "on_head_output", layer, split).reshape(z.shape)
 
 
