@@ -1,5 +1,7 @@
 """What is measured at every checkpoint of a series, in one pass over safety prompts and one over reasoning prompts.
 
+Heads, where some are followed, cost one more token a prompt and set of heads (see `prompt_pass`).
+
 refusal score         log-odds of the refusal tokens at the decision position
 forward KL            Σ_v p_ref(v) (log p_ref(v) − log p(v)) at the decision position, mean over safety prompts, in nats
 weight distance       ‖θ − θ_ref‖ / ‖θ_ref‖ over all parameters
@@ -17,13 +19,16 @@ from torch import Tensor
 
 from rim_lens.behavior.refusal_score import RefusalTokens, log_odds
 from rim_lens.capture.neuron_activations import Measure, NeuronActivations
-from rim_lens.capture.neurons import Positions, neuron_activations
+from rim_lens.capture.neurons import Positions
+from rim_lens.inference_time.head_measures import Head
 from rim_lens.model.chat import Chat
 from rim_lens.model.lens_model import LensModel
-from rim_lens.processes import fill_rows
+from rim_lens.processes import sum_over_processes
 from rim_lens.progress import track
 from rim_lens.training_time.checkpoints import Checkpoints
+from rim_lens.training_time.prompt_pass import pass_over
 from rim_lens.training_time.series import Checkpoint
+from rim_lens.training_time.set_scores import without_heads
 
 # Everything that belongs to the request and its answer; a system prompt is the same in all chats.
 REQUEST_AND_ANSWER = ("user", "assistant_tag", "think_open", "cot", "think_close", "response")
@@ -39,6 +44,8 @@ class AtCheckpoint:
     refusal: Float[np.ndarray, "prompt"]
     kl: Float[np.ndarray, "prompt"]
     weight_distance: float
+    attention: Float[np.ndarray, "prompt layer head segment"] | None = None  # from the decision position
+    head_scores: Float[np.ndarray, "set prompt"] | None = None  # refusal score without each set of heads there
 
 
 @dataclass(eq=False)
@@ -70,7 +77,9 @@ class DecisionReader:
 
     def of_all(self, values: list[float]) -> Float[np.ndarray, "prompt"]:
         """One value a prompt, in order, from all processes."""
-        return fill_rows(self.n_prompts, self.seen, np.array(values, dtype=np.float64))
+        whole = torch.zeros(self.n_prompts, dtype=torch.float64)
+        whole[self.seen] = torch.tensor(values, dtype=torch.float64)
+        return sum_over_processes(whole).numpy()
 
 
 def forward_kl(reference: Float[Tensor, "row vocab"], log_p: Float[Tensor, "row vocab"]) -> Float[Tensor, " row"]:
@@ -88,25 +97,32 @@ def measure_series(
     tokens: RefusalTokens,
     *,
     positions: Positions = REQUEST_AND_ANSWER,
+    heads: Sequence[Sequence[Head]] = (),
     batch_size: int = 16,
 ) -> list[AtCheckpoint]:
-    """Every checkpoint's measurements, the reference's first; the model is as before afterwards."""
+    """Every checkpoint's measurements, the reference's first; the model is as before afterwards.
+
+    `heads` are sets of heads whose effect and attention are measured at every checkpoint as well.
+    """
     others = [name for name in checkpoints.names if name != checkpoints.reference.name]
     ordered = checkpoints.only([checkpoints.reference.name, *others])
     reader = DecisionReader(tokens, len(safety))
-    options: Any = {"per_prompt": rows, "batch_size": batch_size, "progress": False}
+    options: Any = {"per_prompt": rows, "batch_size": batch_size}
     found = []
     for checkpoint, shown in track(ordered.loaded(model), "measuring checkpoints", total=len(ordered)):
         reader.begin(is_reference=checkpoint.name == checkpoints.reference.name)
-        on_safety = neuron_activations(shown, safety, positions, at_decision=reader, **options)
+        wanted = bool(heads)
+        seen = pass_over(shown, safety, positions, at_decision=reader, attention=wanted, keep=wanted, **options)
         found.append(
             AtCheckpoint(
                 checkpoint=checkpoint,
-                safety=on_safety,
-                task=neuron_activations(shown, task, positions, **options),
+                safety=seen.neurons,
+                task=pass_over(shown, task, positions, **options).neurons,
                 refusal=reader.of_all(reader.refusal),
                 kl=reader.of_all(reader.kl),
                 weight_distance=ordered.distance(shown),
+                attention=seen.attention,
+                head_scores=without_heads(shown, safety, heads, tokens, seen.kept) if wanted else None,
             )
         )
     return found
