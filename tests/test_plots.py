@@ -1,5 +1,7 @@
 """Figures: what is on the axes is what is in the tables, zero is the middle, n is told, text is escaped."""
 
+import shutil
+
 import numpy as np
 import plotly.graph_objects as go
 import pytest
@@ -20,23 +22,50 @@ from made_heads import (
 from made_neurons import made_forgetting, made_neuron_test, made_ras, made_shift, made_training
 from made_results import MANIFEST, made_behavior, made_series
 
-from rim_lens import RimLensError
+from rim_lens import RimLensError, attention_by_length, misalignment_change
+from rim_lens.inference_time.span_attention import SpanAttention
+from rim_lens.model.chat import SEGMENTS
 from rim_lens.plots import FIGURES, figure_for
-from rim_lens.plots.attention import attention_contrast, segment_map
+from rim_lens.plots.attention import attention_contrast, length_curve, segment_map
 from rim_lens.plots.behavior import rates
 from rim_lens.plots.forgetting import forgetting_scatter, predictors, ras_over_series
+from rim_lens.plots.images import image_bytes, save_image
 from rim_lens.plots.neurons import ras_variants, shift_by_layer
+from rim_lens.plots.paper import finetuning_table, thinking_table
 from rim_lens.plots.probe import probe_map
 from rim_lens.plots.series import refusal_over_series
 from rim_lens.plots.set_effects import dose_curve, set_effects
 from rim_lens.plots.style import diverging, interval, p_value, percent, template
 from rim_lens.plots.sweeps import ablation_map, interchange_map, patching_map, patching_together
+from rim_lens.plots.tokens import frames
 from rim_lens.results import Result
+from rim_lens.stats import paired_difference, wilson
+
+has_browser = any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome")))
+needs_browser = pytest.mark.skipif(not has_browser, reason="no Chromium or Chrome on PATH")
+
+
+def made_lengths(lengths=(5, 10, 20, 40), each=4, seed=0):
+    """Span attention of chats with CoTs of given lengths; every head's attention to the CoT grows with it."""
+    rng = np.random.default_rng(seed)
+    n = len(lengths) * each
+    cot, user = SEGMENTS.index("cot"), SEGMENTS.index("user")
+    n_keys = np.zeros((n, len(SEGMENTS)))
+    n_keys[:, cot], n_keys[:, user] = np.repeat(lengths, each), 20
+    mass = np.zeros((n, 2, 3, len(SEGMENTS)))
+    mass[..., cot] = (n_keys[:, cot] / 100)[:, None, None] + rng.uniform(0, 0.1, (n, 2, 3))
+    mass[..., user] = 1 - mass[..., cot]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        lift = mass / (n_keys / n_keys.sum(1, keepdims=True))[:, None, None]
+    requests = [f"request {i % each}" for i in range(n)]
+    return SpanAttention(mass, lift, n_keys, requests, ["prefilled"] * n, "decision", manifest=MANIFEST)
 
 
 @pytest.fixture(scope="module")
 def results():
-    return {"behavior": made_behavior(), "series": made_series(), **made_inference(), **made_training()}
+    series = made_series()
+    more = {"misalignment": misalignment_change(series), "lengths": attention_by_length(made_lengths())}
+    return {"behavior": made_behavior(), "series": series, **more, **made_inference(), **made_training()}
 
 
 def trace_named(figure, name):
@@ -224,3 +253,109 @@ def test_light_and_dark_templates_differ_only_in_colour():
     assert light.keys() == dark.keys()
     assert light["font"]["color"] != dark["font"]["color"]
     assert light["margin"] == dark["margin"]
+
+
+def test_attention_over_cot_length_is_the_mean_of_the_chats_of_a_length():
+    spans = made_lengths()
+    by_length = attention_by_length(spans, (1, 2))
+    cot = spans.segment("cot")[:, 1, 2]
+    for i, length in enumerate((5, 10, 20, 40)):
+        rows = by_length.table[(by_length.table["segment"] == "cot") & (by_length.table["cot_tokens"] == length)]
+        (row,) = rows.to_dict("records")
+        assert row["mass"] == pytest.approx(cot[4 * i : 4 * i + 4].mean())
+        assert row["mass_low"] < row["mass"] < row["mass_high"]
+        assert row["n"] == 4
+    figure = length_curve(by_length)
+    shown = trace_named(figure, "cot")
+    rows = by_length.table[by_length.table["segment"] == "cot"]
+    np.testing.assert_allclose(shown.x, rows["cot_tokens"])
+    np.testing.assert_allclose(shown.y, 100 * rows["mass"])
+    np.testing.assert_allclose(ends(shown, "y")[0], 100 * rows["mass_low"], atol=1e-9)
+    lift = trace_named(length_curve(by_length, "lift"), "user")
+    np.testing.assert_allclose(lift.y, by_length.table.query("segment == 'user'")["lift"])
+
+
+def test_cot_lengths_are_binned_evenly_and_must_differ():
+    many = made_lengths(lengths=range(10, 34), each=1)
+    rows = attention_by_length(many, n_bins=3).table.query("segment == 'cot'")
+    assert rows["n"].tolist() == [8, 8, 8]
+    assert rows["cot_high"].tolist() == [17, 25, 33]
+    with pytest.raises(RimLensError, match="differ in length"):
+        attention_by_length(made_lengths(lengths=(10,)))
+    with pytest.raises(RimLensError, match="fewer than 3 chats"):
+        attention_by_length(many, n_bins=12)
+    with pytest.raises(RimLensError, match="no head L9H0"):
+        attention_by_length(many, (9, 0))
+
+
+def test_table_1_shows_both_rates_of_every_model(results):
+    table = results["behavior"]
+    figure = thinking_table({"small": table, "large": made_behavior(seed=1)})
+    assert list(figure.layout.yaxis.ticktext) == ["small", "large"]
+    shown = {(trace.xaxis, trace.name): trace for trace in figure.data}
+    for axis, set_name, measure in (("x", "harmful", "complied"), ("x2", "maths", "solved")):
+        for mode, name in (("off", "thinking off"), ("on", "thinking on (own CoT)")):
+            assert shown[axis, name].x[0] == pytest.approx(table.rate(set_name, mode, measure))
+            low, _ = ends(shown[axis, name])
+            row = table.table.query("set == @set_name and condition == @mode and measure == @measure").iloc[0]
+            assert low[0] == pytest.approx(wilson(row["k"], row["n"]).low)
+    assert "tiny &lt;model&gt;" in thinking_table(table).layout.yaxis.ticktext
+
+
+def test_table_1_needs_both_modes(results):
+    table = results["behavior"]
+    only_off = table.table[table.table["condition"] == "off"]
+    with pytest.raises(RimLensError, match="thinking off and on"):
+        thinking_table(type(table)(only_off, table.differences, table.answers, table.judge, manifest=MANIFEST))
+
+
+def test_table_2_is_the_paired_change_of_compliance(results):
+    series, change = results["series"], results["misalignment"]
+    figure = finetuning_table(change)
+    answers = series.answers.set_index(["checkpoint", "prompt"])["label"] == "complied"
+    labels = list(figure.layout.yaxis.ticktext)
+    for trace in figure.data:
+        for x, y, low in zip(trace.x, trace.y, ends(trace)[0], strict=True):
+            name = labels[y].split(" ")[0]
+            expected = paired_difference(answers[name].to_numpy(), answers["aligned"].to_numpy())
+            assert x == pytest.approx(100 * expected.value)
+            assert low == pytest.approx(100 * expected.interval.low)
+    assert sum(len(trace.x) for trace in figure.data) == len(series.table) - 1
+
+
+def test_segments_of_a_chat_are_framed_row_by_row():
+    outlines = {name: (x, y) for name, x, y in frames(["user"] * 3 + ["cot"] * 3, per_row=4)}
+    assert outlines["user"][0][:2] == [-0.44, 2.44]
+    x, y = outlines["cot"]
+    assert (min(v for v in x[:5]), max(v for v in x[:5])) == (3 - 0.44, 3 + 0.44)  # first row: one token
+    assert (x[5], y[5]) == (None, None)
+    assert (min(x[6:]), max(x[6:]), min(y[6:])) == (-0.44, 1.44, 1 - 0.44)
+    attention = made_token_attention()
+    segments = attention.of(0, attention.heads[0])["segment"]
+    assert [trace.name for trace in attention.plot().data[1:]] == list(dict.fromkeys(segments))
+
+
+@needs_browser
+def test_images_are_drawn_offline_in_the_asked_size(tmp_path, results):
+    figure = results["behavior"].plot()
+    path = save_image(figure, tmp_path / "new" / "rates.png", width=600, height=300, scale=1)
+    png = path.read_bytes()
+    assert png.startswith(b"\x89PNG")
+    assert (int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")) == (600, 300)
+
+
+@needs_browser
+def test_several_figures_are_drawn_by_one_browser(results):
+    rates_svg, series_svg = image_bytes([results["behavior"].plot(), results["series"].plot()], "svg")
+    assert "Harmful requests" in rates_svg.decode()
+    assert "checkpoint by checkpoint" in series_svg.decode()
+
+
+def test_images_without_browser_or_format_say_what_to_do(tmp_path, monkeypatch):
+    with pytest.raises(RimLensError, match=r"end it in \.png"):
+        save_image(go.Figure(), tmp_path / "figure.tiff")
+    pytest.importorskip("kaleido", reason="the extra images is not installed")
+    monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "no-browser"))
+    with pytest.raises(RimLensError, match="install one"):
+        save_image(go.Figure(), tmp_path / "figure.png")
+    assert not list(tmp_path.iterdir())

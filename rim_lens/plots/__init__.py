@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 
 from rim_lens.behavior.measure import RimTable
 from rim_lens.errors import RimLensError
+from rim_lens.inference_time.cot_length import AttentionByLength
 from rim_lens.inference_time.dose_test import HeadTest
 from rim_lens.inference_time.interchange import InterchangeSweep
 from rim_lens.inference_time.patching import PatchingSweep
@@ -23,11 +24,13 @@ from rim_lens.inference_time.span_attention import SpanAttention
 from rim_lens.inference_time.sweep import AblationSweep
 from rim_lens.inference_time.token_attention import TokenAttention
 from rim_lens.inference_time.trace import RefusalTrace
-from rim_lens.plots.attention import attention_contrast, segment_map
+from rim_lens.plots.attention import attention_contrast, length_curve, segment_map
 from rim_lens.plots.behavior import rates
 from rim_lens.plots.forgetting import forgetting_scatter, predictors, ras_over_series
 from rim_lens.plots.head_map import head_map
+from rim_lens.plots.images import image_bytes, save_image
 from rim_lens.plots.neurons import neurons_by_layer, ras_variants, shift_by_layer
+from rim_lens.plots.paper import finetuning_table, thinking_table
 from rim_lens.plots.probe import cliff_heads, probe_map, trace_curve
 from rim_lens.plots.series import refusal_over_series
 from rim_lens.plots.set_effects import dose_curve, set_effects
@@ -36,6 +39,7 @@ from rim_lens.plots.tokens import token_view
 from rim_lens.results import Result
 from rim_lens.training_time.causal import NeuronTest
 from rim_lens.training_time.forgetting import Forgetting
+from rim_lens.training_time.misalignment_change import MisalignmentChange
 from rim_lens.training_time.ras import Ras
 from rim_lens.training_time.safety_neurons import SafetyNeurons
 from rim_lens.training_time.series_behavior import SeriesBehavior
@@ -47,9 +51,12 @@ __all__ = [
     "cliff_heads",
     "dose_curve",
     "figure_for",
+    "finetuning_table",
     "forgetting_scatter",
     "head_map",
+    "image_bytes",
     "interchange_map",
+    "length_curve",
     "neurons_by_layer",
     "patching_map",
     "patching_together",
@@ -59,9 +66,11 @@ __all__ = [
     "ras_variants",
     "rates",
     "refusal_over_series",
+    "save_image",
     "segment_map",
     "set_effects",
     "shift_by_layer",
+    "thinking_table",
     "token_view",
     "trace_curve",
 ]
@@ -69,7 +78,9 @@ __all__ = [
 FIGURES: Mapping[type[Result], Callable[..., go.Figure]] = {
     RimTable: rates,
     SeriesBehavior: refusal_over_series,
+    MisalignmentChange: finetuning_table,
     SpanAttention: segment_map,
+    AttentionByLength: length_curve,
     TokenAttention: token_view,
     RefusalHeads: attention_contrast,
     AblationSweep: ablation_map,

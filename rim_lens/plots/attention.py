@@ -1,9 +1,12 @@
-"""Figures of span attention and of its contrast between refused and complied answers."""
+"""Figures of span attention, of its contrast between refused and complied answers, and over the length of the CoT."""
+
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from rim_lens.inference_time.cot_length import AttentionByLength
 from rim_lens.inference_time.refusal_heads import RefusalHeads
 from rim_lens.inference_time.span_attention import SpanAttention
 from rim_lens.plots import style
@@ -89,3 +92,40 @@ def segment_map(spans: SpanAttention, segment: str = "cot") -> go.Figure:
         unit="% of attention, mean over chats",
         signed=False,
     )
+
+
+def length_curve(by_length: AttentionByLength, quantity: Literal["mass", "lift"] = "mass") -> go.Figure:
+    """Attention to each segment over the number of CoT tokens: `mass` in percent, or `lift` against the share of tokens."""
+    table, is_mass = by_length.table, quantity == "mass"
+    bins = table.drop_duplicates("cot_tokens")
+    figure = style.blank(
+        f"Attention by segment over CoT length: {by_length.head}",
+        f"n = {bins['n'].sum()} chats, {style.one_or_range(bins['n'])} a point; bars are 95 % intervals; queries: "
+        f"{by_length.queries} position",
+        xaxis={"title": {"text": "tokens of the CoT"}, "rangemode": "tozero", "zeroline": False},
+        yaxis={
+            "title": {"text": "% of attention" if is_mass else "attention over the segment's share of tokens"},
+            "rangemode": "tozero",
+        },
+        height=440,
+    )
+    times, unit = (100.0, " %") if is_mass else (1.0, "×")
+    for segment, rows in table.groupby("segment", sort=False):
+        colour, symbol = style.SEGMENTS[str(segment)]
+        value, low, high = (times * rows[name] for name in (quantity, f"{quantity}_low", f"{quantity}_high"))
+        figure.add_scatter(
+            name=str(segment),
+            x=rows["cot_tokens"],
+            y=value,
+            error_y=style.error_bars(value, low, high),
+            mode="lines+markers",
+            line={"color": colour, "width": 1.6},
+            marker={"symbol": symbol, "size": 8},
+            customdata=[
+                f"<b>{segment}</b>, CoT of {row['cot_low']:.0f} to {row['cot_high']:.0f} tokens<br>{style.number(value[i])}{unit} "
+                f"{style.interval(low[i], high[i])}, n = {row['n']}"
+                for i, row in rows.iterrows()
+            ],
+            hovertemplate="%{customdata}<extra></extra>",
+        )
+    return figure

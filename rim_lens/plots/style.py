@@ -16,6 +16,16 @@ import plotly.graph_objects as go
 BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A8F98"
 SERIES = (BLUE, VERMILION, GREEN, PURPLE, GREY)
 MARKERS = ("circle", "square", "diamond", "triangle-up", "x")
+# colour and marker of each segment of a chat
+SEGMENTS = {
+    "system": (GREY, "x"),
+    "user": (BLUE, "circle"),
+    "assistant_tag": ("#56B4E9", "cross"),
+    "think_open": (GREEN, "triangle-up"),
+    "cot": (VERMILION, "square"),
+    "think_close": (PURPLE, "triangle-down"),
+    "response": ("#E69F00", "diamond"),
+}
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 _LIGHT = {"ink": "#1c2126", "ground": "#ffffff", "grid": "#e3e6ea", "line": "#9aa1a9", "middle": "#f4f4f2"}

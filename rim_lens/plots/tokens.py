@@ -1,4 +1,7 @@
-"""Token view of a head: a chat's tokens in reading order, coloured by the head's attention from the decision position."""
+"""Token view of a head: a chat's tokens in reading order, coloured by the head's attention from the decision position.
+
+Each segment has a frame round its tokens; a segment that goes on in the next row is framed in both.
+"""
 
 import math
 
@@ -31,7 +34,8 @@ def token_view(attention: TokenAttention, chat: int = 0, head: Head | None = Non
         coloraxis=style.sequential(0.0, max(float(rows["weight"].max()), 1e-9), "share of attention"),
         xaxis={"visible": False, "fixedrange": True},
         yaxis={"visible": False, "autorange": "reversed", "fixedrange": True},
-        height=170 + 28 * n_rows,
+        legend={"yanchor": "top", "y": -0.02},
+        height=200 + 28 * n_rows,
     )
     figure.add_heatmap(
         z=weights,
@@ -45,4 +49,32 @@ def token_view(attention: TokenAttention, chat: int = 0, head: Head | None = Non
         xgap=1,
         ygap=1,
     )
+    for segment, x, y in frames(rows["segment"].tolist(), per_row):
+        line = {"color": style.SEGMENTS[segment][0], "width": 2.5}
+        figure.add_scatter(name=segment, x=x, y=y, mode="lines", line=line, hoverinfo="skip")
     return figure
+
+
+def frames(segments: list[str], per_row: int) -> list[tuple[str, list[float | None], list[float | None]]]:
+    """Outline of every segment: its name and the x and y of its line, None between rows. Cell (row, column) is 1 wide."""
+    inset = 0.44  # so that the frames of neighbours stand beside each other
+    outlines = []
+    for segment in dict.fromkeys(segments):
+        members = [i for i, name in enumerate(segments) if name == segment]
+        x: list[float | None] = []
+        y: list[float | None] = []
+        for row in sorted({i // per_row for i in members}):
+            columns = [i % per_row for i in members if i // per_row == row]
+            for first, last in _runs(columns):
+                left, right = first - inset, last + inset
+                x += [left, right, right, left, left, None]
+                y += [row - inset, row - inset, row + inset, row + inset, row - inset, None]
+        outlines.append((segment, x[:-1], y[:-1]))
+    return outlines
+
+
+def _runs(columns: list[int]) -> list[tuple[int, int]]:
+    """First and last of every unbroken run of columns."""
+    starts = [c for c in columns if c - 1 not in columns]
+    ends = [c for c in columns if c + 1 not in columns]
+    return list(zip(starts, ends, strict=True))
