@@ -7,6 +7,7 @@ print nothing.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
@@ -28,7 +29,13 @@ _running: list[Progress] = []  # the shared display, once per loop that is using
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Yields the items unchanged and shows how far the loop is; ``total`` only where ``items`` has no length."""
+    """Yields the items unchanged and shows how far the loop is; ``total`` only where ``items`` has no length.
+
+    Of several processes that a launcher started, the first one shows it.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield from items
+        return
     if total is None and isinstance(items, Sized):
         total = len(items)
     console = Console(stderr=True)

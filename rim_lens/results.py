@@ -135,6 +135,8 @@ class Result:
     def save(self, folder: str | Path, overwrite: bool = False) -> Path:
         """Writes the result as ``folder``, completely or not at all, and returns its path.
 
+        Of several processes one writes; the others wait until it is there, and fail where it could not be written.
+
         Raises RimLensError for a folder that holds another result (unless ``overwrite``) or other files, for
         a field that cannot be saved, and for a full disk or missing permission.
         """
@@ -145,7 +147,9 @@ class Result:
             "manifest": fields.pop("manifest")["$data"]["fields"],
             "fields": fields,
         }
-        results_store.write_folder(Path(folder), document, encoder, overwrite)
+        from rim_lens.processes import once  # it needs torch, which reading a result does not
+
+        once(lambda: results_store.write_folder(Path(folder), document, encoder, overwrite))
         return Path(folder)
 
     @classmethod

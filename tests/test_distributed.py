@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shared_measurement import measurement
+from shared_measurement import judged, measurement
 
 from rim_lens import processes
 
@@ -21,30 +21,47 @@ def of_two_processes(folder):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    files = [folder / f"{rank}.npz" for rank in range(2)]
     started = [
         subprocess.Popen(
-            [sys.executable, str(HERE / "shared_measurement.py"), str(file)],
+            [sys.executable, str(HERE / "shared_measurement.py"), str(folder)],
             env=os.environ | common | {"RANK": str(rank), "PYTHONPATH": str(HERE.parent)},
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank, file in enumerate(files)
+        for rank in range(2)
     ]
     for process in started:
         _, errors = process.communicate(timeout=280)
         assert process.returncode == 0, errors
-    return [dict(np.load(file)) for file in files]
+    return [dict(np.load(folder / f"{rank}.npz")) for rank in range(2)]
 
 
-def test_two_processes_equal_one(tmp_path):
-    one, two = measurement(), of_two_processes(tmp_path)
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    return of_two_processes(tmp_path_factory.mktemp("two"))
+
+
+def test_two_processes_equal_one(two):
+    one = measurement()
     for part in two:
+        assert set(one) <= set(part)
         for name, value in one.items():
             np.testing.assert_allclose(part[name], value, atol=1e-6, rtol=1e-6, err_msg=name)
         assert part["gathered"].tolist() == [f"item {i}" for i in range(7)]
     assert sorted([*two[0]["mine"], *two[1]["mine"]]) == list(range(7))
     assert 3 <= len(two[0]["mine"]) <= 4
+
+
+def test_each_question_is_asked_by_one_process_and_known_to_both(two, tmp_path):
+    alone, n_asked = judged(tmp_path)
+    assert n_asked == 7
+    assert sorted(int(part["n_asked"]) for part in two) == [3, 4]
+    for part in two:
+        np.testing.assert_array_equal(part["grades"], alone)
+
+
+def test_a_result_is_written_once_and_an_error_reaches_both(two):
+    assert [int(part["n_saved"]) for part in two] == [1, 1]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -63,6 +80,8 @@ def test_every_item_falls_to_one_process_and_costs_are_alike(monkeypatch, size, 
 
 
 def test_one_process_changes_nothing():
+    assert processes.once(lambda: "done") == "done"
+    np.testing.assert_array_equal(processes.all_rows(np.arange(3.0), [1]), np.arange(3.0))
     rows = np.arange(6.0).reshape(3, 2)
     np.testing.assert_array_equal(processes.fill_rows(3, [2, 0, 1], rows), rows[[1, 2, 0]])
     assert processes.is_writer()

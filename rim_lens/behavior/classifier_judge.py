@@ -26,6 +26,7 @@ from transformers import (
 
 from rim_lens.behavior.judge import LABELS, Judgement, Label, RefusalJudge, check_lengths
 from rim_lens.errors import RimLensError
+from rim_lens.processes import gather_items, join, share
 from rim_lens.progress import track
 
 GUARD_LABELS: dict[str, Label] = {"safe": "refused", "unsafe": "complied"}
@@ -95,13 +96,14 @@ class ClassifierJudge:
             first = self.coherence(requests, responses, cots, truncated)
             judged = [j if j.label == "incoherent" else None for j in first]
         open_items = [i for i, j in enumerate(judged) if j is None]
-        starts = range(0, len(open_items), self.batch_size)
+        mine, verdicts = share(len(open_items)), list[Judgement]()
+        starts = range(0, len(mine), self.batch_size)
         for start in track(starts, f"judging with {self.name}", total=len(starts)):
-            chunk = open_items[start : start + self.batch_size]
+            chunk = [open_items[k] for k in mine[start : start + self.batch_size]]
             pairs = [(requests[i], responses[i]) for i in chunk]
-            verdicts = self._guard(pairs) if self.generates else self._classify(pairs)
-            for i, judgement in zip(chunk, verdicts, strict=True):
-                judged[i] = judgement
+            verdicts += self._guard(pairs) if self.generates else self._classify(pairs)
+        for i, judgement in zip(open_items, gather_items(len(open_items), mine, verdicts), strict=True):
+            judged[i] = judgement
         return [j for j in judged if j is not None]
 
     @torch.inference_mode()
@@ -192,6 +194,7 @@ def _load(model: str | Pipeline, device: str | torch.device | None) -> tuple[str
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RimLensError(f"The judge model {model} could not be loaded: {reason}") from error
+    join()  # one of several processes has its own accelerator
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model, net.to(chosen).eval(), tokenizer
 

@@ -4,6 +4,8 @@
 2. Each row is decoded token by token; in mode `on` it starts inside the CoT. Where the model writes the close tag itself,
    the CoT ends there; where it does not within `cot_budget` tokens (or ends its turn first), the close tag is forced.
 3. The answer ends at an end-of-turn token or after `max_new_tokens`.
+
+Of several processes each decodes its share of the prompts and gets all answers.
 """
 
 from collections import deque
@@ -11,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -20,13 +23,14 @@ from rim_lens.model.batch import Batch
 from rim_lens.model.chat import Chat, Thinking, segment_id
 from rim_lens.model.decode import decoder
 from rim_lens.model.lens_model import LensModel, Request
+from rim_lens.processes import gather_items
 from rim_lens.progress import track
 
 OPEN, COT, CLOSE, RESPONSE = map(segment_id, ("think_open", "cot", "think_close", "response"))
 
 DROP_BELOW = 0.75  # share of unfinished rows under which finished ones are dropped; copying the cache costs a step
 
-Pick = Callable[[Float[Tensor, "row vocab"]], Int[Tensor, " row"]]
+Pick = Callable[[Float[Tensor, "row vocab"], Sequence[int]], Int[Tensor, " row"]]  # logits, prompts' numbers -> tokens
 Score = Callable[[Float[Tensor, "row vocab"]], Float[Tensor, " row"]]
 
 
@@ -51,6 +55,25 @@ class Generation:
     def full_chat(self) -> Chat:
         """The chat with the answer's tokens as its `response` segment."""
         return self.chat.extend(self.response_ids, "response")
+
+
+@dataclass(frozen=True)
+class Written:
+    """The tokens that a model wrote after a chat, and what a `Generation` tells of them besides."""
+
+    cot_ids: tuple[int, ...]
+    close_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    closed: bool | None
+    truncated: bool
+    score: float | None
+
+    def after(self, chat: Chat, decode: Callable[[Sequence[int]], str]) -> Generation:
+        """The generation that it makes with its chat."""
+        if self.cot_ids or self.close_ids:
+            chat = chat.extend(self.cot_ids, "cot").extend(self.close_ids, "think_close")
+        cot, response = chat.segment_text("cot").strip(), decode(self.response_ids).strip()
+        return Generation(chat, response, self.response_ids, cot, self.closed, self.truncated, self.score)
 
 
 def generate(
@@ -80,7 +103,7 @@ def generate(
         cot_budget: longest CoT of the model's own, in tokens, before the close tag is forced.
         batch_size: prompts decoded together.
         temperature: 0 for greedy; otherwise tokens are sampled from softmax(logits / temperature).
-        seed: of the sampling.
+        seed: of the sampling; each prompt draws on its own, so batches and processes make no difference.
         decision_score: a function from logits [row, vocab] to [row], applied at each decision position: the refusal
             score costs no pass of its own this way.
         progress: show a progress bar when it takes long.
@@ -97,12 +120,13 @@ def generate(
         room = max_new_tokens + (cot_budget if is_thinking(chat) else 0)
         model.check_length(len(chat) + room, f"prompt {i} with its token budget")
     pick = picker(temperature, seed)
-    results: dict[int, Generation] = {}
-    batches = list(model.batches(chats, batch_size))
+    mine, written = list[int](), list[Written]()
+    batches = list(model.shared_batches(chats, batch_size))
     for indices, batch in track(batches, "generating") if progress else batches:
-        answers = decode_batch(model, batch, max_new_tokens, cot_budget, pick, decision_score)
-        results |= zip(indices, answers, strict=True)
-    return [results[i] for i in range(len(chats))]
+        written += decode_batch(model, batch, indices, max_new_tokens, cot_budget, pick, decision_score)
+        mine += indices
+    every = gather_items(len(chats), mine, written)
+    return [one.after(chat, model.chat_format.decode) for chat, one in zip(chats, every, strict=True)]
 
 
 def is_thinking(chat: Chat) -> bool:
@@ -130,14 +154,20 @@ def as_chats(
 
 
 def picker(temperature: float, seed: int) -> Pick:
-    """How the next token is chosen from the logits."""
+    """How the next token is chosen from the logits; where it is sampled, from random numbers of each prompt's own."""
     if temperature <= 0:
-        return lambda logits: logits.argmax(-1)
-    generator = torch.Generator().manual_seed(seed)
+        return lambda logits, prompts: logits.argmax(-1)
+    generators: dict[int, torch.Generator] = {}
 
-    def sample(logits: Float[Tensor, "row vocab"]) -> Int[Tensor, " row"]:
+    def drawn(chances: Float[Tensor, " vocab"], prompt: int) -> Tensor:
+        if prompt not in generators:
+            own = np.random.SeedSequence([seed, prompt]).generate_state(1, np.uint64)[0]
+            generators[prompt] = torch.Generator().manual_seed(int(own >> np.uint64(1)))
+        return torch.multinomial(chances, 1, generator=generators[prompt])
+
+    def sample(logits: Float[Tensor, "row vocab"], prompts: Sequence[int]) -> Int[Tensor, " row"]:
         chances = (logits.double() / temperature).softmax(-1).cpu()
-        return torch.multinomial(chances, 1, generator=generator)[:, 0].to(logits.device)
+        return torch.cat([drawn(row, prompt) for row, prompt in zip(chances, prompts, strict=True)]).to(logits.device)
 
     return sample
 
@@ -146,7 +176,7 @@ def picker(temperature: float, seed: int) -> Pick:
 class Row:
     """Where one row is: in its CoT, in its answer, or done."""
 
-    chat: Chat
+    prompt: int
     model: LensModel
     thinking: bool
     forced: deque[int] = field(default_factory=deque)
@@ -215,28 +245,25 @@ class Row:
         self.response_ids.append(token)
         self.done = self.truncated = len(self.response_ids) >= max_new_tokens
 
-    def finished(self) -> Generation:
-        """The generation that this row has become."""
-        chat = self.chat
-        if self.cot_ids or self.close_ids:
-            chat = chat.extend(self.cot_ids, "cot").extend(self.close_ids, "think_close")
-        cot = chat.segment_text("cot").strip()
-        response = self.model.chat_format.decode(self.response_ids).strip()
-        return Generation(chat, response, tuple(self.response_ids), cot, self.closed, self.truncated, self.score)
+    def finished(self) -> Written:
+        """What this row has written."""
+        parts = (tuple(ids) for ids in (self.cot_ids, self.close_ids, self.response_ids))
+        return Written(*parts, self.closed, self.truncated, self.score)
 
 
 @torch.no_grad()
 def decode_batch(
     model: LensModel,
     batch: Batch,
+    prompts: Sequence[int],
     max_new_tokens: int,
     cot_budget: int,
     pick: Pick,
     decision_score: Score | None = None,
-) -> list[Generation]:
-    """Decode one left-padded batch until every row is done."""
+) -> list[Written]:
+    """Decode one left-padded batch, whose rows are these prompts, until every row is done."""
     steps = decoder(model, batch)
-    rows = [Row(chat, model, thinking=is_thinking(chat)) for chat in batch.chats]
+    rows = [Row(i, model, thinking=is_thinking(chat)) for i, chat in zip(prompts, batch.chats, strict=True)]
     live = list(rows)
     logits = steps.first()
     while True:
@@ -244,7 +271,7 @@ def decode_batch(
             score_rows(live, logits, decision_score)
         taken = [
             row.accept(token, max_new_tokens=max_new_tokens, cot_budget=cot_budget)
-            for row, token in zip(live, pick(logits).tolist(), strict=True)
+            for row, token in zip(live, pick(logits, [row.prompt for row in live]).tolist(), strict=True)
         ]
         going = [i for i, row in enumerate(live) if not row.done]
         if not going:

@@ -20,6 +20,7 @@ from rim_lens.errors import RimLensError
 from rim_lens.model.batch import Batch
 from rim_lens.model.chat import Chat
 from rim_lens.model.lens_model import LensModel
+from rim_lens.processes import all_rows
 from rim_lens.stats import auroc
 
 REFUSAL_OPENINGS = (
@@ -147,10 +148,11 @@ def refusal_score(
     Active taps apply, so this is also the score under an ablation.
     """
     tokens = tokens or refusal_tokens(model)
-    scores = np.empty(len(chats), dtype=np.float64)
-    for indices, batch in model.batches(chats, batch_size):
+    scores, seen = np.empty(len(chats), dtype=np.float64), list[int]()
+    for indices, batch in model.shared_batches(chats, batch_size):
         scores[indices] = tokens.score(model.decision_logits(batch)).cpu().numpy()
-    return scores
+        seen += indices
+    return all_rows(scores, seen)
 
 
 @torch.no_grad()
@@ -168,10 +170,11 @@ def sequence_refusal_score(
     """
     encoded = [model.encode(text) for text in (*refusals, *compliances)]
     openings = [chat.extend(ids, "response") for chat in chats for ids in encoded]
-    likelihood = np.empty(len(openings), dtype=np.float64)
-    for indices, batch in model.batches(openings, batch_size):
+    likelihood, seen = np.empty(len(openings), dtype=np.float64), list[int]()
+    for indices, batch in model.shared_batches(openings, batch_size):
         likelihood[indices] = mean_log_likelihood(model, batch)
-    table = torch.from_numpy(likelihood).view(len(chats), len(encoded))
+        seen += indices
+    table = torch.from_numpy(all_rows(likelihood, seen)).view(len(chats), len(encoded))
     split = len(refusals)
     return (table[:, :split].logsumexp(-1) - table[:, split:].logsumexp(-1)).numpy()
 

@@ -11,6 +11,7 @@ from rim_lens.capture.positions import Columns, Positions, columns_of, most_posi
 from rim_lens.model.chat import Chat
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.taps import Backend, Pass, Tap
+from rim_lens.processes import all_rows, sum_over_processes
 
 
 def residuals(
@@ -55,13 +56,13 @@ def mean_head_outputs(
 ) -> Float[Tensor, "layer head d_head"]:
     """Mean output of every head over all the positions of all the chats, float32 on the CPU; nothing is stored per token."""
     total = torch.zeros(model.n_layers, model.n_heads, model.d_head, dtype=torch.float64)
-    count = 0
+    count = torch.zeros((), dtype=torch.float64)
     tap = HeadOutputTap(positions)
     for _ in passes(model, chats, tap, batch_size=batch_size, backend=backend, description="mean head outputs"):
         count += int(tap.columns.real.sum())
         for layer, z in tap.read.items():
             total[layer] += z[tap.columns.real].double().sum(dim=0).cpu()
-    return (total / count).float()
+    return (sum_over_processes(total) / sum_over_processes(count)).float()
 
 
 class _ActivationTap(Tap):
@@ -108,10 +109,11 @@ def _gathered(
     backend: Backend,
     description: str,
 ) -> Tensor:
-    gathered = torch.full((len(chats), *shape), torch.nan)
+    gathered, seen = torch.full((len(chats), *shape), torch.nan), list[int]()
     for indices, _ in passes(model, chats, tap, batch_size=batch_size, backend=backend, description=description):
         real = tap.columns.real.cpu()
         for layer, values in tap.read.items():
             spread = (...,) + (None,) * (values.ndim - 2)
             gathered[indices, layer, : values.shape[1]] = torch.where(real[spread], values.cpu(), torch.nan)
-    return gathered
+        seen += indices
+    return all_rows(gathered, seen)

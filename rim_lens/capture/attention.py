@@ -16,6 +16,7 @@ from rim_lens.capture.positions import Columns, Positions, columns_of
 from rim_lens.model.chat import SEGMENTS, Chat
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.taps import AttentionCall, Backend, Pass, Tap
+from rim_lens.processes import all_rows, gather_items
 
 QUERIES_AT_ONCE = 64
 
@@ -34,25 +35,27 @@ def segment_masses(
     attention and for chats that have none of the queries.
     """
     masses = torch.full((len(chats), model.n_layers, model.n_heads, len(SEGMENTS)), torch.nan)
-    tap = MassTap(queries)
+    tap, seen = MassTap(queries), list[int]()
     for indices, _ in passes(
         model, chats, tap, batch_size=batch_size, backend=backend, description="attention to segments"
     ):
         for layer, mass in tap.mass.items():
             masses[indices, layer] = mass.cpu()
-    return masses
+        seen += indices
+    return all_rows(masses, seen)
 
 
 def attention_rows(
     model: LensModel, chats: Sequence[Chat], queries: Positions = "decision", *, backend: Backend = "auto"
 ) -> list[Float[Tensor, "layer head query key"]]:
     """Whole attention rows of each chat, keys being the chat's own tokens; for a few prompts."""
-    rows: list[Tensor] = [torch.empty(0)] * len(chats)
-    tap = RowTap(queries)
+    rows: list[Tensor] = []
+    tap, seen = RowTap(queries), list[int]()
     for indices, _ in passes(model, chats, tap, batch_size=1, backend=backend, description="attention rows"):
         blank = torch.full_like(next(iter(tap.rows.values())), torch.nan)
-        rows[indices[0]] = torch.cat([tap.rows.get(layer, blank) for layer in range(model.n_layers)]).cpu()
-    return rows
+        rows.append(torch.cat([tap.rows.get(layer, blank) for layer in range(model.n_layers)]).cpu())
+        seen += indices
+    return gather_items(len(chats), seen, rows)
 
 
 class _QueryTap(Tap):

@@ -26,7 +26,6 @@ from rim_lens.model.batch import Batch
 from rim_lens.model.chat import Chat
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.taps import Backend
-from rim_lens.processes import share
 from rim_lens.progress import track
 from rim_lens.results import Manifest
 
@@ -75,12 +74,10 @@ def neuron_activations(
             )
     if not chats:
         raise RimLensError("Neuron activations need at least one chat.")
-    mine = share(len(chats), [len(chat) for chat in chats])
     reader = neuron_reader(model, len(chats), per_prompt, threshold)
-    batches = list(model.batches([chats[i] for i in mine], batch_size)) if mine else []
+    batches = list(model.shared_batches(chats, batch_size))
     with torch.no_grad(), reader.attached(backend):
-        for rows, batch in track(batches, "reading neurons") if progress else batches:
-            prompts = [mine[row] for row in rows]
+        for prompts, batch in track(batches, "reading neurons") if progress else batches:
             reader.begin(batch, prompts, [chosen[prompt] for prompt in prompts])
             if at_decision is None:
                 run_decoder(model, batch)

@@ -34,6 +34,7 @@ from rim_lens.model.chat import Chat
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.resume import ResumablePass, unfit
 from rim_lens.model.taps import Tap
+from rim_lens.processes import all_rows
 
 HeadGradients = Iterator[tuple[int, Float[Tensor, "row pos head d_head"], Float[Tensor, "row pos head d_head"]]]
 
@@ -79,7 +80,7 @@ def head_attributions(
     """Estimate the effect of zeroing each head in a region of each prompt; `kept` receives the clean passes."""
     chats = [cut_at_decision(chat) for chat in chats]
     estimate = np.zeros((len(chats), model.n_layers, model.n_heads))
-    spread = np.zeros_like(estimate)
+    spread, seen = np.zeros_like(estimate), list[int]()
     for indices, batch, begin in prompt_batches(model, chats, first_changed(chats, region, None), "attribution"):
         inside = (torch.arange(batch.tokens.shape[1]) >= begin[:, None])[..., None, None]
         start = int(begin.min())
@@ -96,7 +97,8 @@ def head_attributions(
             spread[indices, layer] = terms.square().sum(1).sqrt().cpu().numpy()
         if kept is not None and whole is not None:
             kept.keep(indices, whole)
-    return Attribution(estimate, spread)
+        seen += indices
+    return Attribution(all_rows(estimate, seen), all_rows(spread, seen))
 
 
 def tapped_gradients(model: LensModel, batch: Batch, metric: MetricFunction) -> HeadGradients:

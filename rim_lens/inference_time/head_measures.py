@@ -21,6 +21,7 @@ from rim_lens.data.prompts import Prompt
 from rim_lens.inference_time.run_scores import Region, score_runs
 from rim_lens.model.chat import Chat, Thinking
 from rim_lens.model.lens_model import LensModel
+from rim_lens.processes import share, sum_over_processes
 from rim_lens.progress import track
 
 Head = tuple[int, int]
@@ -51,19 +52,19 @@ class ScoreMeasure:
     @torch.no_grad()
     def __call__(self, sets: Sequence[HeadSet], change: Change) -> dict[str, Measured]:
         """Scores [set, prompt] under the name "refusal score, <where>"."""
-        scores = np.empty((len(sets), len(self.chats)))
+        scores = torch.zeros(len(sets), len(self.chats), dtype=torch.float64)
         batches = list(self.model.batches(self.chats, self.batch_size))
         passes = [
             (i, start) for i, (rows, _) in enumerate(batches) for start in range(0, len(sets), self._together(rows))
         ]
-        for i, start in track(passes, "refusal score under head sets"):
+        for i, start in track([passes[k] for k in share(len(passes))], "refusal score under head sets"):
             rows, batch = batches[i]
             group = sets[start : start + self._together(rows)]
             per_row = group[0] if len(group) == 1 else [heads for heads in group for _ in rows]
             with change(per_row):
                 logits = self.model.decision_logits(self.model.batch(batch.chats * len(group)))
             scores[start : start + len(group), rows] = log_odds(logits, self.tokens.ids).view(len(group), -1).cpu()
-        return {f"refusal score, {self.where}": Measured(scores, is_share=False)}
+        return {f"refusal score, {self.where}": Measured(sum_over_processes(scores).numpy(), is_share=False)}
 
     def _together(self, rows: Sequence[int]) -> int:
         """How many sets share a pass over these rows."""

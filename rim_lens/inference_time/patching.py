@@ -34,6 +34,7 @@ from rim_lens.intervene.recording import record_heads
 from rim_lens.intervene.selection import Head
 from rim_lens.model.chat import Chat
 from rim_lens.model.lens_model import LensModel
+from rim_lens.processes import all_rows
 from rim_lens.results import Manifest, Result
 from rim_lens.stats.bootstrap import expanded_level
 
@@ -182,11 +183,12 @@ def need_pairs(
 
 def clean_scores(model: LensModel, chats: Sequence[Chat], score: MetricFunction) -> Float64[np.ndarray, " prompt"]:
     """Scores of unchanged runs."""
-    values = np.empty(len(chats))
-    for indices, batch in model.batches([cut_at_decision(chat) for chat in chats]):
+    values, seen = np.empty(len(chats)), list[int]()
+    for indices, batch in model.shared_batches([cut_at_decision(chat) for chat in chats]):
         with torch.no_grad():
             values[indices] = score(model.decision_logits(batch)).double().cpu().numpy()
-    return values
+        seen += indices
+    return all_rows(values, seen)
 
 
 def returned_table(

@@ -2,6 +2,8 @@
 
 score   = metric(logits at the decision position), by default the refusal score (design 2)
 effect  = score of the changed run − score of the clean run, of the same prompt
+
+Of several processes each scores its share of the prompts, or of the sets of heads where there are fewer prompts than processes.
 """
 
 import math
@@ -26,6 +28,7 @@ from rim_lens.model.chat import Chat
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.resume import ResumablePass
 from rim_lens.model.taps_fast import serves, sites_of
+from rim_lens.processes import all_rows, gather_items, n_processes, rank, share
 from rim_lens.progress import track
 from rim_lens.stats import benjamini_hochberg, bootstrap_means, permutation_test
 
@@ -104,10 +107,12 @@ def score_runs(
     if donated is not None and len(donated) != len(chats):
         raise RimLensError(f"{len(donated)} prompts were recorded for {len(chats)} chats; give one for each.")
     first = first_changed(chats, region, donated)
-    mask = one_hot(head_sets, model.n_layers, model.n_heads)
-    clean, changed = np.empty(len(chats)), np.empty((len(chats), len(head_sets)))
+    by_prompt = len(chats) >= n_processes() or len(head_sets) < n_processes()
+    sets = list(range(len(head_sets))) if by_prompt else share(len(head_sets), layers_to_run(model, head_sets))
+    mask = one_hot([head_sets[i] for i in sets], model.n_layers, model.n_heads)
+    clean, changed, seen = np.empty(len(chats)), np.empty((len(chats), len(head_sets))), list[int]()
     why = "asked for" if plain else None
-    for indices, batch, begin in prompt_batches(model, chats, first, description):
+    for indices, batch, begin in prompt_batches(model, chats, first, description, split=by_prompt):
         runs = runs_of(batch, mask, begin, donated and donated[indices])
         start = int(begin.min())
         why = why or why_not(model, batch, runs, start)
@@ -121,17 +126,34 @@ def score_runs(
             values = np.empty(len(runs))
             for rows, logits in scored:
                 values[rows.numpy()] = metric(logits).double().cpu().numpy()
-        changed[indices] = values.reshape(len(indices), len(head_sets))
+        changed[np.ix_(indices, sets)] = values.reshape(len(indices), len(sets))
+        seen += indices
+    if by_prompt:
+        clean, changed = all_rows(clean, seen), all_rows(changed, seen)
+    else:
+        changed = all_rows(changed.T, sets).T
+    reasons = gather_items(n_processes(), [rank()], [why])  # a process without prompts has tried nothing
+    why = next((one for one in reasons if one), None)
     return RunScores(clean, changed, "plain" if why else "resumed", why or "")
 
 
+def layers_to_run(model: LensModel, head_sets: Sequence[Sequence[Head]]) -> list[int]:
+    """Cost of each set's run: the layers from its first head on."""
+    return [model.n_layers - min((layer for layer, _ in heads), default=model.n_layers) for heads in head_sets]
+
+
 def prompt_batches(
-    model: LensModel, chats: Sequence[Chat], first: Sequence[int], description: str
+    model: LensModel, chats: Sequence[Chat], first: Sequence[int], description: str, *, split: bool = True
 ) -> Iterator[tuple[list[int], Batch, Int[Tensor, " prompt"]]]:
-    """Batches of (cut) chats with their indices and the first changed column of each row; short prompts go together."""
+    """Batches of (cut) chats with their indices and the first changed column of each row; short prompts go together.
+
+    With `split` only the batches of this process.
+    """
     columns = max(len(chat) - column for chat, column in zip(chats, first, strict=True))
     size = min(16, math.ceil(ROWS_TO_FILL / (columns * model.n_heads)))
-    for indices, batch in track(model.batches(chats, size), description, total=math.ceil(len(chats) / size)):
+    total = math.ceil(len(chats) / size / (n_processes() if split else 1))
+    dealt = model.shared_batches(chats, size) if split else model.batches(chats, size)
+    for indices, batch in track(dealt, description, total=total):
         padding = batch.tokens.shape[1] - torch.tensor([len(chats[i]) for i in indices])
         yield indices, batch, torch.tensor([first[i] for i in indices]) + padding
 

@@ -8,7 +8,7 @@ for. A model that exists only as an object with TransformerLens' hook surface ha
 import copy
 import hashlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +22,7 @@ from rim_lens.model.batch import Batch, batches, make_batch
 from rim_lens.model.chat import Chat, ThinkTags
 from rim_lens.model.chat_format import ChatFormat
 from rim_lens.model.shape import ModelShape, shape_of
+from rim_lens.processes import share
 
 if TYPE_CHECKING:
     from rim_lens.model.taps import Tap
@@ -52,6 +53,7 @@ class LensModel:
         self.shape: ModelShape = shape_of(hf if hf is not None else bridge)
         self.active_batch: Batch | None = None
         self.active_taps: list[Tap] = []
+        self._digests: dict[str, bytes] = {}  # of parameters, until they are changed
 
     def __repr__(self) -> str:
         shape = self.shape
@@ -136,21 +138,22 @@ class LensModel:
                     ) from error
         return self._bridge
 
-    def weights_changed(self) -> None:
-        """Tell the model that its parameters were changed in place: what was derived from them is dropped."""
-        self.__dict__.pop("fingerprint", None)
+    def weights_changed(self, names: Iterable[str] | None = None) -> None:
+        """Tell the model that parameters (by default all) were changed in place: what was derived from them is dropped."""
+        for name in list(self._digests) if names is None else names:
+            self._digests.pop(name, None)
         if self.hf is not None and self._bridge is not None and not shares_storage(self._bridge, self.hf):
             self._bridge = None  # it holds split copies of joint projections
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """sha256 over the names and values of all parameters."""
-        digest = hashlib.sha256()
+        """sha256 over the names and digests of all parameters; only those that `weights_changed` named are read again."""
+        whole = hashlib.sha256()
         for name, value in self.module.named_parameters():
-            digest.update(name.encode())
-            raw = value.detach().to("cpu").contiguous().flatten()
-            digest.update(raw.view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+            if name not in self._digests:
+                self._digests[name] = digest_of(value)
+            whole.update(name.encode() + self._digests[name])
+        return whole.hexdigest()
 
     # ---- from prompts to batches ----------------------------------------------------------------------------------
     def render(self, requests: Request | Sequence[Request], **options: Any) -> list[Chat]:
@@ -191,6 +194,12 @@ class LensModel:
     def batches(self, chats: Sequence[Chat], batch_size: int = 16) -> Iterator[tuple[list[int], Batch]]:
         """Batches of chats of similar length, longest first, with the indices of their chats."""
         return batches(chats, self.pad_id, batch_size=batch_size, device=self.device)
+
+    def shared_batches(self, chats: Sequence[Chat], batch_size: int = 16) -> Iterator[tuple[list[int], Batch]]:
+        """As `batches`, but only of the chats that fall to this process (`rim_lens.processes`): all where there is one."""
+        mine = share(len(chats), [len(chat) for chat in chats])
+        for rows, batch in self.batches([chats[i] for i in mine], batch_size):
+            yield [mine[row] for row in rows], batch
 
     @property
     def pad_id(self) -> int:
@@ -282,6 +291,12 @@ class LensModel:
     def last_logit_only(self) -> dict[str, int]:
         """Argument that spares the unembedding of all but the last column, where the architecture has it."""
         return {"logits_to_keep": 1} if self._keeps_logits else {}
+
+
+def digest_of(parameter: Tensor) -> bytes:
+    """sha256 of a parameter's values."""
+    raw = parameter.detach().to("cpu").contiguous().flatten()
+    return hashlib.sha256(raw.view(torch.uint8).numpy().data).digest()
 
 
 def is_one_request(requests: Any) -> bool:

@@ -11,6 +11,8 @@ from rim_lens.model.chat_format import ChatFormat
 from rim_lens.model.gguf import converted_gguf
 from rim_lens.model.hub import check_reachable, translated_hub_errors
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.load_check import checked_at_load
+from rim_lens.processes import join
 
 # what can be named as a model: source, example, what happens
 SOURCES = (
@@ -47,7 +49,7 @@ def load_model(
             `.gguf` file; the name `smollm2-135m-instruct` (no hub needed); a transformers model; a TransformerBridge or
             any object with TransformerLens' hook surface.
         adapter: folder of a LoRA adapter to merge into `source`.
-        device: for example "cuda" or "cpu"; CUDA where there is one by default.
+        device: for example "cuda" or "cpu"; CUDA where there is one by default, of several processes each its own.
         dtype: weights' type, a torch.dtype or its name; bfloat16 on CUDA and float32 on CPU by default.
         revision: branch, tag or commit on the hub.
         trust_remote_code: run code that comes with the model; off unless asked.
@@ -57,11 +59,13 @@ def load_model(
         tokenizer: for objects that carry none.
 
     Raises:
-        RimLensError: unknown or unreachable model, damaged file, adapter of another base, no chat template, CUDA absent.
+        RimLensError: unknown or unreachable model, damaged file, adapter of another base, no chat template, CUDA absent,
+            NaN in the model's output, a tokenizer of another model. What cannot be read in it is a warning.
 
     """
+    join()  # one of several processes gets its own accelerator, before a device is chosen
     if not isinstance(source, str | Path):
-        return wrap_object(source, tokenizer, tags, chat_template)
+        return checked_at_load(wrap_object(source, tokenizer, tags, chat_template))
     device = chosen_device(device) if device_map is None else None
     folder = Path(source).expanduser()
     if folder.is_dir() and is_adapter(folder):
@@ -80,12 +84,13 @@ def load_model(
         name = f"{name}+{path.name}"
     if device is not None:
         hf = hf.to(device)
-    return LensModel(
+    model = LensModel(
         name,
         with_template(tokenizer or loaded_tokenizer, chat_template),
         hf=hf.requires_grad_(False),
         tags=tags,
     )
+    return checked_at_load(model)
 
 
 def load_chat_format(source: str, tags: ThinkTags | None = None) -> ChatFormat:

@@ -61,7 +61,7 @@ class WeightSwap:
                 self.base[name] = parameter.detach().to("cpu", copy=True)
             parameter.copy_(weights.value(name, self.base[name].to(parameter.device)))  # type: ignore[union-attr]
         if model := self.model():
-            model.weights_changed()
+            model.weights_changed([*names, *leaving])
 
     @torch.no_grad()
     def distance(self, reference: StoredWeights | None) -> float:
