@@ -7,8 +7,8 @@ Three designs, the same columns:
 - pairs: d_z = mean / standard deviation of the differences; AUROC of one side against the other; signs permuted.
 - ranks: Spearman's ρ with a continuous outcome; the outcome permuted over rows.
 
-Intervals of d and d_z are percentiles of a bootstrap over rows (groups resampled each on its own), that of ρ is
-tanh(artanh ρ ± z √((1 + ρ²/2) / (n − 3))) (Bonett and Wright 2000). q-values are over all elements of one call.
+Intervals of d and d_z: `rim_lens.stats.effects`; of ρ: `rim_lens.stats.correlation`. Permuting labels supposes that they say
+nothing about a value at all, its spread included; permuting signs supposes differences that lie symmetrically about 0. q-values are over all elements of one call.
 """
 
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ from jaxtyping import Bool, Float
 
 from rim_lens.errors import RimLensError
 from rim_lens.stats import auroc, benjamini_hochberg, cohens_d, permutation_test, rank_correlation_test
-from rim_lens.stats.intervals import normal_quantile
+from rim_lens.stats.correlation import spearman_interval
+from rim_lens.stats.effects import standardised_interval
 
 Design = Literal["groups", "pairs", "ranks"]
-_N_RESAMPLES = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,8 @@ def group_contrast(
     values = np.asarray(values, dtype=np.float64)
     effect = cohens_d(values, plus)
     test = permutation_test(values, plus, n_permutations=n_permutations, seed=seed)
-    low, high = _resampled_d(values[plus], values[~plus], level, seed)
+    share = plus.mean()
+    low, high = standardised_interval([values[plus], values[~plus]], (share, 1 - share), level)
     return Contrast(
         "groups",
         effect,
@@ -94,7 +95,7 @@ def pair_contrast(
     labels = np.arange(len(values)) < len(plus)
     test = permutation_test(values, labels, n_permutations=n_permutations, seed=seed, paired=True)
     difference = plus - minus
-    low, high = _resampled_d(difference, None, level, seed)
+    low, high = standardised_interval([difference], (1.0,), level)
     return Contrast(
         "pairs",
         ratio(difference.mean(axis=0), difference.var(axis=0, ddof=1), np.abs(values).max(axis=0)),
@@ -126,47 +127,12 @@ def rank_contrast(
         raise RimLensError(f"A rank correlation with an interval needs at least 4 prompts, got {n}; use more.")
     test = rank_correlation_test(values, outcome, n_permutations=n_permutations, seed=seed)
     rho = np.clip(test.statistic, -1, 1)
-    half = normal_quantile(level) * np.sqrt((1 + rho**2 / 2) / (n - 3))
-    with np.errstate(divide="ignore"):
-        low, high = np.tanh(np.arctanh(rho) - half), np.tanh(np.arctanh(rho) + half)
+    low, high = spearman_interval(rho, n, level)
     upper = outcome > np.median(outcome)
     means = [values[side].mean(axis=0) if side.any() else np.full(rho.shape, np.nan) for side in (upper, ~upper)]
     nothing = np.full(rho.shape, np.nan)
     q = benjamini_hochberg(test.p)
     return Contrast("ranks", rho, low, high, nothing, test.p, q, test.family_p, means[0], means[1], n, n)
-
-
-def _resampled_d(
-    first: Float[np.ndarray, "n ..."], second: Float[np.ndarray, "m ..."] | None, level: float, seed: int
-) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
-    """Percentile interval of d (two groups) or d_z (one set of differences), all elements on the same resamples."""
-    rng = np.random.default_rng(seed)
-    scale = np.abs(first).max(axis=0)
-    mean, variance, n = resampled_moments(first, rng)
-    if second is None:
-        draws = ratio(mean, variance * n / (n - 1), scale)
-    else:
-        scale = np.maximum(scale, np.abs(second).max(axis=0))
-        mean_2, variance_2, m = resampled_moments(second, rng)
-        draws = ratio(mean - mean_2, (variance * n + variance_2 * m) / (n + m - 2), scale)
-    tail = (1 - level) / 2
-    # No interpolation: where a resample has no spread its d is infinite.
-    low, high = np.quantile(draws, (tail, 1 - tail), axis=0, method="inverted_cdf")
-    return low, high
-
-
-def resampled_moments(
-    values: Float[np.ndarray, "n ..."], rng: np.random.Generator
-) -> tuple[Float[np.ndarray, "draw ..."], Float[np.ndarray, "draw ..."], int]:
-    """Mean and (population) variance of each bootstrap resample, from the counts of each row."""
-    n = len(values)
-    weights = rng.multinomial(n, np.full(n, 1 / n), size=_N_RESAMPLES) / n
-    flat = values.reshape(n, -1)
-    centre = flat.mean(axis=0)
-    mean = weights @ (flat - centre)
-    variance = np.maximum(weights @ (flat - centre) ** 2 - mean**2, 0.0)
-    shape = (_N_RESAMPLES, *values.shape[1:])
-    return (mean + centre).reshape(shape), variance.reshape(shape), n
 
 
 def ratio(

@@ -18,7 +18,6 @@ from jaxtyping import Bool, Float, Int
 
 from rim_lens.behavior.judge import Judgement
 from rim_lens.errors import RimLensError
-from rim_lens.inference_time.contrast import ratio, resampled_moments
 from rim_lens.inference_time.groups import groups_of, need_distinct_requests, need_groups
 from rim_lens.inference_time.probe_fit import (
     Gram,
@@ -35,6 +34,7 @@ from rim_lens.model.chat import Chat
 from rim_lens.model.lens_model import LensModel
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import auroc, benjamini_hochberg, d_prime
+from rim_lens.stats.effects import standardised_interval
 
 N_CONTROLS = 50
 
@@ -111,7 +111,7 @@ def probe_refusal(
         n_folds: of the cross-validation; each class needs as many chats or more.
         n_permutations: relabellings, each refitted.
         batch_size: chats of a pass.
-        seed: of folds, permutations and bootstraps.
+        seed: of folds and permutations.
 
     Raises:
         RimLensError: too few refused or complied chats; a request that occurs twice; pairs of unequal number.
@@ -138,7 +138,7 @@ def probe_refusal(
     scores = held_out_scores(gram, refused[:, None], fold)[:, 0]
     area = auroc(scores, refused)
     shape = x.shape[1:3]
-    supervised = _statistics(scores, refused, shape, seed)
+    supervised = _statistics(scores, refused)
     supervised["p"] = permutation_p(gram, refused, fold, area, n_permutations, rng)
     supervised["q"] = benjamini_hochberg(supervised["p"])
     tables = [_table("supervised", supervised, template.labels, shape, refused)]
@@ -146,7 +146,7 @@ def probe_refusal(
     if len(plus):
         pair_requests = [(a.request, b.request) for a, b in zip(plus, minus, strict=True)]
         unsupervised, held = _unsupervised(x, sides[0] - sides[1], rows, pair_requests, fold)
-        statistics = _statistics(held.reshape(len(rows), -1), refused, shape, seed)
+        statistics = _statistics(held.reshape(len(rows), -1), refused)
         tables.append(_table("unsupervised", statistics, template.labels, shape, refused))
     difference = x[refused].mean(axis=0) - x[~refused].mean(axis=0)
     decision = np.arange(shape[0]) * shape[1] + shape[1] - 1
@@ -168,14 +168,16 @@ def probe_refusal(
 
 
 def _statistics(
-    scores: Float[np.ndarray, "row cell"], refused: Bool[np.ndarray, "row"], shape: tuple[int, int], seed: int
+    scores: Float[np.ndarray, "row cell"], refused: Bool[np.ndarray, "row"]
 ) -> dict[str, Float[np.ndarray, "cell"]]:
+    """AUROC and d' with intervals that take held-out scores for independent rows.
+
+    They are not quite: folds share most of the rows that they were fitted on. Where the truth is AUROC 0.5, a 95 % interval
+    covers it 82 to 90 % of the time; the permutation p, which refits, is exact there.
+    """
     area = auroc(scores, refused)
     low, high = auroc_interval(area, int(refused.sum()), int((~refused).sum()))
-    rng = np.random.default_rng(seed)
-    (mean, var, _), (mean_0, var_0, _) = (resampled_moments(scores[side], rng) for side in (refused, ~refused))
-    draws = ratio(mean - mean_0, (var + var_0) / 2, np.abs(scores).max(axis=0))
-    d_low, d_high = np.quantile(draws, (0.025, 0.975), axis=0, method="inverted_cdf")
+    d_low, d_high = standardised_interval([scores[refused], scores[~refused]], (0.5, 0.5))
     return {
         "auroc": area,
         "auroc_low": low,

@@ -2,8 +2,13 @@
 better.
 
 Pearson's r and Spearman's ρ with permutation p-values: exact over all n! orders up to n = 8, drawn beyond.
-Intervals are expanded percentile bootstraps over the points (Hesterberg 2015): with 8 to 12 points plain
-percentiles cover far less than they promise, so they are taken at the normal tail of t_{n−1} √(n/(n−1)).
+The interval of r is an expanded percentile bootstrap over the points (Hesterberg 2015): with 8 to 12 points plain
+percentiles cover far less than they promise, so they are taken at the normal tail of t_{n−1} √(n/(n−1)). Ranks of
+resampled points have ties that the points have not, so the interval of ρ is
+
+    tanh(artanh ρ ± z √((1 + ρ²/2) / (n − 3)))        Bonett and Wright 2000
+
+with |ρ| held half a step, 6/(n(n² − 1)), below 1: a perfect order of few points is no proof of one.
 Fewer than 4 points are refused: no order of 3 points can reach p < 0.3.
 """
 
@@ -19,7 +24,7 @@ from scipy import stats
 
 from rim_lens.errors import RimLensError
 from rim_lens.stats.bootstrap import expanded_level
-from rim_lens.stats.intervals import Interval
+from rim_lens.stats.intervals import Interval, normal_quantile
 from rim_lens.stats.permutation import Seed, correlation_test, rank_correlation_test
 
 Kind = Literal["pearson", "spearman"]
@@ -28,7 +33,7 @@ _PERMUTATIONS = 40_320  # 8!, so that up to 8 points every order is counted
 
 @dataclass(frozen=True)
 class Correlation:
-    """Pearson and Spearman over n points, each with two-sided permutation p and bootstrap interval."""
+    """Pearson and Spearman over n points, each with two-sided permutation p and 95 % interval."""
 
     n: int
     pearson: float
@@ -83,8 +88,22 @@ def correlation(
         pearson_interval=_interval(_resampled(x, y, rows, "pearson"), len(x), level),
         spearman=float(spearman.statistic[0]),
         spearman_p=float(spearman.p[0]),
-        spearman_interval=_interval(_resampled(x, y, rows, "spearman"), len(x), level),
+        spearman_interval=Interval(
+            *(float(end) for end in spearman_interval(spearman.statistic[0], len(x), level)), level
+        ),
     )
+
+
+def spearman_interval(
+    rho: Float[np.ndarray, "..."] | float, n: int, level: float = 0.95
+) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
+    """Bounds of Spearman's ρ over n points, n at least 4; the bound beyond a perfect order is ±1."""
+    rho = np.asarray(rho, dtype=np.float64)
+    most = 1 - 6 / (n * (n**2 - 1))
+    held = np.clip(rho, -most, most)
+    half = normal_quantile(level) * np.sqrt((1 + held**2 / 2) / (n - 3))
+    low, high = np.tanh(np.arctanh(held) - half), np.tanh(np.arctanh(held) + half)
+    return np.where(rho < -most, -1.0, low), np.where(rho > most, 1.0, high)
 
 
 def correlation_difference(

@@ -17,10 +17,11 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy import stats
 
 from rim_lens.errors import RimLensError
@@ -141,7 +142,7 @@ def _correlate(
     n, rng = len(outcome), np.random.default_rng(seed)
     weights, scores = _unit_columns(outcome[:, None])[:, 0], _unit_columns(scores)
     exact = math.factorial(n) <= n_permutations
-    draws = _chunked(itertools.permutations(weights), n) if exact else _random_orders(weights, n_permutations, rng)
+    draws = iter([weights[_all_orders(n)]]) if exact else _random_orders(weights, n_permutations, rng)
     return _compare(weights, draws, scores, shape, 0.0, exact)
 
 
@@ -195,6 +196,12 @@ def _random_orders(
 ) -> Iterator[Float[np.ndarray, "draw row"]]:
     for size in _sizes(n_draws, len(weights)):
         yield rng.permuted(np.tile(weights, (size, 1)), axis=1)
+
+
+@lru_cache(maxsize=4)
+def _all_orders(n: int) -> Int[np.ndarray, "order n"]:
+    """All n! orders of n rows, for the few rows for which they are counted out."""
+    return np.array(list(itertools.permutations(range(n))), dtype=np.int8)
 
 
 def _random_signs(n_pairs: int, n_draws: int, rng: np.random.Generator) -> Iterator[Float[np.ndarray, "draw pair"]]:

@@ -20,7 +20,7 @@ from rim_lens.capture.neuron_activations import Measure, NeuronActivations
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import Interval, empirical_p, percentile
 from rim_lens.training_time.neuron_sets import NeuronRows, matched_controls, neuron_rows, of_sets
-from rim_lens.training_time.shift import Pair, gain_of, len_of, loss_of, prompt_resamples, resampled_f
+from rim_lens.training_time.shift import Pair, gain_of, len_of, loss_of, prompt_resamples, resampled_f, tails_for
 
 Averaging = Literal["set", "neuron"]  # over neurons first, or RAS of each neuron first
 Array = Float[np.ndarray, "..."]
@@ -120,6 +120,7 @@ def ras(
     if controls is None:
         controls = matched_controls(rows, n_controls, base=safety_before, seed=seed, measure=measure)
     n_safety, n_task = len_of(safety), len_of(task)
+    tails = tails_for(level, min(n_safety, n_task))
     observed = f_of_sets(safety, task, rows[None], measure)
     drawn = [
         *resampled_f(safety, rows, prompt_resamples(n_safety, n_resamples, seed), measure),
@@ -131,7 +132,7 @@ def ras(
         for mean in MEANS:
             value = float(ras_of(observed, averaging, mean)[0])
             null = ras_of(null_f, averaging, mean)
-            low, high = np.quantile(ras_of(drawn, averaging, mean), ((1 - level) / 2, (1 + level) / 2))
+            low, high = np.quantile(ras_of(drawn, averaging, mean), tails)
             row = {"averaging": averaging, "mean": mean, "ras": value, "low": float(low), "high": float(high)}
             table.append(row | placed(value, null))
             nulls.append(null)

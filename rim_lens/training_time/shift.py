@@ -19,6 +19,7 @@ from rim_lens.capture.neuron_activations import Measure, NeuronActivations
 from rim_lens.errors import RimLensError
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import empirical_p, percentile
+from rim_lens.stats.bootstrap import expanded_level
 from rim_lens.training_time.neuron_sets import NeuronRows, neuron_rows, of_sets
 
 Pair = tuple[NeuronActivations, NeuronActivations]  # before, after
@@ -75,7 +76,8 @@ def activation_shift(
         RimLensError: other prompts on either side, or no values per prompt.
     """
     rows = neuron_rows(neurons)
-    weights = prompt_resamples(len_of((before, after)), n_resamples, seed)
+    n = len_of((before, after))
+    weights, tails = prompt_resamples(n, n_resamples, seed), tails_for(level, n)
     drawn = resampled_f((before, after), rows, weights, measure)
     f = [side.values(measure)[tuple(rows.T)].astype(np.float64) for side in (before, after)]
     scopes = {"all": np.ones(len(rows), dtype=bool)} | {
@@ -86,7 +88,7 @@ def activation_shift(
         f0, f1 = (float(side[inside].mean()) for side in f)
         change = float(relative_change(np.array(f0), np.array(f1)))
         spread = relative_change(drawn[0][:, inside].mean(axis=1), drawn[1][:, inside].mean(axis=1))
-        low, high = np.quantile(spread, ((1 - level) / 2, (1 + level) / 2))
+        low, high = np.quantile(spread, tails)
         row = {"scope": scope, "n_neurons": int(inside.sum()), "f_before": f0, "f_after": f1, "change": change}
         row |= {"low": float(low), "high": float(high), "loss": max(0.0, -change), "gain": max(0.0, change)}
         table.append(row | against_controls(change, (before, after), controls, rows, inside, measure))
@@ -140,6 +142,12 @@ def prompt_resamples(n: int, n_resamples: int, seed: int) -> Float[np.ndarray, "
         raise RimLensError(f"A bootstrap over prompts needs at least 2 prompts, got {n}.")
     drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples)
     return drawn.astype(np.float64)
+
+
+def tails_for(level: float, n: int) -> tuple[float, float]:
+    """Quantiles of n resampled prompts that have about the coverage `level`: expanded as in `rim_lens.stats.bootstrap`."""
+    wide = expanded_level(level, n)
+    return (1 - wide) / 2, (1 + wide) / 2
 
 
 def resampled_f(
