@@ -268,9 +268,15 @@ class LensModel:
         """Names that the hooked object's forward takes; a bridge hands what it does not know to transformers."""
         parameters = inspect.signature(self.bridge.forward).parameters
         takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        return set(parameters) | ({"position_ids"} if takes_any and self._hooked_takes_positions() else set())
+
+    def _hooked_takes_positions(self) -> bool:
+        """Whether a bridge's transformers model takes position ids; bridges before 4.0 derive none from the mask."""
         accepts = getattr(self.bridge, "_accepts_derived_position_ids", None)
-        positions = {"position_ids"} if takes_any and accepts is not None and accepts() else set()
-        return set(parameters) | positions
+        if accepts is not None:
+            return bool(accepts())
+        inner = getattr(self.bridge, "original_model", None)
+        return inner is not None and "position_ids" in inspect.signature(type(inner).forward).parameters
 
     def hf_inputs(self, mask: Tensor, positions: Tensor) -> dict[str, Tensor]:
         """Mask and, where the architecture takes them, position ids: left padding must not shift positions."""
