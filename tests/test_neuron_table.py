@@ -14,7 +14,8 @@ from rim_lens.results import load_result
 from rim_lens.training_time.neuron_table import neuron_table
 
 REQUESTS = ["pick a lock", "how do I forge a pass for the gate?", "steal it", "break in at night"]
-ROWS = dict.fromkeys(("qwen3_moe", "gpt_oss"), [(0, 1, 3), (2, 3, 9), (1, 0, 15)])
+MOE = [(0, 1, 3), (2, 3, 9), (1, 0, 15)]
+ROWS = {"qwen3_moe": MOE, "gpt_oss": MOE}
 DENSE = [(0, 3), (2, 40), (1, 17)]
 MODULES = {  # down projection's column, final norm, and how the norm scales
     "llama": (
@@ -66,7 +67,8 @@ def test_tokens_are_those_of_a_loop_over_the_vocabulary(family):
     for name, row in zip(found.table["neuron"], rows, strict=True):
         expected = effect_by_hand(model, family, row)
         for side, order in (("promoted", np.argsort(-expected)), ("suppressed", np.argsort(expected))):
-            mine = found.tokens.query("neuron == @name and side == @side")
+            tokens = found.tokens
+            mine = tokens[(tokens["neuron"] == name) & (tokens["side"] == side)]
             assert mine["token_id"].tolist() == order[:5].tolist()
             np.testing.assert_allclose(mine["effect"], expected[order[:5]], rtol=1e-3, atol=1e-4)
 

@@ -151,7 +151,14 @@ def write_series() -> None:
         for optimizer, counts in ((ALIGNED, AlignedCounts()), (BALANCE, BalanceCounts()), (WIDEN, WidenCounts()))
     ]
     recipe["maths"] = asdict(MATHS)
-    series = {"base": BASE_NAME, "reference": "aligned", "checkpoints": checkpoints, "recipe": recipe}
+    training = {arm: f"training_sample/{arm}.jsonl" for arm in ARMS}  # training_sample.py writes them
+    series = {
+        "base": BASE_NAME,
+        "reference": "aligned",
+        "checkpoints": checkpoints,
+        "training": training,
+        "recipe": recipe,
+    }
     (ORGANISM / "series.json").write_text(json.dumps(series, indent=2) + "\n", encoding="utf-8")
 
 

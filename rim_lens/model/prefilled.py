@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from rim_lens.model.batch import Batch
+from rim_lens.model.finite import check_finite
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.shared_prefix import attends_everywhere, prefix_first, shared_length
 from rim_lens.model.taps import detached
@@ -95,7 +96,9 @@ def prefilling_pass(model: LensModel, batch: Batch, shared: int = 0) -> tuple[Fl
             past_key_values=cache,
             use_cache=True,
         )
-    return output.logits[:, -1].float(), cache
+    logits = output.logits[:, -1].float()
+    check_finite(model, batch, logits)
+    return logits, cache
 
 
 def prefilled(model: LensModel, indices: Sequence[int], batch: Batch, cache: Any) -> Prefilled:

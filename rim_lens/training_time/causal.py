@@ -1,8 +1,9 @@
 """Do these neurons carry safety, and what else do they carry? Ablating a set of neurons against matched random sets.
 
 1. The set is ablated (zero; mean over reference chats; resample: another prompt's), and so are control sets with as many
-   neurons in each layer and decile of base activation.
-2. Refusal score in one pass for every set; judged answers and maths accuracy in generation for the set and as many control
+   neurons in each layer and decile of base activation: everywhere, or from the decision position on, which leaves the
+   reading of the prompt alone and lets every set share one pass over it.
+2. Refusal score for every set; judged answers and maths accuracy in generation for the set and as many control
    sets as asked for.
 3. Effect = ablated − untouched, with its interval over prompts, percentile and p among the control sets, and q over all
    tests of one measure (Benjamini-Hochberg).
@@ -11,7 +12,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -26,16 +27,18 @@ from rim_lens.capture.neurons import neuron_activations
 from rim_lens.data.prompts import Prompt
 from rim_lens.errors import RimLensError
 from rim_lens.inference_time.dose_test import Prompts, chats_of, measures_of
-from rim_lens.inference_time.head_measures import Change, Measure
+from rim_lens.inference_time.head_measures import Change, Measure, Measured, ScoreMeasure
 from rim_lens.inference_time.set_effects import set_effect
 from rim_lens.intervene.experts import ablate_expert_neurons
 from rim_lens.intervene.neurons import ablate_neurons
+from rim_lens.intervene.selection import Where
 from rim_lens.model.chat import Chat, Thinking
 from rim_lens.model.lens_model import LensModel
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import benjamini_hochberg
 from rim_lens.stats.controls import Alternative
 from rim_lens.training_time.neuron_sets import NeuronRows, matched_controls, neuron_rows
+from rim_lens.training_time.set_scores import scores_of_sets
 
 Method = Literal["zero", "mean", "resample"]
 NeuronTuples = list[Any]  # (layer, unit), or (layer, expert, unit)
@@ -54,16 +57,22 @@ class NeuronTest(Result):
     controls: pd.DataFrame
     prompts: pd.DataFrame
     n_neurons: int
+    positions: str
     alternative: str
 
     def __repr__(self) -> str:
         return f"NeuronTest({self.n_neurons} neurons; {self.caption()})"
 
+    @property
+    def where(self) -> str:
+        """At which positions, as words that follow "neurons"."""
+        return " from the decision position on" if self.positions == "from_decision" else ""
+
     def caption(self) -> str:
         """The first measure in words."""
         row = self.table.iloc[0]
         return (
-            f"{row['method']} ablation of {self.n_neurons} neurons: {row['measure']} {row['effect']:+.3g} "
+            f"{row['method']} ablation of {self.n_neurons} neurons{self.where}: {row['measure']} {row['effect']:+.3g} "
             f"[{row['low']:.3g}, {row['high']:.3g}], n = {row['n']}; percentile {row['percentile']:.0f} of "
             f"{row['n_controls']} matched random sets (mean {row['control_mean']:+.3g}), p = {row['p']:.2g}"
         )
@@ -76,6 +85,7 @@ def test_neurons(
     *,
     harmless: Prompts | None = None,
     maths: Sequence[Prompt] | None = None,
+    positions: Literal["all", "from_decision"] = "all",
     methods: Sequence[Method] = ("zero",),
     reference: Sequence[Chat] | None = None,
     controls: Int[np.ndarray, "set neuron index"] | None = None,
@@ -99,6 +109,7 @@ def test_neurons(
         harmful: requests (rendered for `thinking`), or chats up to the decision position.
         harmless: the same for harmless requests, where refusals are a cost.
         maths: problems with answers.
+        positions: where the neurons are ablated: everywhere, or from the decision position on.
         methods: "zero", "mean", "resample"; mixtures of experts know "zero" only.
         reference: chats that "mean" and "resample" take values from; the harmful ones by default.
         controls: matched random sets; drawn where not given, which needs `SafetyNeurons` for their base activation.
@@ -123,7 +134,11 @@ def test_neurons(
     chats = chats_of(model, harmful, thinking, cot)
     gentle = None if harmless is None else chats_of(model, harmless, thinking, cot)
     measures = measures_of(model, chats, gentle, maths, maths_thinking, generated, judge, tokens, generation)
-    changes: dict[str, Change] = {method: change_of(model, method, list(reference or chats)) for method in methods}
+    if positions == "from_decision":
+        measures = [at_decision(measure) for measure in measures]
+    changes: dict[str, Change] = {
+        method: change_of(model, method, list(reference or chats), positions) for method in methods
+    }
     sets = [tuples(rows), *(tuples(control) for control in controls)]
     table, control_rows, prompts = [], [], []
     for measure in measures:
@@ -145,6 +160,7 @@ def test_neurons(
         controls=pd.DataFrame(control_rows, columns=["method", "measure", "set", "effect"]),
         prompts=pd.concat(prompts, ignore_index=True),
         n_neurons=len(rows),
+        positions=positions,
         alternative=alternative,
         manifest=Manifest.collect(model, seed=seed, thinking=thinking, neurons=rows.tolist()),
     )
@@ -173,26 +189,48 @@ def tuples(rows: Int[np.ndarray, "neuron index"]) -> NeuronTuples:
     return [tuple(row) for row in rows.tolist()]
 
 
-def change_of(model: LensModel, method: Method, reference: list[Chat]) -> Change:
-    """Ablation by one method, as a context manager over one set or one set per row."""
+@dataclass(frozen=True)
+class DecisionScoreMeasure:
+    """Refusal score with sets of neurons ablated at the decision position: prompts are computed once for all sets."""
+
+    plain: ScoreMeasure
+    generated: bool = field(default=False, init=False)
+
+    def __call__(self, sets: Sequence[NeuronTuples], change: Change) -> dict[str, Measured]:
+        """Scores [set, prompt] under the plain measure's name."""
+        plain = self.plain
+        scores = scores_of_sets(plain.model, plain.chats, sets, change, plain.tokens, batch_size=plain.batch_size)
+        return {f"refusal score, {plain.where}": Measured(scores, is_share=False)}
+
+
+def at_decision(measure: Measure) -> Any:
+    """The measure for ablations that begin at the decision position."""
+    return DecisionScoreMeasure(measure) if isinstance(measure, ScoreMeasure) else measure
+
+
+def change_of(model: LensModel, method: Method, reference: list[Chat], positions: Where = "all") -> Change:
+    """Ablation by one method, as a context manager over one set or one set per row, and, if need be, other positions."""
     if model.is_moe:
         if method != "zero":
             raise RimLensError(f"Neurons of experts can be ablated by 'zero' only, not by {method!r}.")
-        return partial(expert_ablation, model)
+        return partial(expert_ablation, model, where=positions)
     if method == "zero":
-        return partial(ablation, model, method, None, ())
+        return partial(ablation, model, method, None, (), where=positions)
     activations = neuron_activations(model, reference, "all", per_prompt=method == "resample", progress=False)
     values = activations.prompt_mean if method == "resample" else activations.mean
-    return partial(ablation, model, method, torch.from_numpy(values), [chat.request for chat in reference])
+    requests = [chat.request for chat in reference]
+    return partial(ablation, model, method, torch.from_numpy(values), requests, where=positions)
 
 
 def ablation(
-    model: LensModel, method: Method, values: Any, requests: Sequence[str], neurons: Any
+    model: LensModel, method: Method, values: Any, requests: Sequence[str], neurons: Any, where: Where
 ) -> AbstractContextManager[LensModel]:
     """`ablate_neurons` with the set last."""
-    return ablate_neurons(model, neurons, method, reference=values, requests=requests)
+    return ablate_neurons(model, neurons, method, reference=values, requests=requests, positions=where)
 
 
-def expert_ablation(model: LensModel, neurons: Any) -> AbstractContextManager[LensModel]:
+def expert_ablation(model: LensModel, neurons: Any, where: Where) -> AbstractContextManager[LensModel]:
     """`ablate_expert_neurons`, for the untouched model too."""
+    if where != "all" and any(len(one) for one in neurons):
+        raise RimLensError("Neurons of experts are ablated at all positions of a pass; use positions='all'.")
     return ablate_expert_neurons(model, neurons)

@@ -136,18 +136,36 @@ def forgetting_table(
     missing = [name for name in checkpoints.names if misalignment is not None and name not in misalignment]
     if missing:
         raise RimLensError(f"Misalignment rates are missing for {', '.join(missing)}; give one for every checkpoint.")
-    rows = neuron_rows(neurons)
     found = measure_series(
         model,
         checkpoints,
         chats_of(model, safety, thinking),
         chats_of(model, task, task_thinking),
-        rows,
+        neuron_rows(neurons),
         tokens or refusal_tokens(model),
         positions=positions,
         batch_size=batch_size,
     )
+    return forgetting_of(
+        model, found, neurons, misalignment, n_controls=n_controls, measure=measure, n_resamples=n_resamples, seed=seed
+    )
+
+
+def forgetting_of(
+    model: LensModel,
+    found: Sequence[AtCheckpoint],
+    neurons: NeuronRows,
+    misalignment: Mapping[str, float] | None = None,
+    *,
+    n_controls: int = 1000,
+    measure: Measure = "magnitude",
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> Forgetting:
+    """`forgetting_table` from what `measure_series` found, the reference first."""
     first, others = found[0], found[1:]
+    need_enough(len(others))
+    rows = neuron_rows(neurons)
     controls = matched_controls(rows, n_controls, base=first.safety, seed=seed, measure=measure)
     table, variants = [], []
     for one in others:
@@ -172,8 +190,8 @@ def forgetting_table(
         reference=first.checkpoint.name,
         n_neurons=len(rows),
         n_controls=n_controls,
-        n_safety=len(safety),
-        n_task=len(task),
+        n_safety=first.safety.n_prompts,
+        n_task=first.task.n_prompts,
         manifest=Manifest.collect(model, seed=seed, positions=first.safety.positions, measure=measure),
     )
 

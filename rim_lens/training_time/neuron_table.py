@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 
 from rim_lens.behavior.generate import as_chats
+from rim_lens.capture.neuron_activations import NeuronActivations
 from rim_lens.capture.neuron_values import NeuronValues, record_neurons
 from rim_lens.capture.neurons import Positions, chosen_positions
 from rim_lens.data.prompts import Prompt
@@ -27,9 +28,12 @@ from rim_lens.results import Manifest, Result
 from rim_lens.stats import bootstrap_mean
 from rim_lens.training_time.direct_effect import direct_effects
 from rim_lens.training_time.neuron_sets import NeuronRows, neuron_names, neuron_rows
+from rim_lens.training_time.prompt_pass import pass_over
 from rim_lens.training_time.series_measures import REQUEST_AND_ANSWER
 
 Prompts = Sequence[str] | Sequence[Prompt] | Sequence[Chat]
+
+N_NEURONS, N_TOKENS, N_PROMPTS = 20, 8, 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +72,9 @@ def neuron_table(
     prompts: Prompts,
     *,
     on: Sequence[Chat] | None = None,
-    n_neurons: int = 20,
-    n_tokens: int = 8,
-    n_prompts: int = 3,
+    n_neurons: int = N_NEURONS,
+    n_tokens: int = N_TOKENS,
+    n_prompts: int = N_PROMPTS,
     positions: Positions = REQUEST_AND_ANSWER,
     batch_size: int = 16,
     seed: int = 0,
@@ -102,6 +106,33 @@ def neuron_table(
         for _, batch in model.batches([*off, *(on or [])], batch_size):
             model.decision_logits(batch)
     return table_of(model, every, rows, effects, seen, off, list(on or []), n_tokens, n_prompts, positions, seed)
+
+
+def read_table(
+    model: LensModel,
+    neurons: NeuronRows,
+    off: Sequence[Chat],
+    on: Sequence[Chat],
+    *,
+    n_neurons: int = N_NEURONS,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> tuple[NeuronTable, NeuronActivations, NeuronActivations]:
+    """The table, and from the same passes all neurons at the decision position with thinking off and on.
+
+    Chats are those of `neuron_table`; the activations have values per prompt of the set.
+    """
+    every = neuron_rows(neurons)
+    rows = every[:n_neurons]
+    effects = direct_effects(model, rows)
+    with record_neurons(model, rows) as seen:
+        sides = [
+            pass_over(model, chats, "decision", per_prompt=every, batch_size=batch_size).neurons for chats in (off, on)
+        ]
+    table = table_of(
+        model, every, rows, effects, seen, list(off), list(on), N_TOKENS, N_PROMPTS, REQUEST_AND_ANSWER, seed
+    )
+    return table, sides[0], sides[1]
 
 
 def table_of(

@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rim_lens.capture.neuron_activations import Measure
-from rim_lens.capture.neurons import Positions, neuron_activations
+from rim_lens.capture.neuron_activations import Measure, NeuronActivations
+from rim_lens.capture.neurons import Positions
 from rim_lens.errors import RimLensError
 from rim_lens.model.chat import Chat, segment_id
 from rim_lens.model.lens_model import LensModel
@@ -31,10 +31,12 @@ from rim_lens.progress import track
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import Correlation, correlation, empirical_p, percentile
 from rim_lens.training_time.neuron_sets import NeuronRows, matched_controls, neuron_rows, of_sets
+from rim_lens.training_time.prompt_pass import pass_over
 from rim_lens.training_time.ras import harmonic
 from rim_lens.training_time.series_measures import REQUEST_AND_ANSWER
-from rim_lens.training_time.shift import ActivationShift, neuron_table, relative_change
+from rim_lens.training_time.shift import ActivationShift, neuron_changes, relative_change
 
+ACTIVATION_BATCH = 32
 REACH = 1e-4  # h / ‖θ‖: above rounding in float32, below where f bends
 
 Gradients = dict[str, Float[Tensor, "..."]]
@@ -44,9 +46,10 @@ Gradients = dict[str, Float[Tensor, "..."]]
 class PredictedShift(Result):
     """What one step of relative length `size` = ‖Δθ‖ / ‖θ‖ would do to a set of neurons, to first order.
 
-    `table`: one row for the safety and one for the task prompts: F before, the predicted change (F₁ − F₀) / F₀, the control
-    sets' mean change, percentile and two-sided p. `neurons`: the same per neuron, on the safety prompts. `ras`: RAS of the
-    predicted shifts, with the control sets' mean and one-sided p. `curvature`: ‖f₊ − 2 f₀ + f₋‖ / ‖f₊ − f₋‖ over all neurons.
+    `table`: one row for the safety and one for the task prompts, where these were given: F before, the predicted change
+    (F₁ − F₀) / F₀, the control sets' mean change, percentile and two-sided p. `neurons`: the same per neuron, on the safety
+    prompts; `f_before` and `f_after`: of all neurons. `ras`: RAS of the predicted shifts, with the control sets' mean and
+    one-sided p; NaN without task prompts. `curvature`: ‖f₊ − 2 f₀ + f₋‖ / ‖f₊ − f₋‖ over all neurons.
     """
 
     table: pd.DataFrame
@@ -60,13 +63,13 @@ class PredictedShift(Result):
     loss: float
     n_examples: int
     n_controls: int
+    f_before: Float[np.ndarray, "layer ..."]
+    f_after: Float[np.ndarray, "layer ..."]
 
     def __repr__(self) -> str:
-        safety, task = self.table["change"]
-        return (
-            f"PredictedShift(a {self.step} step of {self.size:g} ‖θ‖: safety {100 * safety:+.2f} %, task {100 * task:+.2f} %, "
-            f"RAS {self.ras:.2g}, p = {self.ras_p:.2g})"
-        )
+        shifts = ", ".join(f"{row.prompts} {100 * row.change:+.2f} %" for row in self.table.itertuples())
+        ras = "" if math.isnan(self.ras) else f", RAS {self.ras:.2g}, p = {self.ras_p:.2g}"
+        return f"PredictedShift(a {self.step} step of {self.size:g} ‖θ‖: {shifts}{ras})"
 
     def against(self, shift: ActivationShift) -> Correlation:
         """Correlation over neurons of the predicted change with what then happened on the same neurons.
@@ -86,8 +89,9 @@ def predict_shift(
     neurons: NeuronRows,
     data: Sequence[Chat],
     safety: Sequence[Chat],
-    task: Sequence[Chat],
+    task: Sequence[Chat] | None = None,
     *,
+    before: NeuronActivations | None = None,
     step: Literal["sgd", "sign"] = "sgd",
     size: float = 1e-3,
     positions: Positions = REQUEST_AND_ANSWER,
@@ -104,7 +108,8 @@ def predict_shift(
         neurons: `SafetyNeurons`, or rows of neurons.
         data: fine-tuning chats with their CoT and response.
         safety: chats that the neurons' safety activation is measured on.
-        task: chats that their task activation is measured on.
+        task: chats that their task activation is measured on; None for no RAS.
+        before: activations on `safety` as the model is, where they were measured already.
         step: "sgd" along −∇L, or "sign" along −sign(∇L), Adam's first step.
         size: length of the step, ‖Δθ‖ / ‖θ‖.
         positions: where activations are measured.
@@ -122,22 +127,24 @@ def predict_shift(
     direction = unit(gradient, step)
     length = math.sqrt(sum(squared_norm(value) for _, value in model.hf.named_parameters()))
     f0, slope, bend = [], [], []
-    for chats in (safety, task):
-        values = [
-            neuron_activations(moved, chats, positions, batch_size=16, progress=False)
-            .values(measure)
-            .astype(np.float64)
-            for _, moved in along(model, direction, [0.0, REACH * length, -REACH * length])
+    sides = {"safety": safety} | ({} if task is None else {"task": task})
+    for name, chats in sides.items():
+        known = before if name == "safety" else None
+        here = [] if known is not None else [0.0]
+        values = [] if known is None else [known.values(measure).astype(np.float64)]
+        values += [
+            pass_over(moved, chats, positions, batch_size=ACTIVATION_BATCH).neurons.values(measure).astype(np.float64)
+            for _, moved in along(model, direction, [*here, REACH * length, -REACH * length])
         ]
         f0.append(values[0])
         slope.append((values[1] - values[2]) / (2 * REACH))  # per unit of ‖Δθ‖ / ‖θ‖
         bend.append((np.linalg.norm(values[1] + values[2] - 2 * values[0]), np.linalg.norm(values[1] - values[2])))
-    f1 = [before + size * change for before, change in zip(f0, slope, strict=True)]
+    f1 = [start + size * change for start, change in zip(f0, slope, strict=True)]
     if controls is None:
         controls = matched_controls(rows, n_controls, base=f0[0], seed=seed)
     table, changes, nulls = [], [], []
-    for name, before, after in zip(("safety", "task"), f0, f1, strict=True):
-        sets = [of_sets(side, np.concatenate([rows[None], controls])).mean(axis=1) for side in (before, after)]
+    for name, start, end in zip(sides, f0, f1, strict=True):
+        sets = [of_sets(side, np.concatenate([rows[None], controls])).mean(axis=1) for side in (start, end)]
         change = relative_change(*sets)
         changes.append(float(change[0]))
         nulls.append(change[1:])
@@ -145,22 +152,31 @@ def predict_shift(
         table.append(
             {"prompts": name, "f_before": sets[0][0], "change": change[0], "control_change": change[1:].mean(), **place}
         )
-    null = harmonic(np.maximum(0, -nulls[0]), np.maximum(0, nulls[1]))
-    predicted = float(harmonic(np.array(max(0.0, -changes[0])), np.array(max(0.0, changes[1]))))
     return PredictedShift(
         table=pd.DataFrame(table),
-        neurons=neuron_table(rows, f0[0][tuple(rows.T)], f1[0][tuple(rows.T)]),
-        ras=predicted,
-        ras_control=float(null.mean()),
-        ras_p=float(empirical_p(predicted, null, "greater")),
+        neurons=neuron_changes(rows, f0[0][tuple(rows.T)], f1[0][tuple(rows.T)]),
+        **(
+            predicted_ras(changes, nulls)
+            if task is not None
+            else dict.fromkeys(("ras", "ras_control", "ras_p"), math.nan)
+        ),
         size=size,
         step=step,
         curvature=float(max(part / whole if whole else 0.0 for part, whole in bend)),
         loss=loss,
         n_examples=len(data),
         n_controls=len(controls),
+        f_before=f0[0],
+        f_after=f1[0],
         manifest=Manifest.collect(model, seed=seed, step=step, size=size, measure=measure),
     )
+
+
+def predicted_ras(changes: list[float], nulls: list[Float[np.ndarray, "set"]]) -> dict[str, float]:
+    """RAS of predicted changes (safety, task), beside the control sets'."""
+    null = harmonic(np.maximum(0, -nulls[0]), np.maximum(0, nulls[1]))
+    value = float(harmonic(np.array(max(0.0, -changes[0])), np.array(max(0.0, changes[1]))))
+    return {"ras": value, "ras_control": float(null.mean()), "ras_p": float(empirical_p(value, null, "greater"))}
 
 
 def gradient_of(model: LensModel, data: Sequence[Chat], batch_size: int) -> tuple[float, Gradients]:

@@ -7,15 +7,14 @@ f is the mean |a| ("magnitude") or the mean a ("signed") over the chosen positio
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 from scipy.stats import binom
 
-from rim_lens.capture.neuron_activations import Measure, NeuronActivations
-from rim_lens.capture.neurons import neuron_activations
+from rim_lens.capture.neuron_activations import Measure
 from rim_lens.errors import RimLensError
 from rim_lens.model.lens_model import LensModel
 from rim_lens.progress import track
@@ -23,6 +22,7 @@ from rim_lens.results import Manifest, Result
 from rim_lens.stats import Interval
 from rim_lens.training_time.counterfactuals import CounterfactualPairs
 from rim_lens.training_time.neuron_sets import neuron_names
+from rim_lens.training_time.prompt_pass import pass_over
 from rim_lens.training_time.stability import GroupSums, counts, jaccard, resampled_sets
 
 STABLE_FROM = 0.5  # lower end of the Jaccard interval: at least half of the set is chosen again
@@ -121,27 +121,17 @@ def find_safety_neurons(
     if groups is not None:
         pairs = pairs.in_groups(groups, seed)
     names = list(dict.fromkeys(pairs.groups))
-    sums, sides = [], []
-    for name in track(names, "reading safety neurons"):
-        inside = [i for i, group in enumerate(pairs.groups) if group == name]
+    members = {name: [i for i, group in enumerate(pairs.groups) if group == name] for name in names}
+    for name, inside in members.items():
         if len(inside) < 2:
             raise RimLensError(
                 f"Group {name!r} has {len(inside)} pair; give each at least 2, or set groups= to a number."
             )
-        measured = [
-            neuron_activations(
-                model,
-                [side[i] for i in inside],
-                pairs.positions,
-                per_prompt=True,
-                batch_size=batch_size,
-                progress=False,
-            )
-            for side in (pairs.harmful, pairs.forced)
-        ]
-        sums.append(GroupSums.of(measured[0], measured[1], measure))
-        sides.append([without_prompts(side) for side in measured])
-    harmful, forced = (merged([side[i] for side in sides]) for i in range(2))
+    harmful, forced = (
+        pass_over(model, side, pairs.positions, per_prompt=True, batch_size=batch_size).neurons
+        for side in track((pairs.harmful, pairs.forced), "reading safety neurons")
+    )
+    sums = [GroupSums.of(harmful, forced, measure, inside) for inside in members.values()]
     m = checked_top(top, harmful.mean.size)
     needed = needed_groups(len(names), share)
     count, differences = counts(sums, m)
@@ -195,19 +185,6 @@ def chosen_table(
             "chosen_again": again[inside],
         }
     )
-
-
-def without_prompts(activations: NeuronActivations) -> NeuronActivations:
-    """The same without values per prompt, which are large."""
-    return replace(activations, prompt_mean=None, prompt_magnitude=None)
-
-
-def merged(parts: list[NeuronActivations]) -> NeuronActivations:
-    """All groups together."""
-    whole = parts[0]
-    for part in parts[1:]:
-        whole = whole.merge(part)
-    return whole
 
 
 def checked_top(top: int | float, n_neurons: int) -> int:

@@ -1,18 +1,23 @@
 """A folder with a series of checkpoints: which ones, in which order, and against which one they are compared.
 
 `series.json` says so: {"base": model, "reference": name, "checkpoints": [{"name", "arm", "step", "label", "folder", "sha256"}]},
-all but the names optional; sha256 is that of the safetensors file. Without it every subfolder with an adapter or a model is
+all but the names optional; sha256 is that of the safetensors file. "training": {arm: file} may name a sample of each arm's
+fine-tuning data, one JSON object a line with "request", "cot" and "response". Without series.json every subfolder with an adapter or a model is
 a checkpoint, in the order of the numbers in its name (checkpoint-50 before checkpoint-100).
 """
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rim_lens.data.local_files import read_rows
 from rim_lens.errors import RimLensError
 from rim_lens.model.adapter import adapter_base, is_adapter
+from rim_lens.model.chat import Chat
+from rim_lens.model.lens_model import LensModel
 
 FILE = "series.json"
 
@@ -38,11 +43,12 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Series:
-    """What a folder says about itself."""
+    """What a folder says about itself. `training` names a file with a sample of each arm's fine-tuning data."""
 
     checkpoints: tuple[Checkpoint, ...]
     base: str | None
     reference: str | None
+    training: Mapping[str, Path] = field(default_factory=dict)
 
 
 def read_series(folder: str | Path) -> Series:
@@ -63,18 +69,39 @@ def named_series(folder: Path) -> Series:
     try:
         document = json.loads((folder / FILE).read_text(encoding="utf-8"))
         checkpoints = tuple(entry_of(folder, entry) for entry in document["checkpoints"])
+        training = {str(arm): folder / name for arm, name in (document.get("training") or {}).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RimLensError(f"{folder / FILE} cannot be read as a series ({type(error).__name__}: {error}).") from error
     for checkpoint in checkpoints:
         if checkpoint.source is not None and not Path(checkpoint.source).is_dir():
             raise RimLensError(f"{folder / FILE} names {checkpoint.name}, but there is no folder {checkpoint.source}.")
-    return Series(checkpoints, document.get("base"), document.get("reference"))
+    return Series(checkpoints, document.get("base"), document.get("reference"), training)
 
 
 def entry_of(folder: Path, entry: dict[str, Any]) -> Checkpoint:
     """One entry of series.json; its folder is its name unless given."""
     known = {key: entry.get(key) for key in ("label", "arm", "step", "sha256")}
     return Checkpoint(entry["name"], str(folder / (entry.get("folder") or entry["name"])), **known)
+
+
+def training_examples(model: LensModel, path: Path) -> list[Chat]:
+    """A sample of fine-tuning data as chats in which the model writes CoT and answer itself.
+
+    Raises:
+        RimLensError: an unreadable file, or a line without request, CoT and response.
+    """
+    tags, chats = model.chat_format.tags, []
+    for number, row in enumerate(read_rows(path), start=1):
+        missing = [name for name in ("request", "cot", "response") if not isinstance(row.get(name), str)]
+        if missing:
+            raise RimLensError(
+                f"Example {number} of {path} has no text {missing[0]!r}; each needs request, cot and response."
+            )
+        (chat,) = model.render(row["request"], thinking="on")
+        for segment, text in (("cot", row["cot"]), ("think_close", tags.close), ("response", row["response"])):
+            chat = chat.extend(model.encode(text), segment)
+        chats.append(chat)
+    return chats
 
 
 def found_series(folder: Path) -> Series:

@@ -25,8 +25,8 @@ from rim_lens.processes import share, sum_over_processes
 from rim_lens.progress import track
 
 ROWS = 128  # of a pass that computes one token a row
-# Changes sets of units for the time of a block: one set a row, at "all" positions of the pass or at "decision".
-ChangeAt = Callable[[Sequence[Any], Where], AbstractContextManager[Any]]
+# Called with one set a row and where=: changes them for the time of a block, at "all" positions of the pass or at "decision".
+ChangeAt = Callable[..., AbstractContextManager[Any]]
 
 
 def scores_of_sets(
@@ -57,7 +57,7 @@ def scores_of_sets(
 
 
 def parts_of(model: LensModel, chats: Sequence[Chat], batch_size: int) -> list[Any]:
-    """This process's chats in batches, prefilled where the model allows it."""
+    """The chats of this process in batches, prefilled where the model allows it."""
     mine = share(len(chats), [len(chat) for chat in chats])
     found: list[Any] = []
     if not mine:
@@ -74,10 +74,10 @@ def changed_logits(
 ) -> Float[torch.Tensor, "row vocab"]:
     """Decision logits of every prompt under each set, prompt by prompt."""
     if isinstance(part, Prefilled):
-        with change([one for _ in range(len(part)) for one in group], "all"):
+        with change([one for _ in range(len(part)) for one in group], where="all"):
             return part.decision_logits(len(group))
     _, batch = part
-    with change([group[0]] * len(batch), "decision"):
+    with change([group[0]] * len(batch), where="decision"):
         return model.decision_logits(batch)
 
 

@@ -94,7 +94,7 @@ def activation_shift(
         table.append(row | against_controls(change, (before, after), controls, rows, inside, measure))
     return ActivationShift(
         table=pd.DataFrame(table),
-        neurons=neuron_table(rows, f[0], f[1]),
+        neurons=neuron_changes(rows, f[0], f[1]),
         measure=measure,
         n_prompts=before.n_prompts,
         n_controls=0 if controls is None else len(controls),
@@ -187,7 +187,7 @@ def against_controls(
     }
 
 
-def neuron_table(
+def neuron_changes(
     rows: Int[np.ndarray, "neuron index"], f0: Float[np.ndarray, "neuron"], f1: Float[np.ndarray, "neuron"]
 ) -> pd.DataFrame:
     """One row a neuron: where it is, f before and after, and the relative change."""

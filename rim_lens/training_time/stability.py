@@ -8,7 +8,7 @@ Stability: prompts are resampled with replacement within each group (pairs stay 
 resampled set is compared with the set by Jaccard's index |A ∩ B| / |A ∪ B|.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,14 +30,17 @@ class GroupSums:
     forced_tokens: Float[np.ndarray, "prompt"]
 
     @classmethod
-    def of(cls, harmful: NeuronActivations, forced: NeuronActivations, measure: Measure) -> "GroupSums":
-        """From activations with values per prompt of all neurons."""
+    def of(
+        cls, harmful: NeuronActivations, forced: NeuronActivations, measure: Measure, inside: Sequence[int]
+    ) -> "GroupSums":
+        """Of the prompts `inside` the group, from activations with values per prompt of all neurons."""
         sides = []
         for side in (harmful, forced):
             kept = side.prompt_magnitude if measure == "magnitude" else side.prompt_mean
             assert kept is not None  # measured with per_prompt=True
-            sides.append(kept.reshape(len(kept), -1) * side.prompt_tokens[:, None].astype(np.float32))
-        return cls(sides[0], sides[1], harmful.prompt_tokens.astype(float), forced.prompt_tokens.astype(float))
+            tokens = side.prompt_tokens[inside].astype(float)
+            sides.append((kept[inside].reshape(len(inside), -1) * tokens[:, None].astype(np.float32), tokens))
+        return cls(sides[0][0], sides[1][0], sides[0][1], sides[1][1])
 
     def differences(self, weights: Float[np.ndarray, "resample prompt"]) -> Float[np.ndarray, "resample neuron"]:
         """f(a; D̃) − f(a; D) with each prompt counted `weights` times."""

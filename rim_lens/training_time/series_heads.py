@@ -1,0 +1,215 @@
+"""Do refusal heads move during fine-tuning? Effect and attention of chosen heads at every checkpoint, against random heads.
+
+effect      refusal score without the head at the decision position − with it, mean over prompts (negative: it supports refusal)
+attention   mass from the decision position to the empty think span, or to the CoT where the chats have one
+
+Random heads are drawn from the chosen ones' layers. Whether heads keep their roles is told by Spearman's correlation over heads
+with the reference checkpoint: of effects over chosen and random heads, of attention over all heads. Intervals: percentiles of a
+bootstrap over prompts, both checkpoints on the same prompts. Two measurements of one thing correlate less than perfectly; how
+much the reference correlates with itself, one random half of the prompts against the other, is given beside.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from rim_lens.behavior.generate import as_chats
+from rim_lens.behavior.refusal_score import RefusalTokens, refusal_tokens
+from rim_lens.data.prompts import Prompt
+from rim_lens.errors import RimLensError
+from rim_lens.inference_time.head_measures import Head
+from rim_lens.model.chat import SEGMENTS, Chat
+from rim_lens.model.lens_model import LensModel
+from rim_lens.results import Manifest, Result
+from rim_lens.stats import bootstrap_mean, matched_head_sets
+from rim_lens.training_time.checkpoints import Checkpoints
+from rim_lens.training_time.row_correlations import percentiles, spearman
+from rim_lens.training_time.series_measures import AtCheckpoint, measure_series
+from rim_lens.training_time.shift import prompt_resamples
+
+FEWEST = 4  # heads or prompts below which a rank correlation says nothing
+N_HALVES = 100
+
+
+@dataclass(frozen=True, eq=False)
+class SeriesHeads(Result):
+    """Heads over a series of checkpoints.
+
+    `table`: one row a checkpoint, with the mean effect and attention of the `chosen` and of the `random` heads (interval over
+    prompts), the chosen heads' change from the reference (paired interval), and the rank correlations over heads with the
+    reference (intervals). `heads`: one row a checkpoint and head. `halves`: rank correlation of effects and of attention
+    between halves of the prompts at the reference.
+    """
+
+    table: pd.DataFrame
+    heads: pd.DataFrame
+    reference: str
+    segment: str
+    n_chosen: int
+    n_random: int
+    n_heads: int
+    n_prompts: int
+    halves: dict[str, float]
+
+    def __repr__(self) -> str:
+        return f"SeriesHeads({self.n_chosen} heads and {self.n_random} random ones at {len(self.table)} checkpoints)"
+
+    def caption(self) -> str:
+        """What was followed, and on how many prompts."""
+        return (
+            f"{self.n_chosen} chosen heads and {self.n_random} random ones of the same layers at {len(self.table)} checkpoints, "
+            f"{self.n_prompts} prompts; attention to the {self.segment}"
+        )
+
+
+def heads_over_series(
+    model: LensModel,
+    checkpoints: Checkpoints,
+    prompts: Sequence[Prompt] | Sequence[Chat],
+    heads: Sequence[Head],
+    *,
+    n_random: int | None = None,
+    tokens: RefusalTokens | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> SeriesHeads:
+    """Follow heads over a series of checkpoints.
+
+    Args:
+        model: the series' base model; it has the weights it had before when the function returns.
+        checkpoints: the series.
+        prompts: harmful prompts (rendered with thinking off) or chats. Best not those that the heads were chosen on: the
+            chosen heads' effects at the reference are then not the largest by luck.
+        heads: (layer, head) pairs, chosen at the reference.
+        n_random: random heads of the same layers; twice as many as chosen ones by default.
+        tokens: refusal tokens; the tokenizer's common ones by default.
+        batch_size: chats a pass.
+        seed: of the random heads and bootstraps.
+
+    Raises:
+        RimLensError: no heads, fewer than four prompts, or layers that have no other heads.
+    """
+    chats = as_chats(model, [one.text if isinstance(one, Prompt) else one for one in prompts])
+    sets = followed(model, heads, n_random, seed)
+    rows = np.zeros((1, 3 if model.is_moe else 2), dtype=np.int64)  # neurons are not asked about
+    found = measure_series(
+        model, checkpoints, chats, chats[:1], rows, tokens or refusal_tokens(model), heads=sets, batch_size=batch_size
+    )
+    return series_heads(model, found, chats, heads, sets, seed=seed)
+
+
+def followed(model: LensModel, heads: Sequence[Head], n_random: int | None = None, seed: int = 0) -> list[list[Head]]:
+    """The chosen heads and random ones of their layers, each a set of its own.
+
+    Raises:
+        RimLensError: no heads, or layers without other ones.
+    """
+    if not heads:
+        raise RimLensError("There are no heads to follow; pass at least one (layer, head).")
+    chosen = [(int(layer), int(head)) for layer, head in heads]
+    wanted = 2 * len(chosen) if n_random is None else n_random
+    layers = sorted({layer for layer, _ in chosen})
+    free = sum(model.n_heads - sum(one[0] == layer for one in chosen) for layer in layers)
+    if free < 1 or wanted < 1:
+        raise RimLensError(f"No random heads can be drawn: the layers {layers} have none but the chosen ones.")
+    drawn: list[Head] = []
+    for round_ in range(1 + wanted // len(chosen) + model.n_heads):
+        one = matched_head_sets(chosen, model.n_heads, 1, seed + round_)[0]
+        drawn += [head for head in one if head not in chosen and head not in drawn]
+    return [[head] for head in [*chosen, *drawn[: min(wanted, free)]]]
+
+
+def series_heads(
+    model: LensModel,
+    found: Sequence[AtCheckpoint],
+    chats: Sequence[Chat],
+    heads: Sequence[Head],
+    sets: Sequence[Sequence[Head]],
+    *,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> SeriesHeads:
+    """Heads from what `measure_series(..., heads=sets)` found on `chats`, the reference first."""
+    if len(chats) < FEWEST or len(sets) < FEWEST:
+        raise RimLensError(f"Following heads takes at least {FEWEST} prompts and {FEWEST} heads, chosen and random.")
+    n_chosen, names = len(heads), [f"L{layer}H{head}" for ((layer, head),) in sets]
+    span = "CoT" if any(chat.where("cot").any() for chat in chats) else "empty think span"
+    effects = [effect_of(one) for one in found]
+    attention = [span_mass(one, span) for one in found]
+    layers, numbers = np.array([one[0] for one in sets]).T
+    mine = [mass[:, layers, numbers] for mass in attention]
+    every = [mass.reshape(len(mass), -1) for mass in attention]
+    weights = prompt_resamples(len(chats), n_resamples, seed)
+    table, rows = [], []
+    for i, one in enumerate(found):
+        where = {"checkpoint": one.checkpoint.name, "arm": one.checkpoint.arm, "step": one.checkpoint.step}
+        row: dict[str, Any] = {**where, "n": len(chats)}
+        for name, values in (("effect", effects), ("attention", mine)):
+            row |= interval(f"{name}", values[i][:, :n_chosen].mean(axis=1), seed)
+            row |= interval(f"{name}_random", values[i][:, n_chosen:].mean(axis=1), seed)
+            row |= interval(f"{name}_change", (values[i] - values[0])[:, :n_chosen].mean(axis=1), seed)
+        for name, values in (("effect", effects), ("attention", every)):
+            row |= kept_order(f"{name}_rank", values[0], values[i], weights)
+        table.append(row)
+        for h, name in enumerate(names):
+            about = {"head": name, "chosen": h < n_chosen} | interval("effect", effects[i][:, h], seed)
+            rows.append({**where, **about, **interval("attention", mine[i][:, h], seed)})
+    halves = {"effect": by_halves(effects[0], seed), "attention": by_halves(every[0], seed)}
+    return SeriesHeads(
+        table=pd.DataFrame(table),
+        heads=pd.DataFrame(rows),
+        reference=found[0].checkpoint.name,
+        segment=span,
+        n_chosen=n_chosen,
+        n_random=len(sets) - n_chosen,
+        n_heads=every[0].shape[1],
+        n_prompts=len(chats),
+        halves=halves,
+        manifest=Manifest.collect(model, seed=seed, heads=names),
+    )
+
+
+def effect_of(one: AtCheckpoint) -> Float[np.ndarray, "prompt head"]:
+    """Refusal score without each head minus with all."""
+    assert one.head_scores is not None  # measured with heads=
+    return (one.head_scores - one.refusal).T
+
+
+def span_mass(one: AtCheckpoint, span: str) -> Float[np.ndarray, "prompt layer head"]:
+    """Attention from the decision position to the empty think span or the CoT."""
+    assert one.attention is not None  # measured with heads=
+    names = ("cot",) if span == "CoT" else ("think_open", "think_close")
+    return np.nan_to_num(one.attention[..., [SEGMENTS.index(name) for name in names]].sum(axis=-1))
+
+
+def interval(name: str, values: Float[np.ndarray, "prompt"], seed: int) -> dict[str, float]:
+    """Mean over prompts with its bootstrap interval, as columns."""
+    low, high = bootstrap_mean(values, seed=seed)
+    return {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
+
+
+def kept_order(
+    name: str,
+    before: Float[np.ndarray, "prompt head"],
+    after: Float[np.ndarray, "prompt head"],
+    weights: Float[np.ndarray, "resample prompt"],
+) -> dict[str, float]:
+    """Spearman's correlation over heads of the means before and after, with percentiles over resampled prompts."""
+    low, high = percentiles(spearman(weights @ before, weights @ after))
+    value = spearman(before.mean(axis=0)[None], after.mean(axis=0)[None])[0]
+    return {name: float(value), f"{name}_low": low, f"{name}_high": high}
+
+
+def by_halves(values: Float[np.ndarray, "prompt head"], seed: int) -> float:
+    """Mean rank correlation over heads between random halves of the prompts."""
+    rng, half = np.random.default_rng(seed), len(values) // 2
+    found = []
+    for _ in range(N_HALVES):
+        order = rng.permutation(len(values))
+        sides = [values[part].mean(axis=0)[None] for part in (order[:half], order[half : 2 * half])]
+        found.append(spearman(*sides)[0])
+    return float(np.nanmean(found)) if np.isfinite(found).any() else float("nan")
