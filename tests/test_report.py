@@ -16,7 +16,9 @@ from made_results import HOSTILE, MANIFEST, made_behavior, made_series
 from rim_lens.audit.findings import findings_of
 from rim_lens.report.blocks import excerpt
 from rim_lens.report.finding import Finding
-from rim_lens.report.page import embedded, report_page
+from rim_lens.report.page import SCRIPTS, embedded, report_page
+from rim_lens.report.page_heads import linked_heads
+from rim_lens.report.page_neurons import linked_neurons
 from rim_lens.report.wording import clearly
 
 PLAN = {"model": "tiny", "checkpoints": None, "n": 32, "prefilled": ("effort_minimizing", "neutral")}
@@ -85,10 +87,10 @@ def test_policy_allows_the_inlined_scripts_alone(outline):
     assert "default-src 'none'" in policy
     assert "unsafe-eval" not in policy
     runnable = [text for kind, text in outline.scripts if kind != "application/json"]
-    assert len(runnable) == 2
+    assert len(runnable) == 1 + len(SCRIPTS)
     for text in runnable:
         assert f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" in policy
-    assert policy.count("sha256-") == 2
+    assert policy.count("sha256-") == len(runnable)
 
 
 def test_prompts_and_answers_are_text_everywhere(page, outline):
@@ -101,9 +103,10 @@ def test_prompts_and_answers_are_text_everywhere(page, outline):
 def test_figures_are_json_that_can_stand_in_a_script(outline, results):
     drawn = [json.loads(text) for kind, text in outline.scripts if kind == "application/json"]
     assert len(drawn) > len(results)
-    for figure in drawn[:-1]:
+    for figure in drawn[:-2]:
         assert "template" not in figure["layout"]
         assert figure["data"]
+    assert set(drawn[-2]) == {"heads", "neurons"}
     assert set(drawn[-1]) == {"light", "dark"}
     hostile = {"a": "</script><!--\u2028"}
     assert not set("<>&\u2028") & set(embedded(hostile))
@@ -113,7 +116,9 @@ def test_figures_are_json_that_can_stand_in_a_script(outline, results):
 def test_every_result_has_a_section_and_every_link_a_target(outline, results):
     assert set(results) <= set(outline.ids)
     assert len(outline.ids) == len(set(outline.ids))
-    assert {link[1:] for link in outline.links} <= set(outline.ids)
+    views = linked_heads(results)["tables"] + linked_neurons(results)["tables"]
+    units = {name for table in views for name in table["rows"]}
+    assert {link[1:] for link in outline.links} <= set(outline.ids) | units
 
 
 def test_headings_go_down_one_level_at_a_time(outline):

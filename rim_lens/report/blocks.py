@@ -34,6 +34,11 @@ class Drawing:
         """The figure's subtitle, as escaped text."""
         return self.figure.layout.title.subtitle.text or ""
 
+    @property
+    def cells(self) -> str:
+        """What a cell of the figure can be chosen as ("heads"), or nothing."""
+        return str((self.figure.layout.meta or {}).get("cells", ""))
+
 
 @dataclass(frozen=True)
 class Grid:

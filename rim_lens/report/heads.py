@@ -1,5 +1,7 @@
 """Sections on inference time: where heads look, which go with refusal, what changing them does, where refusal can be read."""
 
+import pandas as pd
+
 from rim_lens.inference_time.dose_test import HeadTest
 from rim_lens.inference_time.probe import RefusalProbe
 from rim_lens.inference_time.refusal_heads import RefusalHeads
@@ -17,6 +19,9 @@ from rim_lens.report.wording import counted
 
 SHOWN_HEADS = 20
 SHOWN_SEGMENTS = ("cot", "think_open", "think_close")
+SHOWN_VIEWS, SHOWN_CHATS = 4, 2  # of the token views that stand on the page by themselves
+CONTRAST_COLUMNS = ("candidate", "shift of attention", "effect (mass)", "AUROC", "p (mass)", "q (mass)", "q (lift)")
+TRACE_COLUMNS = ("fall (sd)", "share of the fall", "q")
 
 
 def contrast_section(anchor: str, heads: RefusalHeads) -> Section:
@@ -53,23 +58,22 @@ def contrast_sentence(heads: RefusalHeads, name: str) -> str:
 def contrast_grid(heads: RefusalHeads, name: str) -> Grid:
     """The first heads of a contrast."""
     rows = heads.of(name)  # type: ignore[arg-type]
-    cells = [
-        [
-            row["name"],
-            "yes" if row["candidate"] else "no",
-            f"{100 * row['shift']:+.1f} points".replace("-", "−"),
-            f"{number(row['mass_effect'], sign=True)} {interval(row['mass_low'], row['mass_high'])}",
-            number(row["mass_auroc"]),
-            f"{row['mass_p']:.2g}",
-            f"{row['mass_q']:.2g}",
-            f"{row['lift_q']:.2g}",
-        ]
-        for _, row in rows.head(SHOWN_HEADS).iterrows()
+    cells = [[row["name"], *contrast_cells(row)] for _, row in rows.head(SHOWN_HEADS).iterrows()]
+    title = f"{contrast_title(heads, name)}: the first heads"
+    return Grid(title, ("head", *CONTRAST_COLUMNS), cells, f"{len(cells)} of {len(rows)} heads.")
+
+
+def contrast_cells(row: pd.Series) -> list[str]:
+    """One head of a contrast under CONTRAST_COLUMNS."""
+    return [
+        "yes" if row["candidate"] else "no",
+        f"{100 * row['shift']:+.1f} points".replace("-", "−"),
+        f"{number(row['mass_effect'], sign=True)} {interval(row['mass_low'], row['mass_high'])}",
+        number(row["mass_auroc"]),
+        f"{row['mass_p']:.2g}",
+        f"{row['mass_q']:.2g}",
+        f"{row['lift_q']:.2g}",
     ]
-    columns = ["head", "candidate", "shift of attention", "effect (mass)", "AUROC", "p (mass)", "q (mass)", "q (lift)"]
-    return Grid(
-        f"{contrast_title(heads, name)}: the first heads", columns, cells, f"{len(cells)} of {len(rows)} heads."
-    )
 
 
 def span_section(anchor: str, spans: SpanAttention) -> Section:
@@ -84,19 +88,31 @@ def span_section(anchor: str, spans: SpanAttention) -> Section:
 
 
 def token_section(anchor: str, attention: TokenAttention) -> Section:
-    """Chats token by token under the chosen heads."""
+    """Chats token by token: the first heads here, every other one by selecting it in a map."""
+    first = attention.heads[:SHOWN_VIEWS]
+    whole = (
+        f" Any of the {len(attention.heads)} heads can be chosen in a head map, by a click or with the arrow keys and Enter."
+        if len(attention.heads) > len(first)
+        else ""
+    )
     blocks: list[Block] = [
         Words(
             "Stronger colour is more attention from the decision position, relative to the most attended token of the chat. Underlines mark "
-            "segments: the request grey, the think tags orange, the CoT blue."
+            f"segments: the request grey, the think tags orange, the CoT blue.{whole}"
         )
     ]
-    for i, (_, chat) in enumerate(attention.chats.iterrows()):
+    for number_of_view, (_, chat) in enumerate(shown_chats(attention).iterrows()):
         note = f", answer {chat['note']}" if chat["note"] else ""
-        views = [token_block(attention, int(chat["chat"]), head) for head in attention.heads]
+        views = [token_block(attention, int(chat["chat"]), head) for head in first]
         title = f"{sentence(condition(chat['thinking']))}{note}: {excerpt(chat['request'], 80)}"
-        blocks.append(Folded(title, views, open=i == 0))
-    return Section(anchor, "What these heads look at, word by word", [], blocks)
+        blocks.append(Folded(title, views, open=number_of_view == 0))
+    return Section(anchor, "What heads look at, word by word", [], blocks)
+
+
+def shown_chats(attention: TokenAttention) -> pd.DataFrame:
+    """The first request's chats, in every thinking mode it has."""
+    chats = attention.chats
+    return chats[chats["request"] == chats["request"].iloc[0]].head(SHOWN_CHATS)
 
 
 def token_block(attention: TokenAttention, chat: int, head: tuple[int, int]) -> Tokens:
@@ -153,19 +169,20 @@ def probe_section(anchor: str, probe: RefusalProbe) -> Section:
 
 def trace_section(anchor: str, trace: RefusalTrace) -> Section:
     """The refusal direction along the CoT."""
-    cells = [
-        [
-            row["name"],
-            f"{number(row['fall'], sign=True)} {interval(row['low'], row['high'])}",
-            percent(row["share"], sign=True),
-            f"{row['q']:.2g}",
-        ]
-        for _, row in trace.table.head(SHOWN_HEADS).iterrows()
-    ]
-    grid = Grid("Heads that write the fall", ["head", "fall (sd)", "share of the fall", "q"], cells)
+    cells = [[row["name"], *trace_cells(row)] for _, row in trace.table.head(SHOWN_HEADS).iterrows()]
+    grid = Grid("Heads that write the fall", ("head", *TRACE_COLUMNS), cells)
     told = (
         f"Along the chain of thought the intent to refuse falls by {trace.fall:.2f} standard deviations at its steepest place, against "
         f"{trace.control_falls.mean():.2f} on directions fitted to permuted labels (p = {trace.p:.2g}, n = {len(trace.chats)} CoTs)."
     )
     blocks: list[Block] = [Words(trace.caption()), Drawing(trace_curve(trace)), Drawing(cliff_heads(trace)), grid]
     return Section(anchor, "Refusal along the chain of thought", [told], blocks)
+
+
+def trace_cells(row: pd.Series) -> list[str]:
+    """One head's part in the fall under TRACE_COLUMNS."""
+    return [
+        f"{number(row['fall'], sign=True)} {interval(row['low'], row['high'])}",
+        percent(row["share"], sign=True),
+        f"{row['q']:.2g}",
+    ]

@@ -1,12 +1,14 @@
 """report_page: all results of an audit as one self-contained HTML file.
 
-Plotly's script is inlined once. The page's content security policy lets only the inlined scripts run, by their hashes, and
-no request leave; prompts and answers are escaped by the template, and in figures by the figures themselves.
+Plotly's script is inlined once. The page's content security policy lets only the inlined scripts run, by their hashes, and no
+request leave but to the server that shows the page, if one does; prompts and answers are escaped by the template, in figures
+by the figures themselves, and set as text by the scripts.
 """
 
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -14,7 +16,7 @@ from itertools import count
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from rim_lens.model.bundled import NAME as BUNDLED
@@ -22,8 +24,13 @@ from rim_lens.plots.style import template as figure_template
 from rim_lens.report import methods
 from rim_lens.report.blocks import Drawing, Section
 from rim_lens.report.finding import Finding
+from rim_lens.report.page_heads import linked_heads
+from rim_lens.report.page_neurons import linked_neurons
 from rim_lens.report.sections import CHAPTERS, OTHER, Chapter, chapter_of, section_of
 from rim_lens.results import Manifest, Result
+
+SCRIPTS = ("page.js", "maps.js", "panel.js", "live.js")
+UNITS = re.compile(r"L\d+(H|(E\d+)?N)\d+(, L\d+(H|(E\d+)?N)\d+)*")  # L12H3; L12N345; L12E3N45
 
 
 def report_page(
@@ -39,7 +46,8 @@ def report_page(
     """
     chapters = filled_chapters(results)
     definitions = [*methods.ALWAYS, *(item for chapter, _ in chapters for item in chapter.definitions)]
-    plotly, script = get_plotlyjs(), page_file("page.js")
+    scripts = [get_plotlyjs(), *map(page_file, SCRIPTS)]
+    views = {"heads": linked_heads(results), "neurons": linked_neurons(results)}
     return (
         _environment()
         .get_template("page.html")
@@ -50,8 +58,9 @@ def report_page(
             findings=by_chapter(findings),
             methods=methods.blocks(definitions, manifest, plan),
             style=Markup(page_file("page.css")),
-            scripts=[Markup(plotly), Markup(script)],
-            policy=policy(plotly, script),
+            scripts=[Markup(script) for script in scripts],
+            policy=policy(*scripts),
+            linked={kind: view for kind, view in views.items() if view is not None},
             themes=embedded({"light": theme(False), "dark": theme(True)}),
             next_number=count(1).__next__,
         )
@@ -91,10 +100,10 @@ def scope(manifest: Manifest, plan: Mapping[str, Any]) -> str:
 
 
 def policy(*scripts: str) -> str:
-    """The content security policy: these scripts and nothing else, no request to anywhere."""
+    """The content security policy: these scripts and nothing else, no request but to where the page came from."""
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
-    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
+    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; connect-src 'self'; img-src data: blob:; base-uri 'none'; form-action 'none'"
 
 
 def theme(dark: bool) -> dict[str, Any]:
@@ -120,6 +129,13 @@ def embedded(value: Any) -> Markup:
     return Markup(written)
 
 
+def linked(cell: str) -> Markup:
+    """A cell that names heads or neurons, each as a link to its view; any other text escaped."""
+    if not UNITS.fullmatch(cell):
+        return escape(cell)
+    return Markup(", ").join(Markup('<a class="unit" href="#{0}">{0}</a>').format(name) for name in cell.split(", "))
+
+
 def page_file(name: str) -> str:
     """A file of the page."""
     return resources.files("rim_lens.report").joinpath("page", name).read_text(encoding="utf-8")
@@ -135,5 +151,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["figure_json"] = figure_json
+    environment.filters["embedded"] = embedded
+    environment.filters["linked"] = linked
     environment.filters["safe_text"] = Markup  # titles of figures are escaped where the figure is made
     return environment

@@ -80,22 +80,21 @@ def changing(table: pd.DataFrame, n_heads: int) -> str:
 
 def effect_grid(table: pd.DataFrame, unit: str) -> Grid:
     """The first heads of a sweep."""
-    cells = [
-        [
-            row["name"],
-            *([str(row["direction"]).replace("_", " ")] if "direction" in table else []),
-            f"{number(row['effect'], sign=True)} {interval(row['low'], row['high'])}",
-            *(
-                [f"{percent(row['returned'])} {interval(row['returned_low'], row['returned_high'], '%')}"]
-                if "returned" in table
-                else []
-            ),
-            f"{row['n']}",
-            p_value(row["p"]),
-            f"{row['q']:.2g}",
-        ]
-        for _, row in table[table["rank"] <= SHOWN].iterrows()
-    ]
-    columns = ["head", *(["direction"] if "direction" in table else []), f"change of the {unit}"]
-    columns += [*(["share of the gap"] if "returned" in table else []), "n", "p", "q"]
+    cells = [[row["name"], *effect_cells(row)] for _, row in table[table["rank"] <= SHOWN].iterrows()]
+    columns = ("head", *effect_columns(table, unit))
     return Grid("The first heads as a table", columns, cells, f"{len(cells)} of {len(table)} rows.")
+
+
+def effect_columns(table: pd.DataFrame, unit: str) -> list[str]:
+    """Columns of `effect_cells`."""
+    columns = [*(["direction"] if "direction" in table else []), f"change of the {unit}"]
+    return [*columns, *(["share of the gap"] if "returned" in table else []), "n", "p", "q"]
+
+
+def effect_cells(row: pd.Series) -> list[str]:
+    """One head of a sweep: effect, share of the gap where there is one, n, p and q."""
+    cells = [str(row["direction"]).replace("_", " ")] if "direction" in row else []
+    cells.append(f"{number(row['effect'], sign=True)} {interval(row['low'], row['high'])}")
+    if "returned" in row:
+        cells.append(f"{percent(row['returned'])} {interval(row['returned_low'], row['returned_high'], '%')}")
+    return [*cells, f"{row['n']}", p_value(row["p"]), f"{row['q']:.2g}"]

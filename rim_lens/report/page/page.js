@@ -1,16 +1,19 @@
 // Draws every figure in the page's light or dark colours, and again when the reader's preference changes.
 "use strict";
+const rim = {};
 (() => {
   const themes = JSON.parse(document.getElementById("themes").textContent);
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const options = { responsive: true, displaylogo: false, displayModeBar: "hover", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
   const drawings = [...document.querySelectorAll(".drawing")];
 
-  function draw(box) {
+  async function draw(box) {
     const figure = JSON.parse(document.getElementById(box.dataset.figure).textContent);
     figure.layout.template = dark.matches ? themes.dark : themes.light;
-    return Plotly.react(box, figure.data, figure.layout, options);
+    await Plotly.react(box, figure.data, figure.layout, options);
+    box.dispatchEvent(new Event("drawn"));
   }
+  rim.draw = draw;
 
   // A folded or far-away figure is drawn when it comes near; printing needs all of them.
   const near = new IntersectionObserver((entries) => {
@@ -31,4 +34,16 @@
   }
   window.addEventListener("hashchange", unfold);
   unfold();
+
+  // An element with a class, text and children. Texts are set as text, never read as HTML.
+  rim.element = (tag, given = {}, ...children) => {
+    const made = document.createElement(tag);
+    for (const [name, value] of Object.entries(given)) {
+      if (name === "text") made.textContent = value;
+      else if (name === "on") for (const [event, react] of Object.entries(value)) made.addEventListener(event, react);
+      else made.setAttribute(name, value);
+    }
+    made.append(...children);
+    return made;
+  };
 })();
