@@ -52,6 +52,7 @@ def audit(
     from rim_lens.audit.plan import AuditPlan
     from rim_lens.audit.run import run_audit
     from rim_lens.audit.show import print_findings
+    from rim_lens.processes import is_writer
 
     plan = AuditPlan(
         model=model,
@@ -68,7 +69,9 @@ def audit(
         neurons=neurons,
     )
     try:
-        print_findings(run_audit(plan, out, processes=2))
+        audit = run_audit(plan, out, processes=2)
+        if is_writer():
+            print_findings(audit)
     except KeyboardInterrupt:
         typer.echo("rim-lens: interrupted; run the same command again to go on where it stopped.", err=True)
         raise typer.Exit(130) from None
@@ -91,6 +94,24 @@ def chat_segments(
     chat_format = load_chat_format(model)
     chat = chat_format.render(prompt, thinking=thinking, cot=cot, system=system)  # type: ignore[arg-type]
     Console().print(segments_text(chat))
+
+
+@app.command()
+def check(
+    model: ModelArgument,
+    device: Annotated[str | None, typer.Option(help="cuda, cpu, …; CUDA where there is one by default.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+) -> None:
+    """Say what holds on a model, by computing it a second time; exit status 1 where something does not."""
+    from rim_lens.check.model_check import check_model
+    from rim_lens.check.show import print_check
+    from rim_lens.model.load import load_model
+
+    loaded = load_model(model, device=device, dtype=dtype)
+    found = check_model(loaded)
+    print_check(found, loaded.name)
+    if not found.holds:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -7,21 +7,25 @@ dealt to two lanes; the second one runs in a process of its own on the same fold
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from rim_lens.audit.plan import AuditPlan
+from rim_lens.processes import n_processes
 
-SECOND_LANE = ("series", "neurons")  # they need no result of the other stages
+# They need nothing of the other stages, but for the last one, which waits for what it needs.
+SECOND_LANE = ("series", "neurons", "thinking_neurons")
+PATIENCE = 0.5  # seconds between two looks for a stage of the other lane
 
 
 def worth_two(plan: AuditPlan) -> bool:
-    """Whether the plan has work for both lanes and the machine a core for each, and no accelerator does the work."""
+    """Whether the plan has work for both lanes and a core for each, and neither an accelerator nor a launcher is at work."""
     import torch
 
     on_cpu = plan.device == "cpu" or (plan.device is None and not torch.cuda.is_available())
-    return on_cpu and plan.checkpoints is not None and (os.cpu_count() or 1) >= 2
+    return on_cpu and n_processes() == 1 and plan.checkpoints is not None and (os.cpu_count() or 1) >= 2
 
 
 @contextmanager
@@ -61,6 +65,12 @@ def run_lane(plan: AuditPlan, out: Path, threads: int) -> None:
         run_stages(plan, Context(plan), out, only=SECOND_LANE)
     except (RimLensError, KeyboardInterrupt):
         raise SystemExit(1) from None
+
+
+def await_stages(folder: Path, names: Sequence[str]) -> None:
+    """Wait until the other lane has finished these stages; if it fails, this process is ended."""
+    while not all((folder / name).is_dir() for name in names):
+        time.sleep(PATIENCE)
 
 
 def end_with_parent() -> None:

@@ -8,10 +8,11 @@ from rich.console import Console
 
 from rim_lens.audit.files import write_json, write_text
 from rim_lens.audit.findings import findings_of
-from rim_lens.audit.lanes import SECOND_LANE, second_lane, worth_two
+from rim_lens.audit.lanes import SECOND_LANE, await_stages, second_lane, worth_two
 from rim_lens.audit.plan import AuditPlan, claim_folder, release_folder
 from rim_lens.audit.stage import Context
 from rim_lens.audit.stages import STAGES
+from rim_lens.processes import is_writer, once
 from rim_lens.report.finding import Finding
 from rim_lens.report.page import report_page
 from rim_lens.results import Manifest, Result
@@ -43,7 +44,7 @@ def run_audit(plan: AuditPlan, out: Path, *, processes: int = 1) -> Audit:
     Raises:
         RimLensError: `out` holds another run, or an input is wrong; finished stages stay for the next run.
     """
-    claim_folder(plan, out)
+    once(lambda: claim_folder(plan, out))
     context = Context(plan)
     try:
         if processes > 1 and worth_two(plan):
@@ -51,10 +52,11 @@ def run_audit(plan: AuditPlan, out: Path, *, processes: int = 1) -> Audit:
                 run_stages(plan, context, out, without=SECOND_LANE)
         run_stages(plan, context, out)
     except BaseException:
-        release_folder(out)
+        if is_writer():
+            release_folder(out)
         raise
     audit = Audit(out, context.results, findings_of(context.results), context.seconds)
-    write_outputs(audit, plan)
+    once(lambda: write_outputs(audit, plan))
     return audit
 
 
@@ -62,11 +64,14 @@ def run_stages(
     plan: AuditPlan, context: Context, out: Path, *, only: Sequence[str] | None = None, without: Sequence[str] = ()
 ) -> None:
     """Every stage that the plan wants, in order, or some of them; those that `out` holds are loaded."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=not is_writer())
     stages = [stage for stage in STAGES if stage.wanted(plan)]
     for i, stage in enumerate(stages, start=1):
         if stage.name in without or (only is not None and stage.name not in only) or stage.name in context.seconds:
             continue
+        for need in (one for one in stages if one.name in stage.needs and one.name not in context.seconds):
+            await_stages(out / "stages", [need.name])
+            need.run(context, out / "stages")
         console.print(f"[bold]{i}/{len(stages)}[/bold] {stage.title}", highlight=False)
         fresh = stage.run(context, out / "stages")
         console.print(

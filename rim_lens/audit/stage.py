@@ -18,6 +18,7 @@ from rim_lens.data.prompts import PromptSet, load_prompts
 from rim_lens.errors import RimLensError
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.load import load_model
+from rim_lens.processes import once
 from rim_lens.results import Result, load_result
 from rim_lens.training_time.checkpoints import Checkpoints
 
@@ -86,17 +87,21 @@ class Context:
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of an audit. `measure` returns results by name; names are unique over all stages."""
+    """One step of an audit. `measure` returns results by name; names are unique over all stages.
+
+    `needs` are stages of another lane whose results it takes.
+    """
 
     name: str
     title: str
     measure: Callable[[Context], Mapping[str, Result]]
     wanted: Callable[[AuditPlan], bool] = lambda plan: True
+    needs: tuple[str, ...] = ()
 
     def run(self, context: Context, folder: Path) -> bool:
         """Load this stage's results, or measure and keep them; says whether it measured."""
         home = folder / self.name
-        if home.is_dir():
+        if once(home.is_dir):
             record = json.loads((home / DONE).read_text())
             context.results |= {name: load_result(home / name) for name in record["results"]}
             context.seconds[self.name] = record["seconds"]
@@ -112,8 +117,9 @@ class Stage:
     def keep(self, results: Mapping[str, Result], seconds: float, folder: Path) -> None:
         """Save the results under a temporary name and rename the whole stage into place."""
         work = folder / f".{self.name}.partial"
-        shutil.rmtree(work, ignore_errors=True)
+        once(lambda: shutil.rmtree(work, ignore_errors=True))
         for name, result in results.items():
             result.save(work / name)
-        write_json(work / DONE, {"stage": self.name, "results": list(results), "seconds": round(seconds, 2)})
-        work.rename(folder / self.name)
+        record = {"stage": self.name, "results": list(results), "seconds": round(seconds, 2)}
+        once(lambda: write_json(work / DONE, record))
+        once(lambda: work.rename(folder / self.name))
