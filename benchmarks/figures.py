@@ -63,9 +63,12 @@ def seconds(action: Callable[[], Any]) -> float:
     return time.process_time() - begin
 
 
-def in_turn(actions: Sequence[Callable[[], Any]], times: int) -> list[list[float]]:
-    """Seconds of each action, [action][time]: all of them once unmeasured, then in turn, every second turn backwards."""
-    for action in actions:
+def in_turn(actions: Sequence[Callable[[], Any]], times: int, *, warm_up: bool = True) -> list[list[float]]:
+    """Seconds of each action, [action][time]: all of them once unmeasured, then in turn, every second turn backwards.
+
+    `warm_up=False` leaves the unmeasured time out, for long actions in a process that has run the like before.
+    """
+    for action in actions if warm_up else ():
         action()
     taken: list[list[float]] = [[] for _ in actions]
     for turn in range(times):

@@ -10,6 +10,7 @@ token the routing probability times the unit's output, 0 where the token was not
 4. Moments and sums are merged over processes.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -24,8 +25,11 @@ from rim_lens.capture.positions import positions_in
 from rim_lens.errors import RimLensError
 from rim_lens.model.batch import Batch
 from rim_lens.model.chat import Chat
+from rim_lens.model.finite import check_finite
+from rim_lens.model.fitting import halves_batches
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.taps import Backend
+from rim_lens.processes import n_processes
 from rim_lens.progress import track
 from rim_lens.results import Manifest
 
@@ -34,6 +38,7 @@ AtDecision = Callable[[list[int], Float[Tensor, "row vocab"]], None]
 MOMENTS = {"mean": "mean", "variance": "variance", "magnitude": "mean_absolute", "firing_rate": "firing_rate"}
 
 
+@halves_batches
 def neuron_activations(
     model: LensModel,
     chats: Sequence[Chat],
@@ -75,9 +80,10 @@ def neuron_activations(
     if not chats:
         raise RimLensError("Neuron activations need at least one chat.")
     reader = neuron_reader(model, len(chats), per_prompt, threshold)
-    batches = list(model.shared_batches(chats, batch_size))
+    total = math.ceil(len(chats) / batch_size / n_processes())
+    batches = model.shared_batches(chats, batch_size)  # made one by one: memory does not grow with their number
     with torch.no_grad(), reader.attached(backend):
-        for prompts, batch in track(batches, "reading neurons") if progress else batches:
+        for prompts, batch in track(batches, "reading neurons", total) if progress else batches:
             reader.begin(batch, prompts, [chosen[prompt] for prompt in prompts])
             if at_decision is None:
                 run_decoder(model, batch)
@@ -125,4 +131,5 @@ def run_decoder(model: LensModel, batch: Batch) -> None:
         model.decision_logits(batch)
         return
     with model.during(batch):
-        model.hf.base_model(batch.tokens, **model.hf_inputs(batch.mask, batch.positions), use_cache=False)
+        output = model.hf.base_model(batch.tokens, **model.hf_inputs(batch.mask, batch.positions), use_cache=False)
+    check_finite(model, batch, output.last_hidden_state, batch.mask)
