@@ -65,10 +65,12 @@ _PUBLIC = {
     "teacher_forced_pairs": "training_time.counterfactuals",
     "find_safety_neurons": "training_time.safety_neurons",
     "matched_controls": "training_time.neuron_sets",
+    "neuron_table": "training_time.neuron_table",
     "test_neurons": "training_time.causal",
     "activation_shift": "training_time.shift",
     "ras": "training_time.ras",
     "forgetting_table": "training_time.forgetting",
+    "heads_over_series": "training_time.series_heads",
     "predict_shift": "training_time.predict_shift",
 }
 
