@@ -8,6 +8,7 @@ import torch
 from families import shared_model
 
 import benchmarks.__main__ as command
+from benchmarks import neurons
 from benchmarks.figures import Figure, Setting, in_turn, median_ratio, registered
 from benchmarks.memory import peak_bytes
 from benchmarks.prompts import chat_of
@@ -49,7 +50,23 @@ def test_actions_are_timed_in_turn():
     taken = in_turn([lambda: order.append("a"), lambda: order.append("b")], 2)
     assert order == ["a", "b", "a", "b", "b", "a"]
     assert [len(times) for times in taken] == [2, 2]
+    order.clear()
+    in_turn([lambda: order.append("a"), lambda: order.append("b")], 1, warm_up=False)
+    assert order == ["a", "b"]
     assert median_ratio([2.0, 9.0, 4.0], [1.0, 1.0, 1.0]) == 4.0
+
+
+def test_neuron_figures_compare_the_same_work(monkeypatch):
+    monkeypatch.setattr(neurons, "SHAPES", ((2, 120), (1, 200)))
+    monkeypatch.setattr(neurons, "MANY", 256)
+    setting = Setting(shared_model("llama"), pairs=1)
+    timed = list(neurons.neuron_moments_time(setting))
+    assert [one.limit for one in timed] == [1.08, 1.4, 1.08]
+    assert all(one.value > 0 for one in timed)
+    (growth,) = neurons.neuron_moments_memory(setting)
+    assert (
+        growth.holds
+    )  # 192 more prompts of 12 tokens: keeping activations would add 1.3 MB, their moments add nothing
 
 
 @pytest.mark.parametrize("n_tokens", [120, 300])
