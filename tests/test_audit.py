@@ -39,8 +39,11 @@ def plan(tmp_path_factory) -> AuditPlan:
         model.peft_config["default"].base_model_name_or_path = str(folder)
         model.save_pretrained(series / f"step-{step}")
     names = [f"step-{step}" for step in range(5)]
+    example = {"request": "add 1 and 2", "cot": "1 + 2", "response": "it is 3"}
+    (series / "plain.jsonl").write_text(f"{json.dumps(example)}\n" * 2)
     document = {
         "reference": "step-0",
+        "training": {"plain": "plain.jsonl"},
         "checkpoints": [{"name": name, "arm": "plain", "step": i} for i, name in enumerate(names)],
     }
     (series / "series.json").write_text(json.dumps(document))
@@ -64,7 +67,8 @@ def test_every_output_is_there(audit, plan):
     assert document["plan"]["model"] == plan.model
     assert set(document["results"]) == set(audit.results) >= {"behavior", "series", "ablation", "head_test"}
     assert document["manifest"]["versions"]["rim_lens"]
-    assert document["manifest"]["seconds"].keys() == {"behavior", "series", "heads", "neurons"}
+    stages = {"behavior", "series", "heads", "neurons", "thinking_neurons"}
+    assert document["manifest"]["seconds"].keys() == stages
     assert all(finding["n"] for finding in document["findings"])
     for name, result in audit.results.items():
         assert len(pd.read_csv(audit.folder / "tables" / f"{name}.csv")) == len(result.to_dataframe())
@@ -78,6 +82,20 @@ def test_what_a_model_does_not_allow_is_said(audit):
     assert "probe" in missing  # a random model refuses nothing
     assert len(told) == len(missing)
     assert "refused and" in audit.report.read_text()
+
+
+def test_the_neurons_stages_measure_every_part_or_say_why_not(audit):
+    parts = {"safety_neurons", "neuron_shift", "forgetting", "series_heads", "neuron_test", "prediction"}
+    assert parts | {"neuron_table", "thinking_shift"} <= set(audit.results)
+    measured = {name for name in parts if not isinstance(audit.results[name], NotMeasured)}
+    assert {"series_heads", "neuron_test", "prediction"} <= measured
+    test = audit.results["neuron_test"].table.set_index("measure")
+    assert test.loc["refusal score, harmful", "n_controls"] == 20
+    assert {"refused, harmful", "complied, harmful", "maths solved"} <= set(test.index)
+    assert audit.results["series_heads"].table["checkpoint"].tolist() == [f"step-{step}" for step in range(5)]
+    assert audit.results["prediction"].table["checkpoint"].tolist() == [f"step-{step}" for step in range(1, 5)]
+    chats = audit.results["neuron_table"]
+    assert (chats.n_off, chats.n_on) == (32, 32)
 
 
 def test_the_findings_are_the_tables_rows(audit):

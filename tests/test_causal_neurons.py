@@ -6,8 +6,10 @@ import torch
 from families import tiny_model
 
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_score
+from rim_lens.capture.neurons import neuron_activations
 from rim_lens.data.prompts import Prompt
 from rim_lens.errors import RimLensError
+from rim_lens.intervene import ablate_neurons
 from rim_lens.intervene.experts import ablate_expert_neurons
 from rim_lens.training_time.causal import test_neurons as run_neuron_test
 from rim_lens.training_time.neuron_sets import matched_controls
@@ -91,6 +93,65 @@ def test_experts_are_ablated_for_each_row_of_the_batch():
     with torch.no_grad(), ablate_expert_neurons(model, neurons):
         after = refusal_score(model, chats, TOKENS)
     assert found.table.iloc[0].after == pytest.approx(after.mean(), abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("method", ["zero", "mean"])
+def test_from_the_decision_position_equals_whole_passes_that_are_changed_there(family, method):
+    model = tiny_model(family)
+    rows = np.array([[0, 3], [1, 7], [2, 40]])
+    controls = matched_controls(rows, 6, base=np.random.default_rng(0).random((3, model.d_mlp)))
+    found = run_neuron_test(
+        model, rows, HARMFUL, positions="from_decision", methods=(method,), controls=controls, n_controls=6,
+        generated=False, tokens=TOKENS,
+    )  # fmt: skip
+    chats = model.render(HARMFUL)
+    means = torch.from_numpy(neuron_activations(model, chats, "all").mean)
+    expected = []
+    for one in (rows, *controls):
+        with ablate_neurons(model, [tuple(row) for row in one.tolist()], method, reference=means, positions="decision"):
+            expected.append(refusal_score(model, chats, TOKENS))
+    before = refusal_score(model, chats, TOKENS)
+    assert found.table.iloc[0].effect == pytest.approx((expected[0] - before).mean(), abs=1e-3)
+    np.testing.assert_allclose(found.controls["effect"], [(one - before).mean() for one in expected[1:]], atol=1e-3)
+    assert "from the decision position on" in found.caption()
+    everywhere = run_neuron_test(
+        model, rows, HARMFUL, methods=(method,), controls=controls, n_controls=6, generated=False, tokens=TOKENS
+    )
+    assert abs(everywhere.table.iloc[0].effect - found.table.iloc[0].effect) > 1e-3
+
+
+def test_experts_at_the_decision_position_where_prompts_can_be_computed_once():
+    model = tiny_model("qwen3_moe")
+    neurons = [(0, 1, 3), (1, 2, 5), (2, 0, 7), (2, 3, 1)]
+    controls = matched_controls(neurons, 3, base=np.random.default_rng(0).random((3, 4, 16)))
+    found = run_neuron_test(
+        model,
+        neurons,
+        HARMFUL,
+        positions="from_decision",
+        controls=controls,
+        n_controls=3,
+        generated=False,
+        tokens=TOKENS,
+    )
+    chats = model.render(HARMFUL)
+    lengths = [len(chat) - 1 for chat in chats]
+    clean = refusal_score(model, chats, TOKENS)
+    after = []
+    for chat, length in zip(chats, lengths, strict=True):  # by hand: the cache of the prompt, then one ablated token
+        ids = torch.from_numpy(chat.token_ids)[None]
+        with torch.no_grad():
+            cache = model.hf(ids[:, :length], use_cache=True).past_key_values
+            with ablate_expert_neurons(model, neurons):
+                logits = model.hf(ids[:, length:], past_key_values=cache, use_cache=True).logits[:, -1]
+        after.append(float(TOKENS.score(logits)[0]))
+    assert found.table.iloc[0].effect == pytest.approx((np.array(after) - clean).mean(), abs=1e-3)
+    with pytest.raises(RimLensError, match="use positions='all'"):
+        run_neuron_test(
+            model, neurons, HARMFUL, positions="from_decision", controls=controls, n_controls=3, n_generated_controls=1,
+            tokens=TOKENS, max_new_tokens=2,
+        )  # fmt: skip
 
 
 def test_what_cannot_be_ablated_is_an_error():

@@ -16,10 +16,16 @@ from rim_lens.inference_time.refusal_heads import RefusalHeads
 from rim_lens.inference_time.sweep import AblationSweep
 from rim_lens.plots.names import CONDITIONS
 from rim_lens.report.finding import Finding
+from rim_lens.report.neurons import FEW_SETS
 from rim_lens.results import Result
+from rim_lens.training_time.causal import NeuronTest
 from rim_lens.training_time.forgetting import Forgetting
+from rim_lens.training_time.prediction_check import PredictionCheck
 from rim_lens.training_time.safety_neurons import SafetyNeurons
 from rim_lens.training_time.series_behavior import SeriesBehavior
+from rim_lens.training_time.series_heads import SeriesHeads
+from rim_lens.training_time.series_shift import SeriesShift
+from rim_lens.training_time.shift import ActivationShift
 
 
 def percent(row: pd.Series) -> str:
@@ -113,13 +119,22 @@ def head_findings(results: Mapping[str, Result]) -> list[Finding]:
 
 
 def neuron_findings(results: Mapping[str, Result]) -> list[Finding]:
-    """Size and stability of the safety neurons, and what predicts forgetting."""
+    """Size and stability of the safety neurons, what they do, how they shift, and what predicts forgetting."""
     chapter, found = "Inside, over training", []
     neurons = results.get("safety_neurons")
     if isinstance(neurons, SafetyNeurons):
         low, high = neurons.jaccard_interval
         figure = f"{len(neurons)} neurons; Jaccard under resampling {neurons.jaccard:.2f} [{low:.2f}, {high:.2f}]"
         found.append(Finding(chapter, "Safety-critical neurons and their stability", figure, str(neurons.n_pairs)))
+    found += [
+        Finding(chapter, words, figure, n, p_or_none(p))
+        for words, figure, n, p in (
+            *test_lines(results),
+            *shift_lines(results),
+            *head_lines(results),
+            *prediction_lines(results),
+        )
+    ]
     forgetting = results.get("forgetting")
     if isinstance(forgetting, Forgetting):
         for _, row in forgetting.correlations.iterrows():
@@ -127,6 +142,79 @@ def neuron_findings(results: Mapping[str, Result]) -> list[Finding]:
             figure = f"r = {row['pearson']:+.2f} [{row['pearson_low']:+.2f}, {row['pearson_high']:+.2f}]"
             found.append(Finding(chapter, words, figure, str(row["n"]), p_or_none(row["pearson_p"])))
     return found
+
+
+Line = tuple[str, str, str, float | None]  # what, figure, n, p
+
+
+def test_lines(results: Mapping[str, Result]) -> list[Line]:
+    """What ablating the neurons does, against random sets."""
+    test, lines = results.get("neuron_test"), []
+    if isinstance(test, NeuronTest):
+        for _, row in test.table.iterrows():
+            words = f"{row['measure']} without the {test.n_neurons} safety neurons{test.where}"
+            words = f"{words[:1].upper()}{words[1:]}, against {row['n_controls']} random sets, on other prompts"
+            figure = f"{row['effect']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}], random {row['control_mean']:+.2f}"
+            lines.append((words, figure, str(row["n"]), row["p"] if row["n_controls"] >= FEW_SETS else None))
+    return lines
+
+
+def shift_lines(results: Mapping[str, Result]) -> list[Line]:
+    """The set's shift between thinking off and on, and at the last checkpoint of each arm."""
+    lines = []
+    thinking, series = results.get("thinking_shift"), results.get("neuron_shift")
+    if isinstance(thinking, ActivationShift):
+        lines.append(shift_line(" → ".join(thinking.states), thinking.table.iloc[0], thinking.n_prompts))
+    if isinstance(series, SeriesShift):
+        rows = series.table[(series.table["scope"] == "all") & (series.table["prompts"] == "safety")]
+        for _, arm in rows.groupby(rows["arm"].fillna(""), sort=False):
+            row = arm.iloc[-1]
+            lines.append(shift_line(f"{series.reference} → {row['checkpoint']}", row, series.n_safety))
+    return lines
+
+
+def shift_line(between: str, row: pd.Series, n: int) -> Line:
+    """One shift of the whole set."""
+    figure = (
+        f"{100 * row['change']:+.1f} % [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}], "
+        f"random {100 * row['control_change']:+.1f} %"
+    )
+    return f"Activation of the safety neurons, {between}", figure, str(n), row["p"]
+
+
+def head_lines(results: Mapping[str, Result]) -> list[Line]:
+    """The order of heads by effect, at the last checkpoint of each arm against the reference."""
+    heads, lines = results.get("series_heads"), []
+    if isinstance(heads, SeriesHeads):
+        rows = heads.table[heads.table["checkpoint"] != heads.reference]
+        for _, arm in rows.groupby(rows["arm"].fillna(""), sort=False):
+            row = arm.iloc[-1]
+            figure = (
+                f"ρ = {row['effect_rank']:+.2f} [{row['effect_rank_low']:+.2f}, {row['effect_rank_high']:+.2f}], between halves of the "
+                f"prompts {heads.halves['effect']:+.2f}"
+            )
+            lines.append(
+                (f"Order of heads by effect, {heads.reference} → {row['checkpoint']}", figure, str(row["n"]), None)
+            )
+    return lines
+
+
+def prediction_lines(results: Mapping[str, Result]) -> list[Line]:
+    """Predicted against actual shift at the last checkpoint of each arm."""
+    check, lines = results.get("prediction"), []
+    if isinstance(check, PredictionCheck):
+        for _, arm in check.table.groupby("arm", sort=False):
+            row = arm.iloc[-1]
+            figure = f"r = {row['r']:+.2f} [{row['r_low']:+.2f}, {row['r_high']:+.2f}], random {row['control_r']:+.2f}"
+            lines.append(
+                (
+                    f"Shift of each safety neuron predicted before training, {row['checkpoint']}",
+                    figure,
+                    str(row["n"]),
+                    row["control_p"],
+                )
+            )
+    return lines
 
 
 def findings_of(results: Mapping[str, Result]) -> list[Finding]:

@@ -1,38 +1,155 @@
-"""The training-time stage: safety-critical neurons at the reference checkpoint, and what the series does to them."""
+"""The training-time stages: safety-critical neurons at the reference checkpoint, what the series does to them and to heads.
 
-from collections.abc import Mapping
+One pass over the prompts at every checkpoint serves shift, RAS, forgetting, the heads that are followed, and the prediction's
+actual side. Neurons are chosen on the sample; their causal test, and the choice of the heads, are on other prompts.
+"""
 
-from rim_lens.audit.attempt import attempt
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rim_lens.audit.attempt import NotMeasured, attempt
+from rim_lens.audit.heads import answers_in
 from rim_lens.audit.stage import Context
-from rim_lens.results import Result
+from rim_lens.behavior.conditions import chats_of
+from rim_lens.behavior.generate import as_chats
+from rim_lens.behavior.measure import RimTable
+from rim_lens.behavior.refusal_score import refusal_tokens
+from rim_lens.data.prompts import Prompt
+from rim_lens.inference_time.attribution import head_attributions
+from rim_lens.inference_time.head_measures import Head
+from rim_lens.model.chat import Chat
+from rim_lens.model.lens_model import LensModel
+from rim_lens.results import Manifest, Result
+from rim_lens.training_time.causal import test_neurons
 from rim_lens.training_time.counterfactuals import refusal_forcing_pairs
-from rim_lens.training_time.forgetting import forgetting_table
-from rim_lens.training_time.safety_neurons import find_safety_neurons
+from rim_lens.training_time.forgetting import forgetting_of
+from rim_lens.training_time.neuron_sets import matched_controls
+from rim_lens.training_time.neuron_table import read_table
+from rim_lens.training_time.prediction_check import prediction_check
+from rim_lens.training_time.safety_neurons import SafetyNeurons, find_safety_neurons
+from rim_lens.training_time.series import read_series, training_examples
 from rim_lens.training_time.series_behavior import SeriesBehavior
+from rim_lens.training_time.series_heads import followed, series_heads
+from rim_lens.training_time.series_measures import measure_series
+from rim_lens.training_time.series_shift import series_shift
+from rim_lens.training_time.shift import activation_shift
+
+FOLLOWED_HEADS = 8
+EXAMPLES = 8  # of each arm's fine-tuning data, for the predicted shift
+SHIFT_CONTROLS = 1000
+GENERATED_CONTROLS = 2  # a set's answers and solutions take as long as one checkpoint of the series
+TESTED_MATHS = 16
 
 
 def measure_neurons(context: Context) -> Mapping[str, Result]:
-    """Safety-critical neurons, and RAS and its rivals as predictors of forgetting over the checkpoints."""
+    """Safety neurons, their causal test, and what every checkpoint does to them, to refusal heads and to refusal."""
     model, plan = context.model, context.plan
-    series = context.results["series"]
-    assert isinstance(series, SeriesBehavior)
-    harmful = list(context.prompts("harmful"))
+    harmful, other = list(context.prompts("harmful")), list(context.other_prompts("harmful"))
     neurons = find_safety_neurons(
         model, refusal_forcing_pairs(model, harmful, seed=plan.seed), batch_size=plan.batch_size, seed=plan.seed
     )
-    rates = dict(zip(series.table["checkpoint"], series.table["complied"] / series.table["n"], strict=True))
-    forgetting = attempt(
+    if not len(neurons):
+        return {"safety_neurons": neurons, "neuron_shift": no_neurons(model, "what fine-tuning does to safety neurons")}
+    heads = supporting_heads(model, other)
+    sets = followed(model, heads, seed=plan.seed)
+    safety, task = as_chats(model, texts(harmful)), as_chats(model, texts(context.prompts("maths")), thinking="on")
+    found = measure_series(
+        model, context.series, safety, task, neurons.rows, refusal_tokens(model), heads=sets, batch_size=plan.batch_size
+    )
+    seeded: dict[str, Any] = {"seed": plan.seed}
+    parts: dict[str, tuple[str, Callable[[], Result]]] = {
+        "neuron_shift": (
+            "shift of neurons over the series",
+            lambda: series_shift(found, neurons, n_controls=SHIFT_CONTROLS, **seeded),
+        ),
+        "forgetting": (
+            "forgetting and its predictors",
+            lambda: forgetting_of(model, found, neurons, complied(context), n_controls=SHIFT_CONTROLS, **seeded),
+        ),
+        "series_heads": ("heads over the series", lambda: series_heads(model, found, safety, heads, sets, **seeded)),
+        "neuron_test": ("causal test of neurons", lambda: causal_test(context, neurons, other)),
+    }
+    if data := training_data(context):
+        parts["prediction"] = (
+            "shift predicted before training",
+            lambda: prediction_check(model, neurons, data, safety, found, n_controls=SHIFT_CONTROLS, **seeded),
+        )
+    return {"safety_neurons": neurons} | {name: attempt(model, *part) for name, part in parts.items()}
+
+
+def no_neurons(model: LensModel, what: str) -> NotMeasured:
+    """Why nothing can be said about an empty set."""
+    reason = "No neuron is in the top of every group of prompts, so there is no set; use more prompts or a larger top."
+    return NotMeasured(what=what, reason=reason, manifest=Manifest.collect(model))
+
+
+def texts(prompts: Sequence[Prompt] | Any) -> list[str]:
+    """The prompts' requests."""
+    return [prompt.text for prompt in prompts]
+
+
+def supporting_heads(model: LensModel, prompts: Sequence[Prompt]) -> list[Head]:
+    """The heads whose zeroing at the decision position is estimated to lower the refusal score most."""
+    estimate = head_attributions(
+        model, as_chats(model, texts(prompts)), refusal_tokens(model).score, region="decision"
+    ).estimate.mean(axis=0)
+    order = estimate.ravel().argsort()[:FOLLOWED_HEADS]
+    return [divmod(int(place), model.n_heads) for place in order]
+
+
+def complied(context: Context) -> dict[str, float]:
+    """Share of harmful requests that each checkpoint complied with."""
+    series = context.results["series"]
+    assert isinstance(series, SeriesBehavior)
+    return dict(zip(series.table["checkpoint"], series.table["complied"] / series.table["n"], strict=True))
+
+
+def causal_test(context: Context, neurons: SafetyNeurons, other: Sequence[Prompt]) -> Result:
+    """Zeroing the neurons from the decision position on, on prompts that they were not chosen on."""
+    plan = context.plan
+    return test_neurons(
+        context.model,
+        neurons,
+        other,
+        maths=list(context.prompts("maths"))[:TESTED_MATHS],
+        positions="from_decision",
+        controls=matched_controls(neurons, plan.n_controls, seed=plan.seed),
+        n_controls=plan.n_controls,
+        n_generated_controls=GENERATED_CONTROLS,
+        seed=plan.seed,
+        max_new_tokens=plan.max_new_tokens,
+        cot_budget=plan.cot_budget,
+        batch_size=plan.batch_size,
+    )
+
+
+def training_data(context: Context) -> dict[str, list[Chat]]:
+    """A sample of each arm's fine-tuning data, where the series names such files."""
+    folder = context.plan.checkpoints
+    files = read_series(folder).training if folder else {}
+    return {arm: training_examples(context.model, path)[:EXAMPLES] for arm, path in files.items()}
+
+
+def measure_thinking_neurons(context: Context) -> Mapping[str, Result]:
+    """What the leading neurons do, and how thinking with an own CoT shifts the set at the decision position."""
+    model, plan = context.model, context.plan
+    neurons, behavior = context.results["safety_neurons"], context.results["behavior"]
+    assert isinstance(neurons, SafetyNeurons)
+    assert isinstance(behavior, RimTable)
+    if not len(neurons):
+        return {"neuron_table": no_neurons(model, "what safety neurons do")}
+    off, on = (chats_of(answers_in(behavior, "harmful", mode)) for mode in ("off", "on"))
+    table, before, after = read_table(model, neurons, off, on, batch_size=plan.batch_size, seed=plan.seed)
+    shift = attempt(
         model,
-        "forgetting and its predictors",
-        lambda: forgetting_table(
-            model,
-            context.series,
-            harmful,
-            list(context.prompts("maths")),
+        "shift of neurons between thinking off and on",
+        lambda: activation_shift(
+            before,
+            after,
             neurons,
-            misalignment=rates,
-            batch_size=plan.batch_size,
+            controls=matched_controls(neurons, SHIFT_CONTROLS, base=before, seed=plan.seed),
+            states=("thinking off", "thinking on"),
             seed=plan.seed,
         ),
     )
-    return {"safety_neurons": neurons, "forgetting": forgetting}
+    return {"neuron_table": table, "thinking_shift": shift}

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from rim_lens.audit.heads import measure_heads
-from rim_lens.audit.neurons import measure_neurons
+from rim_lens.audit.neurons import measure_neurons, measure_thinking_neurons
+from rim_lens.audit.plan import AuditPlan
 from rim_lens.audit.stage import Context, Stage
 from rim_lens.behavior.measure import measure_rim
 from rim_lens.results import Result
@@ -42,14 +43,21 @@ def measure_series(context: Context) -> Mapping[str, Result]:
     return {"series": series}
 
 
+def wants_neurons(plan: AuditPlan) -> bool:
+    """Whether the training-time stages run: they are about a series."""
+    return plan.neurons and plan.checkpoints is not None
+
+
 STAGES = (
     Stage("behavior", "What thinking changes: off, on, and given chains of thought", measure_behavior),
     Stage("series", "Refusal over the checkpoints", measure_series, lambda plan: plan.checkpoints is not None),
     Stage("heads", "Inference time: heads, ablation, probe", measure_heads, lambda plan: plan.heads),
+    Stage("neurons", "Training time: neurons, activation shift, RAS", measure_neurons, wants_neurons),
     Stage(
-        "neurons",
-        "Training time: neurons, activation shift, RAS",
-        measure_neurons,
-        lambda plan: plan.neurons and plan.checkpoints is not None,
+        "thinking_neurons",
+        "What the neurons do, thinking off and on",
+        measure_thinking_neurons,
+        wants_neurons,
+        needs=("behavior",),
     ),
 )

@@ -29,10 +29,13 @@ from rim_lens.plots.behavior import rates
 from rim_lens.plots.forgetting import forgetting_scatter, predictors, ras_over_series
 from rim_lens.plots.head_map import head_map
 from rim_lens.plots.images import image_bytes, save_image
-from rim_lens.plots.neurons import neurons_by_layer, ras_variants, shift_by_layer
+from rim_lens.plots.neurons import neuron_means, neurons_by_layer, ras_variants, shift_by_layer
 from rim_lens.plots.paper import finetuning_table, thinking_table
+from rim_lens.plots.prediction import predicted_against_actual, prediction_by_checkpoint
 from rim_lens.plots.probe import cliff_heads, probe_map, trace_curve
 from rim_lens.plots.series import refusal_over_series
+from rim_lens.plots.series_heads import head_order, heads_by_checkpoint
+from rim_lens.plots.series_shift import shift_by_layer_and_checkpoint, shift_over_series
 from rim_lens.plots.set_effects import dose_curve, set_effects
 from rim_lens.plots.sweeps import ablation_map, interchange_map, patching_map, patching_together
 from rim_lens.plots.tokens import token_view
@@ -40,9 +43,13 @@ from rim_lens.results import Result
 from rim_lens.training_time.causal import NeuronTest
 from rim_lens.training_time.forgetting import Forgetting
 from rim_lens.training_time.misalignment_change import MisalignmentChange
+from rim_lens.training_time.neuron_table import NeuronTable
+from rim_lens.training_time.prediction_check import PredictionCheck
 from rim_lens.training_time.ras import Ras
 from rim_lens.training_time.safety_neurons import SafetyNeurons
 from rim_lens.training_time.series_behavior import SeriesBehavior
+from rim_lens.training_time.series_heads import SeriesHeads
+from rim_lens.training_time.series_shift import SeriesShift
 from rim_lens.training_time.shift import ActivationShift
 
 __all__ = [
@@ -54,12 +61,17 @@ __all__ = [
     "finetuning_table",
     "forgetting_scatter",
     "head_map",
+    "head_order",
+    "heads_by_checkpoint",
     "image_bytes",
     "interchange_map",
     "length_curve",
+    "neuron_means",
     "neurons_by_layer",
     "patching_map",
     "patching_together",
+    "predicted_against_actual",
+    "prediction_by_checkpoint",
     "predictors",
     "probe_map",
     "ras_over_series",
@@ -70,6 +82,8 @@ __all__ = [
     "segment_map",
     "set_effects",
     "shift_by_layer",
+    "shift_by_layer_and_checkpoint",
+    "shift_over_series",
     "thinking_table",
     "token_view",
     "trace_curve",
@@ -91,7 +105,11 @@ FIGURES: Mapping[type[Result], Callable[..., go.Figure]] = {
     RefusalTrace: trace_curve,
     SafetyNeurons: neurons_by_layer,
     NeuronTest: set_effects,
+    NeuronTable: neuron_means,
     ActivationShift: shift_by_layer,
+    SeriesShift: shift_over_series,
+    SeriesHeads: heads_by_checkpoint,
+    PredictionCheck: prediction_by_checkpoint,
     Ras: ras_variants,
     Forgetting: forgetting_scatter,
 }

@@ -3,9 +3,13 @@
 import plotly.graph_objects as go
 
 from rim_lens.plots import style
+from rim_lens.training_time.neuron_table import NeuronTable
 from rim_lens.training_time.ras import Ras
 from rim_lens.training_time.safety_neurons import SafetyNeurons
 from rim_lens.training_time.shift import ActivationShift
+
+BLUE_DOT = {"color": style.BLUE, "size": 9}
+ON_DOT = {"color": style.VERMILION, "symbol": "square", "size": 8}
 
 
 def neurons_by_layer(neurons: SafetyNeurons) -> go.Figure:
@@ -35,7 +39,7 @@ def shift_by_layer(shift: ActivationShift) -> go.Figure:
     rows = shift.table[shift.table["scope"] != "all"]
     layers = [int(scope.removeprefix("L")) for scope in rows["scope"]]
     figure = style.blank(
-        "Activation shift of safety neurons by layer",
+        f"Activation shift of safety neurons by layer, {' → '.join(shift.states)}",
         f"n = {shift.n_prompts} prompts, {len(shift.neurons)} neurons; bars are 95 % intervals"
         + (f"; grey: mean ± 1 sd of {shift.n_controls} matched random sets" if shift.n_controls else ""),
         xaxis={"title": {"text": "layer"}, "zeroline": False},
@@ -72,6 +76,36 @@ def shift_by_layer(shift: ActivationShift) -> go.Figure:
         customdata=told,
         hovertemplate="%{customdata}<extra></extra>",
     )
+    return figure
+
+
+def neuron_means(table: NeuronTable) -> go.Figure:
+    """Mean activation of the leading neurons at the decision position, thinking off and on."""
+    rows = table.table
+    sides = [("thinking off", "off", BLUE_DOT)] + ([("thinking on (own CoT)", "on", ON_DOT)] if table.n_on else [])
+    y = list(range(len(rows)))
+    n_on = f", {table.n_on} with thinking on" if table.n_on else ""
+    figure = style.blank(
+        "The leading safety neurons at the decision position",
+        f"n = {table.n_off} prompts with thinking off{n_on}; mean activation, with its sign; the first {len(rows)} of {table.n_set} neurons",
+        xaxis={"title": {"text": "mean activation"}},
+        yaxis={"tickvals": y, "ticktext": [style.text(name) for name in rows["neuron"]], "showgrid": False}
+        | {"range": [len(y) - 0.5, -0.5], "zeroline": False},
+        height=150 + 24 * len(y),
+    )
+    for name, column, marker in sides:
+        figure.add_scatter(
+            name=name,
+            x=rows[column],
+            y=y,
+            mode="markers",
+            marker=marker,
+            customdata=[
+                f"<b>{style.text(row['neuron'])}</b><br>promotes {style.text(row['promoted'])}"
+                for _, row in rows.iterrows()
+            ],
+            hovertemplate=f"%{{customdata}}<br>{name}: %{{x:.3g}}<extra></extra>",
+        )
     return figure
 
 

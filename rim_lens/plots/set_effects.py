@@ -57,7 +57,7 @@ def set_effects(test: HeadTest | NeuronTest, change: str | None = None) -> go.Fi
         rows = rows[rows["k"] == rows["k"].max()]
         what = f"{change} of {rows['k'].max()} heads" if len(rows) else change
     else:
-        what = f"{change} ablation of {test.n_neurons} neurons"
+        what = f"{change} ablation of {test.n_neurons} neurons{test.where}"
     y = list(range(len(rows)))
     figure = style.blank(
         f"What changes under {what}",

@@ -80,6 +80,22 @@ NEURONS = (
         "Harmonic mean of what safety loses and reasoning gains in the same neurons; 0 when either is 0.",
         "RAS = 2 δ⁻(safety) δ⁺(task) / (δ⁻(safety) + δ⁺(task))",
     ),
+    Definition(
+        "Matched random neurons",
+        "Random sets with as many neurons in each layer and in each tenth of the layer's neurons by activation. What they do as well is "
+        "nothing that safety neurons do in particular.",
+    ),
+    Definition(
+        "Tokens of a neuron",
+        "Those whose logits it raises or lowers most on the direct path; W is the unembedding, s the final norm's scale, w the neuron's column "
+        "of the down projection.",
+        "W (s ⊙ w), less its mean over the vocabulary",
+    ),
+    Definition(
+        "Shift predicted before training",
+        "First-order change of each neuron's activation under one step against the gradient of the fine-tuning loss.",
+        "f(θ + s u) ≈ f(θ) + s ∂f/∂u,   u = −∇L / ‖∇L‖",
+    ),
 )
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 from rim_lens.plots.forgetting import OUTCOMES, PREDICTORS, forgetting_scatter, predictors, ras_over_series
 from rim_lens.plots.neurons import neurons_by_layer, ras_variants, shift_by_layer
 from rim_lens.plots.set_effects import in_nats, sentence, set_effects
-from rim_lens.plots.style import correlation, interval, number, p_value, percent
+from rim_lens.plots.style import correlation, interval, number, one_or_range, p_value, percent
 from rim_lens.report.blocks import Block, Drawing, Grid, Section, Words
 from rim_lens.report.effects import effect_grid, effect_sentence
 from rim_lens.report.wording import clearly, joined
@@ -16,6 +16,7 @@ from rim_lens.training_time.safety_neurons import SafetyNeurons
 from rim_lens.training_time.shift import ActivationShift
 
 SHOWN_NEURONS = 30
+FEW_SETS = 20  # below which a percentile says little
 
 
 def set_section(anchor: str, neurons: SafetyNeurons) -> Section:
@@ -55,23 +56,38 @@ def set_section(anchor: str, neurons: SafetyNeurons) -> Section:
 
 def test_section(anchor: str, test: NeuronTest) -> Section:
     """What ablating the neurons does."""
-    blocks: list[Block] = []
+    blocks: list[Block] = [Words(test_words(test))]
     if not test.table["measure"].map(in_nats).all():
         blocks += [Drawing(set_effects(test, method)) for method in dict.fromkeys(test.table["method"])]
     blocks.append(effect_grid(test.table, ["method"]))
     first = test.table[test.table["measure"].isin([test.table["measure"].iloc[0], "maths solved"])]
     told = [
-        effect_sentence(row, f"{row['method'].capitalize()} ablation of {test.n_neurons} neurons")
+        effect_sentence(row, f"{row['method'].capitalize()} ablation of {test.n_neurons} neurons{test.where}")
         for _, row in first.iterrows()
     ]
     return Section(anchor, "What ablating these neurons does", told, blocks)
+
+
+def test_words(test: NeuronTest) -> str:
+    """How the test was made, and what it can say."""
+    rows = test.table
+    scored, generated = (rows.loc[rows["measure"].map(in_nats) == kind, "n_controls"] for kind in (True, False))
+    told = (
+        f"The {test.n_neurons} neurons are silenced{test.where or ' at every position'}, and so are random sets with as many neurons in each layer and "
+        f"decile of activation: {one_or_range(scored)} sets for the refusal score"
+    )
+    if not len(generated):
+        return f"{told}."
+    n = one_or_range(generated)
+    few = "; so few sets are a look at the noise, no test" if generated.max() < FEW_SETS else ""
+    return f"{told}, {n} for what is generated{few}."
 
 
 def shift_section(anchor: str, shift: ActivationShift) -> Section:
     """Activation shift between two states."""
     row = shift.table.iloc[0]
     told = (
-        f"Between the two states the mean activation of {row['n_neurons']} safety neurons changes by {percent(row['change'], sign=True)} "
+        f"From {shift.states[0]} to {shift.states[1]} the mean activation of {row['n_neurons']} safety neurons changes by {percent(row['change'], sign=True)} "
         f"{interval(row['low'], row['high'], '%')}, n = {shift.n_prompts} prompts"
     )
     if shift.n_controls:
@@ -96,7 +112,8 @@ def shift_section(anchor: str, shift: ActivationShift) -> Section:
         *(["random sets", "p"] if shift.n_controls else []),
     ]
     grid = Grid("Shift by layer as a table", columns, cells)
-    return Section(anchor, "How safety neurons shift", [told + "."], [Drawing(shift_by_layer(shift)), grid])
+    title = f"How safety neurons shift, {' → '.join(shift.states)}"
+    return Section(anchor, title, [told + "."], [Drawing(shift_by_layer(shift)), grid])
 
 
 def ras_section(anchor: str, ras: Ras) -> Section:

@@ -16,14 +16,18 @@ from rim_lens.inference_time.span_attention import SpanAttention
 from rim_lens.inference_time.sweep import AblationSweep
 from rim_lens.inference_time.token_attention import TokenAttention
 from rim_lens.inference_time.trace import RefusalTrace
-from rim_lens.report import behavior, heads, methods, neurons, series, sweeps
+from rim_lens.report import behavior, heads, methods, neuron_series, neuron_table, neurons, series, sweeps
 from rim_lens.report.blocks import Definition, Grid, Section, Words
 from rim_lens.results import Result
 from rim_lens.training_time.causal import NeuronTest
 from rim_lens.training_time.forgetting import Forgetting
+from rim_lens.training_time.neuron_table import NeuronTable
+from rim_lens.training_time.prediction_check import PredictionCheck
 from rim_lens.training_time.ras import Ras
 from rim_lens.training_time.safety_neurons import SafetyNeurons
 from rim_lens.training_time.series_behavior import SeriesBehavior
+from rim_lens.training_time.series_heads import SeriesHeads
+from rim_lens.training_time.series_shift import SeriesShift
 from rim_lens.training_time.shift import ActivationShift
 
 SHOWN_ROWS = 100
@@ -71,10 +75,14 @@ CHAPTERS = (
         "Which neurons carry safety, what does fine-tuning on reasoning do to them, and does that predict what is forgotten?",
         {
             SafetyNeurons: neurons.set_section,
+            NeuronTable: neuron_table.section,
             NeuronTest: neurons.test_section,
             ActivationShift: neurons.shift_section,
+            SeriesShift: neuron_series.shift_section,
             Ras: neurons.ras_section,
             Forgetting: neurons.forgetting_section,
+            PredictionCheck: neuron_series.prediction_section,
+            SeriesHeads: neuron_series.heads_section,
         },
         methods.NEURONS,
     ),

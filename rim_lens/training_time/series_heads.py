@@ -25,7 +25,7 @@ from rim_lens.inference_time.head_measures import Head
 from rim_lens.model.chat import SEGMENTS, Chat
 from rim_lens.model.lens_model import LensModel
 from rim_lens.results import Manifest, Result
-from rim_lens.stats import bootstrap_mean, matched_head_sets
+from rim_lens.stats import bootstrap_mean
 from rim_lens.training_time.checkpoints import Checkpoints
 from rim_lens.training_time.row_correlations import percentiles, spearman
 from rim_lens.training_time.series_measures import AtCheckpoint, measure_series
@@ -112,15 +112,18 @@ def followed(model: LensModel, heads: Sequence[Head], n_random: int | None = Non
         raise RimLensError("There are no heads to follow; pass at least one (layer, head).")
     chosen = [(int(layer), int(head)) for layer, head in heads]
     wanted = 2 * len(chosen) if n_random is None else n_random
-    layers = sorted({layer for layer, _ in chosen})
-    free = sum(model.n_heads - sum(one[0] == layer for one in chosen) for layer in layers)
-    if free < 1 or wanted < 1:
-        raise RimLensError(f"No random heads can be drawn: the layers {layers} have none but the chosen ones.")
+    rng, free = np.random.default_rng(seed), {}
+    for layer in sorted({layer for layer, _ in chosen}):
+        others = [head for head in range(model.n_heads) if (layer, head) not in chosen]
+        free[layer] = [(layer, int(head)) for head in rng.permutation(others)]
+    if wanted < 1 or not any(free.values()):
+        raise RimLensError(f"No random heads can be drawn: the layers {list(free)} have none but the chosen ones.")
     drawn: list[Head] = []
-    for round_ in range(1 + wanted // len(chosen) + model.n_heads):
-        one = matched_head_sets(chosen, model.n_heads, 1, seed + round_)[0]
-        drawn += [head for head in one if head not in chosen and head not in drawn]
-    return [[head] for head in [*chosen, *drawn[: min(wanted, free)]]]
+    while len(drawn) < wanted and any(free.values()):
+        for layer, _ in chosen:  # as many from each layer, as far as it has any
+            if free[layer] and len(drawn) < wanted:
+                drawn.append(free[layer].pop())
+    return [[head] for head in [*chosen, *drawn]]
 
 
 def series_heads(

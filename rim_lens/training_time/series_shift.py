@@ -85,5 +85,5 @@ def series_shift(
         n_controls=n_controls,
         n_safety=first.safety.n_prompts,
         n_task=first.task.n_prompts,
-        manifest=Manifest.collect(None, seed=seed, measure=measure, model=first.safety.manifest.model),
+        manifest=Manifest.collect(None, seed=seed, measure=measure, reference=dict(first.safety.manifest.model)),
     )

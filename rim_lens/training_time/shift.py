@@ -40,6 +40,7 @@ class ActivationShift(Result):
     n_prompts: int
     n_controls: int
     n_silent: int
+    states: tuple[str, str] = ("before", "after")
 
     def __repr__(self) -> str:
         first = self.table.iloc[0]
@@ -56,6 +57,7 @@ def activation_shift(
     *,
     controls: Int[np.ndarray, "set neuron index"] | None = None,
     measure: Measure = "magnitude",
+    states: tuple[str, str] = ("before", "after"),
     n_resamples: int = 2000,
     seed: int = 0,
     level: float = 0.95,
@@ -68,6 +70,7 @@ def activation_shift(
         neurons: `SafetyNeurons`, or rows (layer, unit) or (layer, expert, unit).
         controls: matched random sets, see `matched_controls`.
         measure: "magnitude" or "signed".
+        states: what both sides are called.
         n_resamples: bootstrap resamples of prompts.
         seed: of the bootstrap.
         level: of the intervals.
@@ -99,6 +102,7 @@ def activation_shift(
         n_prompts=before.n_prompts,
         n_controls=0 if controls is None else len(controls),
         n_silent=int((f[0] == 0).sum()),
+        states=states,
         manifest=Manifest.collect(
             None, seed=seed, measure=measure, before=before.manifest.model, after=after.manifest.model
         ),

@@ -1,0 +1,117 @@
+"""Figures of neurons over a series: their shift at every checkpoint, and layer by layer, against matched random neurons."""
+
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from rim_lens.plots import names, style
+from rim_lens.training_time.series_shift import SeriesShift
+
+PROMPTS = {"safety": "safety prompts", "task": "maths prompts"}
+Kind = Literal["safety", "task"]
+MARKED = 0.05  # q below which a cell is marked
+
+
+def shift_over_series(shift: SeriesShift, prompts: Kind = "safety") -> go.Figure:
+    """The set's change at every checkpoint with its interval, beside the control sets' mean and spread."""
+    rows = shift.table[(shift.table["scope"] == "all") & (shift.table["prompts"] == prompts)]
+    figure = style.blank(
+        f"Shift of the safety neurons on {PROMPTS[prompts]}, checkpoint by checkpoint",
+        f"n = {n_of(shift, prompts)} prompts, {shift.n_neurons} neurons; change of the mean |activation| against "
+        f"{shift.reference}; bars are 95 % intervals; grey: mean ± 1 sd of {shift.n_controls} matched random sets. A shift that "
+        "the grey shares is no shift of safety neurons in particular",
+        xaxis={"title": {"text": "checkpoint"}, "type": "category"},
+        yaxis={"title": {"text": "change of mean activation"}, "tickformat": "+.0%"},
+        height=420,
+    )
+    figure.add_scatter(
+        name="matched random neurons",
+        x=[style.text(name) for name in rows["checkpoint"]],
+        y=rows["control_change"],
+        error_y={"type": "data", "array": rows["control_sd"], "thickness": 1.6, "width": 4},
+        mode="markers",
+        marker={"color": style.GREY, "symbol": "line-ew-open", "size": 16, "line": {"width": 2.5}},
+        hoverinfo="skip",
+    )
+    for i, (arm, part) in enumerate(rows.groupby(rows["arm"].fillna("checkpoints"), sort=False)):
+        figure.add_scatter(
+            name=style.text(names.arm(arm)),
+            x=[style.text(name) for name in part["checkpoint"]],
+            y=part["change"],
+            error_y=style.error_bars(part["change"], part["low"], part["high"]),
+            mode="markers",
+            marker={"color": style.SERIES[i % 4], "symbol": style.MARKERS[i % 4], "size": 10},
+            customdata=[told(row) for _, row in part.iterrows()],
+            hovertemplate="%{customdata}<extra></extra>",
+        )
+    return figure
+
+
+def shift_by_layer_and_checkpoint(shift: SeriesShift, prompts: Kind = "safety") -> go.Figure:
+    """In each layer and checkpoint, how far the set's change is from the control sets' mean."""
+    rows = shift.table[(shift.table["scope"] != "all") & (shift.table["prompts"] == prompts)]
+    checkpoints = list(dict.fromkeys(rows["checkpoint"]))
+    layers = sorted({layer_of(scope) for scope in rows["scope"]})
+    values = np.full((len(checkpoints), len(layers)), np.nan)
+    hover = np.full(values.shape, "", dtype=object)
+    marked = []
+    for _, row in rows.iterrows():
+        place = checkpoints.index(row["checkpoint"]), layers.index(layer_of(row["scope"]))
+        values[place] = 100 * (row["change"] - row["control_change"])
+        hover[place] = told(row)
+        if row["q"] < MARKED:
+            marked.append(place)
+    figure = style.blank(
+        f"Shift of safety neurons less that of random ones, by layer, {PROMPTS[prompts]}",
+        f"n = {n_of(shift, prompts)} prompts, {shift.n_neurons} neurons; against {shift.n_controls} matched random sets; a dot marks "
+        f"q < {MARKED} over all {len(rows)} cells of both kinds of prompts",
+        coloraxis=style.diverging(values, "percentage points"),
+        xaxis={"title": {"text": "layer"}, "type": "category", "showgrid": False},
+        yaxis={"type": "category", "autorange": "reversed", "showgrid": False},
+        margin={"b": 48},
+        height=190 + 30 * len(checkpoints),
+    )
+    x, y = [f"{layer}" for layer in layers], [style.text(name) for name in checkpoints]
+    figure.add_heatmap(
+        x=x,
+        y=y,
+        z=values,
+        text=hover,
+        coloraxis="coloraxis",
+        hovertemplate="%{text}<extra></extra>",
+        xgap=1,
+        ygap=1,
+        hoverongaps=False,
+    )
+    if marked:
+        figure.add_scatter(
+            x=[x[column] for _, column in marked],
+            y=[y[row] for row, _ in marked],
+            mode="markers",
+            marker={"color": "#000000", "size": 5, "line": {"width": 1, "color": "#ffffff"}},
+            hoverinfo="skip",
+            showlegend=False,
+        )
+    return figure
+
+
+def n_of(shift: SeriesShift, prompts: Kind) -> int:
+    """Number of prompts of a kind."""
+    return shift.n_safety if prompts == "safety" else shift.n_task
+
+
+def layer_of(scope: str) -> int:
+    """Number of the layer that a scope is."""
+    return int(scope.removeprefix("L"))
+
+
+def told(row: pd.Series) -> str:
+    """Hover: change with interval, place among the control sets."""
+    where = "all layers" if row["scope"] == "all" else f"layer {layer_of(row['scope'])}"
+    return (
+        f"<b>{style.text(row['checkpoint'])}</b>, {where}, {row['n_neurons']} neurons<br>"
+        f"{style.percent(row['change'], sign=True)} {style.interval(row['low'], row['high'], '%')}<br>random sets "
+        f"{style.percent(row['control_change'], sign=True)}, {style.p_value(row['p'])}, q = {row['q']:.2g}"
+    )
