@@ -7,7 +7,9 @@ a figure names no colour scale of its own, so that a page can show it in light o
 
 import html
 import math
+import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +28,9 @@ SEGMENTS = {
     "think_close": (PURPLE, "triangle-down"),
     "response": ("#E69F00", "diamond"),
 }
+TOP, LINE, BAR = 74, 16, 62  # pixels: title and a line of caption, another line of it, a colour bar
+LIFTED = 28  # plotly lifts a title by about this much where a horizontal colour bar stands above the plot
+CAPTION_WIDTH = 105  # characters: what 700 pixels hold
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 _LIGHT = {"ink": "#1c2126", "ground": "#ffffff", "grid": "#e3e6ea", "line": "#9aa1a9", "middle": "#f4f4f2"}
@@ -56,21 +61,32 @@ def template(dark: bool = False) -> go.layout.Template:
             "colorscale": {"diverging": diverging_scale, "sequential": sequential_scale},
             "xaxis": axis,
             "yaxis": {**axis, "title": {"standoff": 8}},
-            "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0, "bgcolor": "rgba(0,0,0,0)"},
+            "legend": {"orientation": "h", "bgcolor": "rgba(0,0,0,0)", "x": 0}
+            | {"yref": "container", "yanchor": "bottom", "y": 0.005},
             "hoverlabel": {"align": "left", "bgcolor": tone["ground"], "font": {"color": tone["ink"]}},
             "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": tone["line"], "activecolor": tone["ink"]},
-            "margin": {"l": 8, "r": 22, "t": 80, "b": 8},
-            "title": {"x": 0, "xref": "container", "pad": {"l": 8}, "yanchor": "top", "y": 0.98},
+            "margin": {"l": 8, "r": 22, "t": TOP, "b": 8},
+            "title": {"x": 0, "xref": "container", "pad": {"l": 8, "t": 10}}
+            | {"yref": "container", "yanchor": "top", "y": 1},
         }
     )
 
 
-def blank(title: str, caption: str, **layout: object) -> go.Figure:
-    """An empty figure with its title and, under it, its caption (which states n)."""
-    subtitle = {"text": text(caption), "font": {"size": 12}}
-    return go.Figure(
-        layout=go.Layout(template=template(), title={"text": text(title), "subtitle": subtitle}, height=380)
-    ).update_layout(**layout)
+def blank(title: str, caption: str, **layout: Any) -> go.Figure:
+    """An empty figure with its title and, under it, its caption (which states n), and room above the plot for both.
+
+    A `height` is that of a figure with one line of caption and no colour bar; what stands above the plot comes on top.
+    """
+    lines = textwrap.wrap(caption, CAPTION_WIDTH)
+    with_bar = "coloraxis" in layout
+    more = LINE * (len(lines) - 1) + (BAR if with_bar else 0)
+    subtitle = {"text": "<br>".join(map(text, lines)), "font": {"size": 12}}
+    heading: dict[str, Any] = {"text": text(title), "subtitle": subtitle}
+    if with_bar:
+        heading["pad"] = {"l": 8, "t": 10 + LIFTED}
+    layout = {**layout, "height": layout.get("height", 380) + more}
+    layout["margin"] = {"t": TOP + more, **layout.get("margin", {})}
+    return go.Figure(layout=go.Layout(template=template(), title=heading)).update_layout(**layout)
 
 
 def text(value: object) -> str:

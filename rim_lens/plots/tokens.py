@@ -34,7 +34,6 @@ def token_view(attention: TokenAttention, chat: int = 0, head: Head | None = Non
         coloraxis=style.sequential(0.0, max(float(rows["weight"].max()), 1e-9), "share of attention"),
         xaxis={"visible": False, "fixedrange": True},
         yaxis={"visible": False, "autorange": "reversed", "fixedrange": True},
-        legend={"yanchor": "top", "y": -0.02},
         height=200 + 28 * n_rows,
     )
     figure.add_heatmap(
