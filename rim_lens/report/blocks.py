@@ -31,8 +31,8 @@ class Drawing:
 
     @property
     def caption(self) -> str:
-        """The figure's subtitle, as escaped text."""
-        return self.figure.layout.title.subtitle.text or ""
+        """The figure's subtitle, as escaped text, without the breaks that fit it to a figure's width."""
+        return (self.figure.layout.title.subtitle.text or "").replace("<br>", " ")
 
     @property
     def cells(self) -> str:
