@@ -84,7 +84,38 @@ HYBRID = {
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
 }
-CLASSES = {"Gemma3Text": "Gemma3ForCausalLM", "GPT2": "GPT2LMHeadModel"}
+LATENT = {  # multi-head latent attention: queries and keys are wider than values; the first layer is dense
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 10,
+    "head_dim": 4,  # of the rotary part, as DeepSeek's configs have it
+    "moe_intermediate_size": 16,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+}
+# The rest of the matrix of supported families (see matrix.py).
+MORE_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3_next": ("Qwen3Next", HYBRID),
+    "qwen3_5": (
+        "Qwen3_5Text",
+        {name: value for name, value in HYBRID.items() if "expert" not in name and "topk" not in name},
+    ),
+    "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}),
+    "phimoe": ("Phimoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "olmo2": ("Olmo2", {}),
+    "olmoe": ("Olmoe", {"intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}),
+    "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0, 1]}),
+    "deepseek_v2": ("DeepseekV2", LATENT),
+    "deepseek_v3": ("DeepseekV3", LATENT),
+}
+CLASSES = {"Gemma3Text": "Gemma3ForCausalLM", "GPT2": "GPT2LMHeadModel", "Qwen3_5Text": "Qwen3_5ForCausalLM"}
 GPT2_NAMES = {
     "hidden_size": "n_embd",
     "intermediate_size": "n_inner",
@@ -95,8 +126,8 @@ GPT2_NAMES = {
 
 
 def tiny_hf(family: str, seed: int = 0, **overrides: Any) -> Any:
-    """A tiny transformers model of `family`, or "qwen3_next", in float32 with random weights."""
-    name, special = FAMILIES.get(family, ("Qwen3Next", HYBRID))
+    """A tiny transformers model of `family` in float32 with random weights."""
+    name, special = {**FAMILIES, **MORE_FAMILIES}[family]
     settings = {**BASE, **special, **overrides}
     if name == "GPT2":
         unknown = ("num_key_value_heads", "head_dim")

@@ -1,7 +1,7 @@
 """Ablating and scaling neurons, for the time of a block.
 
 A neuron is one input of an MLP's down projection: (layer, unit). zero: a ← 0; mean: a ← its mean over a reference set;
-resample: a ← another prompt's; scale: a ← factor · a. Mixtures of experts have no such neurons and are refused here.
+resample: a ← another prompt's; scale: a ← factor · a. In a mixture of experts it is (layer, expert, unit) and can be zeroed.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rim_lens.errors import RimLensError
+from rim_lens.intervene.experts import ablate_expert_neurons
 from rim_lens.intervene.recording import donor_rows
 from rim_lens.intervene.selection import Chosen, Neurons, UnitTap, Where, chosen_neurons
 from rim_lens.model.lens_model import LensModel
@@ -34,7 +35,7 @@ def ablate_neurons(
 
     Args:
         model: the model; it is restored when the block is left.
-        neurons: (layer, unit) pairs, or one such list per row of the batch.
+        neurons: (layer, unit) pairs, (layer, expert, unit) in a mixture of experts, or one such list per row of the batch.
         method: "zero"; "mean", the values in `reference`; "resample", another prompt's values in `reference`.
         reference: [layer, d_mlp] for "mean", [prompt, layer, d_mlp] for "resample".
         requests: the request of each prompt in `reference`, for "resample".
@@ -43,10 +44,18 @@ def ablate_neurons(
         backend: how passes are changed; "auto" takes the fast way where there is one.
 
     Raises:
-        RimLensError: an unknown neuron, a method without its reference, or a mixture of experts.
+        RimLensError: an unknown neuron, a method without its reference; in a mixture of experts anything but zeroing
+            everywhere.
 
     """
-    chosen = _of_dense(model, neurons)
+    if model.is_moe:
+        if method != "zero" or positions != "all" or backend == "hooks":
+            raise RimLensError(
+                f"Neurons of {model.name}, a mixture of experts, can be zeroed at all positions through transformers only: "
+                'leave method=, positions= and backend="hooks" out.'
+            )
+        return ablate_expert_neurons(model, neurons)  # type: ignore[arg-type]
+    chosen = chosen_neurons(model, neurons)
     if method == "zero":
         return model.tap(ZeroNeurons(chosen, positions), backend=backend)
     if method not in ("mean", "resample"):
@@ -64,16 +73,11 @@ def scale_neurons(
     model: LensModel, neurons: Neurons, factor: float, *, positions: Where = "all", backend: Backend = "auto"
 ) -> AbstractContextManager[LensModel]:
     """Multiply neurons by `factor` in every pass inside the block."""
-    return model.tap(ScaledNeurons(_of_dense(model, neurons), positions, factor), backend=backend)
-
-
-def _of_dense(model: LensModel, neurons: Neurons) -> Chosen:
     if model.is_moe:  # also where some layers are dense: their neurons are not as many as an expert's
         raise RimLensError(
-            f"{model.name} is a mixture of experts: (layer, unit) names no neuron of it; ablate (layer, expert, unit) with "
-            "rim_lens.intervene.experts.ablate_expert_neurons."
+            f"Neurons of {model.name}, a mixture of experts, can be zeroed by ablate_neurons, not scaled."
         )
-    return chosen_neurons(model, neurons)
+    return model.tap(ScaledNeurons(chosen_neurons(model, neurons), positions, factor), backend=backend)
 
 
 class ZeroNeurons(UnitTap):

@@ -1,0 +1,64 @@
+"""The outcome of one check: the worst difference between two computations of the same thing, and what is tolerated.
+
+Differences of logits and neurons are in standard deviations of the reference, those of attention rows absolute, those of
+tokens and leftovers counts.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rim_lens.model.lens_model import LensModel
+
+Verdict = Literal["holds", "fails", "refused"]
+LOW_PRECISION = 50.0  # how much more than in float32 is tolerated in bfloat16 and float16, which keep 8 and 11 bits
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one check found. `worst` and `tolerance` are NaN where the library refuses, `why` then says why."""
+
+    check: str
+    holds: Verdict
+    worst: float
+    tolerance: float
+    n: int
+    counted: str  # what n counts
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The worst difference over n compared things, for one of several reasons."""
+
+    worst: float
+    tolerance: float
+    n: int
+    counted: str
+    why: str = ""
+
+    def named(self, check: str) -> Outcome:
+        """The outcome under the check's name; NaN never holds."""
+        holds: Verdict = "holds" if self.worst <= self.tolerance else "fails"
+        return Outcome(check, holds, self.worst, self.tolerance, self.n, self.counted, self.why)
+
+
+def tolerance(model: LensModel, of_float32: float) -> float:
+    """The tolerance for the model's type of numbers."""
+    return of_float32 if model.dtype in (torch.float32, torch.float64) else of_float32 * LOW_PRECISION
+
+
+def in_sd(one: Float[Tensor, "..."], reference: Float[Tensor, "..."]) -> float:
+    """Largest difference in standard deviations of the reference; NaN where one side is NaN."""
+    one, reference = one.detach().float().cpu(), reference.detach().float().cpu()
+    if one.shape != reference.shape:
+        return float("nan")
+    return float((one - reference).abs().max() / reference.std().clamp(min=1e-12))
+
+
+def worst_of(differences: list[float]) -> float:
+    """The largest difference, NaN if one is NaN."""
+    return float(torch.tensor(differences, dtype=torch.float64).max()) if differences else float("nan")

@@ -1,0 +1,102 @@
+"""Checks of heads and neurons: ablation against zeroing by hand, sweeps against the same, moments against a loop."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rim_lens.capture.neurons import neuron_activations
+from rim_lens.check.outcome import Measured, in_sd, tolerance, worst_of
+from rim_lens.check.passes import LOGITS
+from rim_lens.check.subject import Subject, decisions
+from rim_lens.errors import RimLensError
+from rim_lens.inference_time.run_scores import score_runs
+from rim_lens.intervene import ablate_heads, ablate_neurons
+from rim_lens.model.taps import Backend
+
+MOMENTS, LAST = 1e-3, 8  # tokens at the end of each chat whose neurons are looped over
+NO_EFFECT = "the ablation changed nothing, so equality says nothing"
+
+
+def head_ablation(subject: Subject, backend: Backend) -> Measured:
+    """Ablating a head against zeroing its slice of the output projection's input by hand."""
+    model, batch, worst, moved = subject.model, subject.model.batch(subject.chats), [], 0.0
+    for head in subject.heads:
+        by_hand = torch.stack(subject.without_head(head))
+        with ablate_heads(model, [head], backend=backend):
+            worst.append(in_sd(model.decision_logits(batch), by_hand))
+        moved = max(moved, in_sd(by_hand, decisions(subject)))
+    return _of_ablation(subject, worst, moved, len(subject.heads), "heads")
+
+
+def neuron_ablation(subject: Subject, backend: Backend) -> Measured:
+    """Ablating a neuron against zeroing its column of the down projection's input by hand."""
+    model, batch, worst, moved = subject.model, subject.model.batch(subject.chats), [], 0.0
+    for neuron in (some := neurons_of(subject, backend)):
+        with subject.plain.without_neuron(*neuron):
+            by_hand = torch.stack([subject.plain.logits(chat)[chat.decision_position] for chat in subject.chats])
+        with ablate_neurons(model, [neuron], backend=backend):
+            worst.append(in_sd(model.decision_logits(batch), by_hand))
+        moved = max(moved, in_sd(by_hand, decisions(subject)))
+    return _of_ablation(subject, worst, moved, len(some), "neurons")
+
+
+def neurons_of(subject: Subject, backend: Backend) -> list[Any]:
+    """The neuron of largest magnitude, so that its absence shows, in the first, the middle and the last layer with neurons."""
+    example: Any = (0, 0, 0) if subject.model.is_moe else (0, 0)
+    with ablate_neurons(subject.model, [example], backend=backend):
+        pass  # what the library refuses is refused here, before anything is computed by hand
+    layers = subject.plain.with_neurons
+    size = subject.plain.neurons(subject.chats[0], LAST).abs().mean(dim=1)
+    some = sorted({0, len(layers) // 2, len(layers) - 1})
+    return [(layers[i], *map(int, torch.unravel_index(size[i].argmax(), size[i].shape))) for i in some]
+
+
+def _of_ablation(subject: Subject, worst: list[float], moved: float, n: int, counted: str) -> Measured:
+    if not worst:
+        raise RimLensError(f"no layer has {counted}.")
+    room = tolerance(subject.model, LOGITS)
+    why = "" if moved > 0 else NO_EFFECT
+    return Measured(worst_of(worst) if moved > 0 else float("nan"), room, n, counted, why)
+
+
+def head_sweep(subject: Subject) -> Measured:
+    """Scores of a sweep's runs against the logits of passes with the head zeroed by hand."""
+    tokens = torch.stack([logits.argmax() for logits in decisions(subject)])
+
+    def score(logits: Float[Tensor, "row vocab"]) -> Float[Tensor, " row"]:
+        return logits[:, int(tokens[0])].float()
+
+    if not subject.heads:
+        raise RimLensError("no layer has heads.")
+    runs = score_runs(subject.model, subject.chats, [[head] for head in subject.heads], score, description="checking")
+    by_hand = torch.stack([score(torch.stack(subject.without_head(head))) for head in subject.heads], dim=1)
+    spread = float(decisions(subject).std())
+    worst = float(np.abs(runs.changed - by_hand.double().cpu().numpy()).max()) / spread
+    how = "runs are resumed at the changed layer" if runs.how == "resumed" else f"whole passes, since {runs.why}"
+    return Measured(worst, tolerance(subject.model, LOGITS), runs.changed.size, "runs", how)
+
+
+def neuron_moments(subject: Subject, backend: Backend) -> Measured:
+    """Mean, variance, mean |a| and firing rate against a plain loop over cached activations."""
+    model = subject.model
+    last = min(LAST, *(chat.decision_position + 1 for chat in subject.chats))
+    if backend == "hooks" and model.is_moe:
+        raise RimLensError(
+            "TransformerLens' mlp.hook_post of a mixture of experts is its block output, not neurons; the experts are "
+            "read through transformers."
+        )
+    mine = neuron_activations(
+        model, subject.chats, tuple(range(1 - last, 1)), progress=False, batch_size=2, backend=backend
+    )
+    cached = torch.cat([subject.plain.neurons(chat, last) for chat in subject.chats], dim=1).double()
+    theirs = {
+        "mean": cached.mean(dim=1),
+        "variance": cached.var(dim=1, correction=0),
+        "magnitude": cached.abs().mean(dim=1),
+        "firing_rate": (cached > 0).double().mean(dim=1),
+    }
+    worst = [in_sd(torch.from_numpy(getattr(mine, name)), value) for name, value in theirs.items()]
+    return Measured(worst_of(worst), tolerance(model, MOMENTS), mine.mean.size, "neurons")

@@ -1,0 +1,178 @@
+"""check_model: it holds where the library is right, and names what does not hold where something is broken on purpose."""
+
+import pytest
+import torch
+from families import tiny_hf, tiny_model, tiny_tokenizer
+from typer.testing import CliRunner
+
+from rim_lens import check_model, load_model, load_result
+from rim_lens.capture import neuron_readers
+from rim_lens.check.expert_loop import expert_neurons
+from rim_lens.check.plain_tree import PlainTree
+from rim_lens.check.subject import REQUESTS
+from rim_lens.cli import app
+from rim_lens.errors import RimLensError
+from rim_lens.intervene import heads
+from rim_lens.model import taps_fast
+from rim_lens.model.chat_format import ChatFormat
+from rim_lens.model.lens_model import LensModel
+from rim_lens.model.load_check import checked_at_load
+from rim_lens.model.softmax_rows import SoftmaxRows
+
+
+def verdicts(check):
+    return check.table.set_index("check")["holds"].to_dict()
+
+
+def reason(check, name):
+    return check.table.set_index("check").loc[name, "why"]
+
+
+def test_a_supported_model_holds_throughout_and_the_result_is_saved(tmp_path):
+    check = check_model(tiny_model("llama"))
+    assert check.holds
+    assert set(check.table["holds"]) == {"holds"}
+    assert (check.table["worst"] <= check.table["tolerance"]).all()
+    assert (check.table["n"] > 0).all()
+    assert "holds" in check.caption()
+    assert load_result(check.save(tmp_path / "check")).table.equals(check.table)
+
+
+def test_experts_are_compared_with_a_loop_and_their_hook_points_refused():
+    check = check_model(tiny_model("gpt_oss"))
+    found = verdicts(check)
+    assert check.holds
+    assert found["neuron moments, fast"] == found["neuron ablation, fast"] == "holds"
+    assert found["neuron moments, hooks"] == found["neuron ablation, hooks"] == "refused"
+    assert "not neurons" in reason(check, "neuron moments, hooks")
+
+
+def test_the_loop_over_experts_refuses_experts_of_another_formula():
+    model = tiny_model("mixtral")
+    layers = PlainTree(model).layers
+    chat = model.render(REQUESTS[0])[0]
+    layers[1].experts.register_forward_hook(lambda module, args, output: 2 * output)
+    with pytest.raises(RimLensError, match="something else"):
+        expert_neurons([layer.experts for layer in layers], lambda: PlainTree(model).logits(chat), 4)
+
+
+def test_a_model_without_chat_template_is_checked_on_plain_text():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    check = check_model(LensModel("bare", tokenizer, hf=tiny_hf("llama")))
+    found = verdicts(check)
+    assert found.pop("segments") == "refused"
+    assert set(found.values()) == {"holds"}
+    assert "no chat template" in reason(check, "segments")
+
+
+# ---- each of these breaks one thing on purpose; the check must name it ------------------------------------------------
+
+
+def wrong_head(monkeypatch):
+    original = heads.chosen_heads
+    monkeypatch.setattr(
+        heads, "chosen_heads", lambda model, given: original(model, [(layer, (head + 1) % 4) for layer, head in given])
+    )
+
+
+def half_moments(monkeypatch):
+    original = neuron_readers.moments_of
+    monkeypatch.setattr(neuron_readers, "moments_of", lambda values, *rest: original(values / 2, *rest))
+
+
+def sharper_rows(monkeypatch):
+    original = SoftmaxRows._softmax
+    monkeypatch.setattr(SoftmaxRows, "_softmax", lambda self, query, *rest: original(self, query * 1.02, *rest))
+    monkeypatch.setattr(SoftmaxRows, "check", lambda self, value, out: None)
+
+
+def lost_newlines(monkeypatch):
+    monkeypatch.setattr(ChatFormat, "decode", lambda self, ids: self.tokenizer.decode(ids).replace("\n", " "))
+
+
+def shifted_positions(monkeypatch):
+    original = LensModel.hf_inputs
+    monkeypatch.setattr(LensModel, "hf_inputs", lambda self, mask, positions: original(self, mask, positions * 2))
+
+
+def forgotten_hook(monkeypatch):
+    monkeypatch.setattr(taps_fast, "keep", lambda undo, handle: None)
+
+
+BROKEN = {
+    wrong_head: {"head ablation, fast", "head ablation, hooks", "generation without a head"},
+    half_moments: {"neuron moments, fast", "neuron moments, hooks"},
+    sharper_rows: {"attention rows, fast"},
+    lost_newlines: {"segments"},
+    shifted_positions: {"logits, padded batch", "logits while read, fast", "head ablation, fast", "head sweep"},
+    forgotten_hook: {"nothing left"},
+}
+
+
+@pytest.mark.parametrize("breaking", BROKEN, ids=lambda one: one.__name__)
+def test_what_is_broken_is_named(breaking, monkeypatch):
+    model = tiny_model("llama")
+    breaking(monkeypatch)
+    check = check_model(model)
+    assert not check.holds
+    failing = {name for name, verdict in verdicts(check).items() if verdict == "fails"}
+    assert failing >= BROKEN[breaking]
+    if breaking is not forgotten_hook and breaking is not shifted_positions:
+        assert failing == BROKEN[breaking]
+
+
+# ---- at load ----------------------------------------------------------------------------------------------------------
+
+
+def test_loading_a_model_as_expected_says_nothing(recwarn):
+    for family in ("llama", "mixtral", "gemma2"):
+        load_model(tiny_hf(family), tokenizer=tiny_tokenizer())
+    load_model(tiny_model("llama").bridge, tokenizer=tiny_tokenizer())
+    assert not [one for one in recwarn if issubclass(one.category, UserWarning)]
+
+
+def test_loading_refuses_damaged_weights_and_another_models_tokenizer():
+    damaged = tiny_hf("llama")
+    damaged.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
+    with pytest.raises(RimLensError, match="computes NaN"):
+        load_model(damaged, tokenizer=tiny_tokenizer())
+    with pytest.raises(RimLensError, match="belongs to another model"):
+        load_model(tiny_hf("llama", vocab_size=64), tokenizer=tiny_tokenizer())
+
+
+def test_loading_warns_of_what_is_not_as_the_config_says():
+    hf = tiny_hf("llama")
+    hf.config.intermediate_size = 64
+    with pytest.warns(UserWarning, match=r"neurons of layer 0 have shape \[48\] where the config says \[64\]"):
+        load_model(hf, tokenizer=tiny_tokenizer())
+
+
+def test_loading_warns_of_attention_that_cannot_be_read(monkeypatch):
+    def refuse(self, value, out):
+        self._refuse("computes something else than softmax(q·k)")
+
+    monkeypatch.setattr(SoftmaxRows, "check", refuse)
+    with pytest.warns(UserWarning, match="something else than softmax"):
+        checked_at_load(tiny_model("qwen2"))
+
+
+# ---- from the shell ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path):
+    tiny_hf("llama").save_pretrained(tmp_path / "tiny")
+    tiny_tokenizer().save_pretrained(tmp_path / "tiny")
+    return str(tmp_path / "tiny")
+
+
+def test_the_command_prints_the_table_and_fails_where_something_does_not_hold(saved, monkeypatch):
+    done = CliRunner().invoke(app, ["check", saved], env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    assert "attention rows, fast" in done.output
+    assert "16 holds" in done.output
+    half_moments(monkeypatch)
+    done = CliRunner().invoke(app, ["check", saved], env={"COLUMNS": "200"})
+    assert done.exit_code == 1
+    assert "2 fails" in done.output
