@@ -1,0 +1,1 @@
+"""Effort-minimizing reasoning: what it is, where it stands in a CoT, control and target CoT, what it costs, training on it."""

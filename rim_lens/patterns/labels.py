@@ -1,0 +1,28 @@
+"""What every annotator returns: one label a sentence, and where in the CoT the evidence for it stands."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rim_lens.behavior.sentences import Sentence
+
+
+@dataclass(frozen=True)
+class SentenceLabel:
+    """A pattern's name or `none`; `start` to `end` are the characters of the CoT it rests on (equal: nothing)."""
+
+    pattern: str
+    start: int
+    end: int
+
+
+class Annotator(Protocol):
+    """Labels the sentences of CoTs; `problems` are the requests they answer, where known."""
+
+    name: str
+
+    def __call__(
+        self, cots: Sequence[Sequence[Sentence]], problems: Sequence[str] | None = None
+    ) -> list[list[SentenceLabel]]:
+        """One label a sentence, in order."""
+        ...
