@@ -22,6 +22,7 @@ from rim_lens.errors import RimLensError
 from rim_lens.model.batch import Batch
 from rim_lens.model.chat import Chat, Thinking, segment_id
 from rim_lens.model.decode import decoder
+from rim_lens.model.fitting import halves_batches
 from rim_lens.model.lens_model import LensModel, Request
 from rim_lens.processes import gather_items
 from rim_lens.progress import track
@@ -76,6 +77,7 @@ class Written:
         return Generation(chat, response, self.response_ids, cot, self.closed, self.truncated, self.score)
 
 
+@halves_batches
 def generate(
     model: LensModel,
     prompts: Sequence[Request] | Sequence[Chat],

@@ -19,6 +19,7 @@ from rim_lens.behavior.judge import Judgement
 from rim_lens.errors import RimLensError
 from rim_lens.model.batch import Batch
 from rim_lens.model.chat import Chat
+from rim_lens.model.fitting import halves_batches
 from rim_lens.model.lens_model import LensModel
 from rim_lens.processes import all_rows
 from rim_lens.stats import auroc
@@ -139,6 +140,7 @@ def log_odds(logits: Float[Tensor, "... vocab"], ids: Sequence[int]) -> Float[Te
     return refusal - wide.masked_fill(inside, -torch.inf).logsumexp(-1)
 
 
+@halves_batches
 @torch.no_grad()
 def refusal_score(
     model: LensModel, chats: Sequence[Chat], tokens: RefusalTokens | None = None, *, batch_size: int = 32
@@ -155,6 +157,7 @@ def refusal_score(
     return all_rows(scores, seen)
 
 
+@halves_batches
 @torch.no_grad()
 def sequence_refusal_score(
     model: LensModel,

@@ -9,11 +9,13 @@ from torch import Tensor
 from rim_lens.capture.passes import passes
 from rim_lens.capture.positions import Columns, Positions, columns_of, most_positions
 from rim_lens.model.chat import Chat
+from rim_lens.model.fitting import halves_batches
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.taps import Backend, Pass, Tap
 from rim_lens.processes import all_rows, sum_over_processes
 
 
+@halves_batches
 def residuals(
     model: LensModel,
     chats: Sequence[Chat],
@@ -30,6 +32,7 @@ def residuals(
     return _gathered(model, chats, ResidualTap(positions), shape, batch_size, backend, "residual stream")
 
 
+@halves_batches
 def head_outputs(
     model: LensModel,
     chats: Sequence[Chat],
@@ -46,6 +49,7 @@ def head_outputs(
     return _gathered(model, chats, HeadOutputTap(positions), shape, batch_size, backend, "head outputs")
 
 
+@halves_batches
 def mean_head_outputs(
     model: LensModel,
     chats: Sequence[Chat],

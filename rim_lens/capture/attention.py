@@ -14,6 +14,7 @@ from torch import Tensor
 from rim_lens.capture.passes import passes
 from rim_lens.capture.positions import Columns, Positions, columns_of
 from rim_lens.model.chat import SEGMENTS, Chat
+from rim_lens.model.fitting import halves_batches
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.taps import AttentionCall, Backend, Pass, Tap
 from rim_lens.processes import all_rows, gather_items
@@ -21,6 +22,7 @@ from rim_lens.processes import all_rows, gather_items
 QUERIES_AT_ONCE = 64
 
 
+@halves_batches
 def segment_masses(
     model: LensModel,
     chats: Sequence[Chat],

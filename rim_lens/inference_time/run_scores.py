@@ -25,6 +25,7 @@ from rim_lens.intervene.selection import Head
 from rim_lens.model.batch import Batch
 from rim_lens.model.changed_runs import whole_passes, why_not
 from rim_lens.model.chat import Chat
+from rim_lens.model.finite import check_finite
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.resume import ResumablePass
 from rim_lens.model.taps_fast import serves, sites_of
@@ -122,10 +123,12 @@ def score_runs(
             else:
                 whole = (kept and kept.of(indices)) or ResumablePass(model, batch, start)
                 base, scored = whole.logits, whole.logits_of(runs)
+            check_finite(model, batch, base)
             clean[indices] = metric(base).double().cpu().numpy()
             values = np.empty(len(runs))
             for rows, logits in scored:
                 values[rows.numpy()] = metric(logits).double().cpu().numpy()
+        need_numbers(values, batch, [head_sets[i] for i in sets])
         changed[np.ix_(indices, sets)] = values.reshape(len(indices), len(sets))
         seen += indices
     if by_prompt:
@@ -135,6 +138,18 @@ def score_runs(
     reasons = gather_items(n_processes(), [rank()], [why])  # a process without prompts has tried nothing
     why = next((one for one in reasons if one), None)
     return RunScores(clean, changed, "plain" if why else "resumed", why or "")
+
+
+def need_numbers(values: Float[np.ndarray, "run"], batch: Batch, head_sets: Sequence[Sequence[Head]]) -> None:
+    """Raise where a score is NaN, with the prompt and the heads that were changed."""
+    broken = np.flatnonzero(np.isnan(values))
+    if len(broken):
+        prompt, number = divmod(int(broken[0]), len(head_sets))
+        named = ", ".join(f"L{layer}H{head}" for layer, head in head_sets[number][:6])
+        raise RimLensError(
+            f"The score of the prompt {batch.chats[prompt].request[:60]!r} is NaN once {named} is changed; check what the "
+            "heads are replaced by, and the metric."
+        )
 
 
 def layers_to_run(model: LensModel, head_sets: Sequence[Sequence[Head]]) -> list[int]:

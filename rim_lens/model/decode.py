@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rim_lens.model.batch import Batch
 from rim_lens.model.chat import SEGMENTS
+from rim_lens.model.finite import check_finite
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.shared_prefix import prefix_first, shared_length
 
@@ -112,7 +113,9 @@ class CachedDecoder:
                 use_cache=True,
             )
         self.cache = output.past_key_values
-        return output.logits[:, -1].float()
+        logits = output.logits[:, -1].float()
+        check_finite(self.model, self.batch, logits)
+        return logits
 
 
 class RecomputingDecoder:

@@ -21,6 +21,7 @@ from rim_lens.errors import RimLensError
 from rim_lens.model.batch import Batch, batches, make_batch
 from rim_lens.model.chat import Chat, ThinkTags
 from rim_lens.model.chat_format import ChatFormat
+from rim_lens.model.finite import check_finite
 from rim_lens.model.shape import ModelShape, shape_of
 from rim_lens.processes import share
 
@@ -232,15 +233,20 @@ class LensModel:
     def logits_at(self, batch: Batch, columns: Int[Tensor, "row query"]) -> Float[Tensor, "row query vocab"]:
         """One pass; float32 logits at the given columns of each row. The unembedding is paid for these columns only."""
         kept, where = columns.unique(return_inverse=True)
-        logits = self._pass(batch, kept)
+        logits = self.raw_logits(batch, kept)
         rows = torch.arange(len(columns), device=logits.device)[:, None]
-        return logits[rows, where.view_as(columns).to(logits.device)].float()
+        chosen = logits[rows, where.view_as(columns).to(logits.device)].float()
+        check_finite(self, batch, chosen)
+        return chosen
 
     def logits(self, batch: Batch) -> Float[Tensor, "row pos vocab"]:
         """One pass; float32 logits everywhere."""
-        return self._pass(batch, None).float()
+        logits = self.raw_logits(batch).float()
+        check_finite(self, batch, logits, batch.mask)
+        return logits
 
-    def _pass(self, batch: Batch, kept: Int[Tensor, " kept"] | None) -> Float[Tensor, "row kept vocab"]:
+    def raw_logits(self, batch: Batch, kept: Int[Tensor, " kept"] | None = None) -> Float[Tensor, "row kept vocab"]:
+        """One pass; logits as the model computes them, at all columns or at some, NaN among them unnoticed."""
         with self.during(batch):
             if self.hf is None or self.through_hooks:
                 logits = self._hooked_pass(batch)
