@@ -72,6 +72,7 @@ _PUBLIC = {
     "forgetting_table": "training_time.forgetting",
     "heads_over_series": "training_time.series_heads",
     "predict_shift": "training_time.predict_shift",
+    "check_model": "check.model_check",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -25,6 +25,7 @@ ROOMS = (
     "inference_time",
     "training_time",
     "patterns",
+    "check",
     "plots",
     "report",
     "audit",
