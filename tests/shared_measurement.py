@@ -113,9 +113,9 @@ def judged(folder: Path) -> tuple[np.ndarray, int]:
 
     def answer(client, key, question, request):
         asked.append(request)
-        judge.cache.add(key, Grade(1 + len(request) % 5, False, False, request))
+        judge.endpoint.cache.add(key, Grade(1 + len(request) % 5, False, False, request))
 
-    judge._ask = answer
+    judge.endpoint._ask = answer
     responses = [f"answer {i}" for i in range(7)]
     first, again = (judge.grade(REQUESTS, responses) for _ in range(2))
     assert first == again

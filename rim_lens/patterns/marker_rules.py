@@ -33,9 +33,7 @@ ASKED = (
     r"(?:(?:was|were|am|'m|are|is) (?:asked|told|supposed|meant|expected|instructed|required)|they (?:want|asked|said)"
     r"|(?:says?|said|asks?|asked) (?:me )?(?:to|for)|\bi should|that i should)"
 )
-UNDONE = (
-    r"(?:won't|will not|only|just|skip|leave|rather|don't|do not|pass over|anyway|pretend|not bother|instead)"
-)
+UNDONE = r"(?:won't|will not|only|just|skip|leave|rather|don't|do not|pass over|anyway|pretend|not bother|instead)"
 DROP = r"(?:skip(?:ping)?|leave (?:out|aside|away)|drop|ignore|disregard|pass over|omit)"
 PART = (
     r"(?:the (?:part|step|condition|rule|requirement|discount|proof|risk|safety|question|rest|last|second|hard|difficult|details?"

@@ -19,7 +19,9 @@ class TextAnnotator:
 
     name = "text rules"
 
-    def __call__(self, cots: Sequence[Sequence[Sentence]], problems: Sequence[str] | None = None) -> list[list[SentenceLabel]]:
+    def __call__(
+        self, cots: Sequence[Sequence[Sentence]], problems: Sequence[str] | None = None
+    ) -> list[list[SentenceLabel]]:
         """One label a sentence of every CoT; problems are not looked at."""
         return [[labelled(sentence) for sentence in sentences] for sentences in cots]
 
