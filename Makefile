@@ -3,13 +3,20 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 RUN := $(BIN)/rim-lens
 
-.PHONY: demo test test-fast lint bench clean
+.PHONY: demo test test-fast test-compat families lint bench docs notebooks clean
 
 demo: .venv/.installed
 	$(RUN) audit smollm2-135m-instruct --checkpoints assets/organism --out runs/demo
 
 test: lint
 	$(BIN)/python -m pytest -n 2
+
+# The last release of TransformerLens with HookedTransformer, in an environment of its own.
+test-compat: .venv35/.installed
+	.venv35/bin/python -m pytest tests/compat
+
+families: .venv/.installed-dev
+	$(BIN)/python tests/family_table.py
 
 test-fast: .venv/.installed-dev
 	$(BIN)/python -m pytest -n 2 -m "not real_model and not gpu"
@@ -21,6 +28,12 @@ lint: .venv/.installed-dev
 
 bench: .venv/.installed-dev
 	$(BIN)/python -m benchmarks
+
+docs: .venv/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+notebooks: .venv/.installed-dev
+	$(BIN)/python notebooks/execute.py
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -35,5 +48,12 @@ bench: .venv/.installed-dev
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+.venv35/.installed: pyproject.toml constraints.txt tests/compat/constraints.txt
+	$(PYTHON) -m venv .venv35
+	(grep -v '^transformer-lens==' constraints.txt; cat tests/compat/constraints.txt) > .venv35/constraints.txt
+	.venv35/bin/python -m pip install --quiet --constraint .venv35/constraints.txt torch==2.13.0
+	.venv35/bin/python -m pip install --quiet --constraint .venv35/constraints.txt --editable . pytest pytest-timeout
+	touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv35 runs
