@@ -110,7 +110,10 @@ def made_forgetting(seed=0):
     )
     correlations, best = correlate(table, n_resamples=100)
     counts = {"n_neurons": 10, "n_controls": 50, "n_safety": 32, "n_task": 32}
-    return Forgetting(table, correlations, best, pd.DataFrame(), "aligned", **counts, manifest=MANIFEST)
+    layers = pd.concat([made_ras(seed).layers.assign(checkpoint=name, q=0.2) for name in table["checkpoint"]])
+    return Forgetting(
+        table, correlations, best, pd.DataFrame(), "aligned", **counts, ras_layers=layers, manifest=MANIFEST
+    )
 
 
 HEADS = [(0, 1), (1, 2), (1, 3), (2, 0), (0, 3), (2, 2)]  # the first two are the chosen ones

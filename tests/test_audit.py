@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -15,11 +16,14 @@ import torch
 from families import tiny_hf, tiny_tokenizer
 from peft import LoraConfig, get_peft_model
 
-from rim_lens import RimLensError, load_model, load_result
+from rim_lens import RimLensError, find_safety_neurons, load_model, load_result
+from rim_lens.audit import neurons as neurons_stage
 from rim_lens.audit import stage as stage_module
 from rim_lens.audit.attempt import NotMeasured
+from rim_lens.audit.findings import findings_of
 from rim_lens.audit.plan import AuditPlan
 from rim_lens.audit.run import run_audit
+from rim_lens.audit.stage import Context
 from rim_lens.audit.stages import STAGES
 
 
@@ -84,18 +88,34 @@ def test_what_a_model_does_not_allow_is_said(audit):
     assert "refused and" in audit.report.read_text()
 
 
-def test_the_neurons_stages_measure_every_part_or_say_why_not(audit):
+def test_the_neurons_stages_measure_every_part(audit, plan, monkeypatch):
+    # The hard intersection over eight groups is empty in a random model; a quarter of the groups gives a set.
+    monkeypatch.setattr(neurons_stage, "find_safety_neurons", partial(find_safety_neurons, share=0.25))
+    monkeypatch.setattr(neurons_stage, "SHIFT_CONTROLS", 50)
+    context = Context(plan)
+    context.results = {name: audit.results[name] for name in ("behavior", "series")}
+    context.results |= neurons_stage.measure_neurons(context)
+    context.results |= neurons_stage.measure_thinking_neurons(context)
     parts = {"safety_neurons", "neuron_shift", "forgetting", "series_heads", "neuron_test", "prediction"}
-    assert parts | {"neuron_table", "thinking_shift"} <= set(audit.results)
-    measured = {name for name in parts if not isinstance(audit.results[name], NotMeasured)}
-    assert {"series_heads", "neuron_test", "prediction"} <= measured
-    test = audit.results["neuron_test"].table.set_index("measure")
+    parts |= {"neuron_table", "thinking_shift"}
+    missing = {name: context.results[name].reason for name in parts if isinstance(context.results[name], NotMeasured)}
+    assert missing == {}
+    test = context.results["neuron_test"].table.set_index("measure")
     assert test.loc["refusal score, harmful", "n_controls"] == 20
     assert {"refused, harmful", "complied, harmful", "maths solved"} <= set(test.index)
-    assert audit.results["series_heads"].table["checkpoint"].tolist() == [f"step-{step}" for step in range(5)]
-    assert audit.results["prediction"].table["checkpoint"].tolist() == [f"step-{step}" for step in range(1, 5)]
-    chats = audit.results["neuron_table"]
-    assert (chats.n_off, chats.n_on) == (32, 32)
+    assert context.results["series_heads"].table["checkpoint"].tolist() == [f"step-{step}" for step in range(5)]
+    assert context.results["prediction"].table["checkpoint"].tolist() == [f"step-{step}" for step in range(1, 5)]
+    table = context.results["neuron_table"]
+    assert (table.n_off, table.n_on) == (32, 32)
+    told = {finding.what for finding in findings_of(context.results)}
+    assert any("without the" in what for what in told)
+    assert any("thinking off → thinking on" in what for what in told)
+
+
+def test_an_empty_set_of_neurons_is_told(audit):
+    missing = audit.results["neuron_shift"]
+    assert isinstance(missing, NotMeasured)
+    assert "top of every group" in missing.reason
 
 
 def test_the_findings_are_the_tables_rows(audit):

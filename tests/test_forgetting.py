@@ -90,6 +90,11 @@ def test_every_predictor_is_what_it_says(planted, series, table):
         assert row.ras_p == pytest.approx(1 / 201)
         assert row.misalignment_change == pytest.approx(gain)
     assert len(table.ras) == 5 * 8
+    assert len(table.ras_layers) == 5 * 3
+    for row in table.ras_layers.itertuples():
+        loss, gain = AMOUNTS[int(row.checkpoint.removeprefix("step-"))]
+        assert row.ras == pytest.approx(2 * loss * gain / (loss + gain), abs=1e-4)
+    np.testing.assert_allclose(table.ras_layers["q"], scipy_stats.false_discovery_control(table.ras_layers["p"]))
 
 
 def test_correlations_and_the_best_predictor(table):

@@ -26,7 +26,7 @@ from rim_lens.inference_time.token_attention import TokenAttention
 from rim_lens.inference_time.trace import RefusalTrace
 from rim_lens.plots.attention import attention_contrast, length_curve, segment_map
 from rim_lens.plots.behavior import rates
-from rim_lens.plots.forgetting import forgetting_scatter, predictors, ras_over_series
+from rim_lens.plots.forgetting import forgetting_scatter, predictors, ras_by_layer, ras_over_series
 from rim_lens.plots.head_map import head_map
 from rim_lens.plots.images import image_bytes, save_image
 from rim_lens.plots.neurons import neuron_means, neurons_by_layer, ras_variants, shift_by_layer
@@ -74,6 +74,7 @@ __all__ = [
     "prediction_by_checkpoint",
     "predictors",
     "probe_map",
+    "ras_by_layer",
     "ras_over_series",
     "ras_variants",
     "rates",

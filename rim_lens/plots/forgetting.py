@@ -3,6 +3,7 @@
 import pandas as pd
 import plotly.graph_objects as go
 
+from rim_lens.errors import RimLensError
 from rim_lens.plots import names, style
 from rim_lens.training_time.forgetting import Forgetting
 
@@ -51,6 +52,50 @@ def ras_over_series(forgetting: Forgetting) -> go.Figure:
         hovertemplate="random sets: mean %{y:.3g}<extra></extra>",
     )
     return figure
+
+
+def ras_by_layer(forgetting: Forgetting) -> go.Figure:
+    """RAS of the set's neurons in each layer at every checkpoint, less the control sets' mean."""
+    rows = forgetting.ras_layers
+    if rows is None:
+        raise RimLensError("This result holds no RAS by layer; measure it anew with forgetting_table.")
+    cells = rows.assign(apart=rows["ras"] - rows["control_mean"]).pivot(
+        index="checkpoint", columns="layer", values="apart"
+    )
+    cells = cells.loc[list(dict.fromkeys(rows["checkpoint"]))]
+    x, y = [f"{layer}" for layer in cells.columns], [style.text(name) for name in cells.index]
+    hover = rows.assign(told=rows.apply(_layer_told, axis=1)).pivot(index="checkpoint", columns="layer", values="told")
+    figure = style.blank(
+        "RAS of safety neurons less that of random ones, by layer",
+        f"n = {forgetting.n_neurons} neurons, {forgetting.n_safety} safety and {forgetting.n_task} task prompts; {forgetting.n_controls} matched "
+        f"random sets; {int((rows['q'] < 0.05).sum())} of {len(rows)} cells have q < 0.05",
+        coloraxis=style.diverging(cells.to_numpy(), "RAS, difference"),
+        xaxis={"title": {"text": "layer"}, "type": "category", "showgrid": False},
+        yaxis={"type": "category", "autorange": "reversed", "showgrid": False},
+        margin={"b": 48},
+        height=190 + 30 * len(y),
+    )
+    figure.add_heatmap(
+        x=x,
+        y=y,
+        z=cells.to_numpy(),
+        text=hover.loc[cells.index].to_numpy(),
+        coloraxis="coloraxis",
+        hovertemplate="%{text}<extra></extra>",
+        xgap=1,
+        ygap=1,
+        hoverongaps=False,
+    )
+    return figure
+
+
+def _layer_told(row: pd.Series) -> str:
+    """Hover of a layer at a checkpoint."""
+    return (
+        f"<b>{style.text(row['checkpoint'])}</b>, layer {row['layer']}, {row['n_neurons']} neurons<br>RAS {style.number(row['ras'])} (safety loss "
+        f"{style.percent(row['safety_loss'])}, task gain {style.percent(row['task_gain'])})<br>random sets {style.number(row['control_mean'])}, "
+        f"{style.p_value(row['p'])}, q = {row['q']:.2g}"
+    )
 
 
 def forgetting_scatter(

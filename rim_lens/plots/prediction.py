@@ -46,8 +46,8 @@ def prediction_by_checkpoint(check: PredictionCheck) -> go.Figure:
 
 
 def predicted_against_actual(check: PredictionCheck, checkpoint: str | None = None) -> go.Figure:
-    """Every neuron's predicted and actual change at one checkpoint; by default where r is largest."""
-    chosen = checkpoint or str(check.table.loc[check.table["r"].idxmax(), "checkpoint"])
+    """Every neuron's predicted and actual change at one checkpoint; the last one by default."""
+    chosen = checkpoint or str(check.table["checkpoint"].iloc[-1])
     row = check.table[check.table["checkpoint"] == chosen].iloc[0]
     points = check.neurons[check.neurons["checkpoint"] == chosen]
     figure = style.blank(

@@ -8,7 +8,7 @@ from rim_lens.plots.series_heads import head_order, heads_by_checkpoint
 from rim_lens.plots.series_shift import PROMPTS, shift_by_layer_and_checkpoint, shift_over_series
 from rim_lens.plots.style import correlation, interval, number, p_value, percent
 from rim_lens.report.blocks import Block, Drawing, Grid, Section, Words
-from rim_lens.report.wording import clearly, joined
+from rim_lens.report.wording import clearly
 from rim_lens.training_time.prediction_check import PredictionCheck
 from rim_lens.training_time.series_heads import SeriesHeads
 from rim_lens.training_time.series_shift import SeriesShift
@@ -54,7 +54,8 @@ def prediction_section(anchor: str, check: PredictionCheck) -> Section:
         f"What one gradient step on examples of an arm predicts for each safety neuron correlates with what its {len(rows)} checkpoints did at "
         f"r = {r} (n = {rows['n'].iloc[0]} neurons each); at {beyond} of {len(rows)} it does so more than within matched random sets (q < 0.05)."
     )
-    examples = joined([f"{row['n_examples']} of {arm(row['arm'])}" for _, row in check.steps.iterrows()])
+    examples = ", ".join(f"{row['n_examples']} examples of {arm(row['arm'])}" for _, row in check.steps.iterrows())
+    longest = check.table.groupby("arm", sort=False)["checkpoint"].last()
     blocks: list[Block] = [
         Words(
             f"Before training, the gradient of the loss on {examples} gives the first-order shift of every neuron. The examples are in the form "
@@ -62,7 +63,7 @@ def prediction_section(anchor: str, check: PredictionCheck) -> Section:
             "pattern over neurons is compared, not the size. Neurons depend on each other: intervals over neurons are lower bounds."
         ),
         Drawing(prediction_by_checkpoint(check)),
-        Drawing(predicted_against_actual(check)),
+        *(Drawing(predicted_against_actual(check, name)) for name in longest),
         prediction_grid(check),
     ]
     return Section(anchor, "Is the shift predictable before training?", [told], blocks)

@@ -2,7 +2,14 @@
 
 import pandas as pd
 
-from rim_lens.plots.forgetting import OUTCOMES, PREDICTORS, forgetting_scatter, predictors, ras_over_series
+from rim_lens.plots.forgetting import (
+    OUTCOMES,
+    PREDICTORS,
+    forgetting_scatter,
+    predictors,
+    ras_by_layer,
+    ras_over_series,
+)
 from rim_lens.plots.neurons import neurons_by_layer, ras_variants, shift_by_layer
 from rim_lens.plots.set_effects import in_nats, sentence, set_effects
 from rim_lens.plots.style import correlation, interval, number, one_or_range, p_value, percent
@@ -140,6 +147,8 @@ def forgetting_section(anchor: str, forgetting: Forgetting) -> Section:
     """RAS over checkpoints, forgetting against its predictors."""
     outcomes = [name for name in OUTCOMES if name in forgetting.table]
     blocks: list[Block] = [Drawing(ras_over_series(forgetting))]
+    if forgetting.ras_layers is not None:
+        blocks.append(Drawing(ras_by_layer(forgetting)))
     for outcome in outcomes:
         rows = forgetting.correlations[forgetting.correlations["outcome"] == outcome].set_index("predictor")
         best = forgetting.best.loc[forgetting.best["outcome"] == outcome, "predictor"]

@@ -21,7 +21,7 @@ from rim_lens.errors import RimLensError
 from rim_lens.model.chat import Chat, Thinking
 from rim_lens.model.lens_model import LensModel
 from rim_lens.results import Manifest, Result
-from rim_lens.stats import Correlation, bootstrap_mean, correlation, correlation_difference
+from rim_lens.stats import Correlation, benjamini_hochberg, bootstrap_mean, correlation, correlation_difference
 from rim_lens.stats.line import FittedLine, fitted_line
 from rim_lens.training_time.checkpoints import Checkpoints
 from rim_lens.training_time.neuron_sets import NeuronRows, matched_controls, neuron_rows
@@ -54,7 +54,8 @@ class Forgetting(Result):
     `table`: one row a checkpoint but the reference. `correlations`: one row an outcome and predictor, with Pearson's r,
     Spearman's ρ, their p, intervals and the number of checkpoints; NaN for a predictor that does not vary. `best`: one row an
     outcome, the predictor with the largest r, and against each other predictor the share of resampled checkpoints in which it
-    correlates more (`certainty`: the smallest of these shares). `ras`: RAS in all variants by checkpoint.
+    correlates more (`certainty`: the smallest of these shares). `ras`: RAS in all variants by checkpoint; `ras_layers`: RAS
+    of the set's neurons in each layer, with p against the control sets' in that layer and q over all layers and checkpoints.
     """
 
     table: pd.DataFrame
@@ -66,6 +67,7 @@ class Forgetting(Result):
     n_controls: int
     n_safety: int
     n_task: int
+    ras_layers: pd.DataFrame | None = None
 
     def __repr__(self) -> str:
         return f"Forgetting({len(self.table)} checkpoints against {self.reference}; {self.caption()})"
@@ -167,13 +169,14 @@ def forgetting_of(
     need_enough(len(others))
     rows = neuron_rows(neurons)
     controls = matched_controls(rows, n_controls, base=first.safety, seed=seed, measure=measure)
-    table, variants = [], []
+    table, variants, layers = [], [], []
     for one in others:
         shifted = ras(
             first.safety, one.safety, first.task, one.task, rows,
             controls=controls, measure=measure, n_resamples=n_resamples, seed=seed,
         )  # fmt: skip
         variants.append(shifted.table.assign(checkpoint=one.checkpoint.name))
+        layers.append(shifted.layers.assign(checkpoint=one.checkpoint.name))
         place = shifted.table.iloc[0]
         interval = {"ras_low": place.low, "ras_high": place.high, "ras_p": place.p, "ras_control": place.control_mean}
         table.append({**row_of(first, one, rows, measure, seed), "ras_safety": shifted.value, **interval})
@@ -181,6 +184,8 @@ def forgetting_of(
     if misalignment is not None:
         change = [misalignment[name] - misalignment[first.checkpoint.name] for name in whole["checkpoint"]]
         whole.insert(5, "misalignment_change", change)
+    by_layer = pd.concat(layers, ignore_index=True)
+    by_layer["q"] = benjamini_hochberg(by_layer["p"].to_numpy())
     correlations, best = correlate(whole, n_resamples=n_resamples, seed=seed)
     return Forgetting(
         table=whole,
@@ -192,6 +197,7 @@ def forgetting_of(
         n_controls=n_controls,
         n_safety=first.safety.n_prompts,
         n_task=first.task.n_prompts,
+        ras_layers=by_layer,
         manifest=Manifest.collect(model, seed=seed, positions=first.safety.positions, measure=measure),
     )
 
