@@ -249,8 +249,8 @@ class Row:
 
     def finished(self) -> Written:
         """What this row has written."""
-        parts = (tuple(ids) for ids in (self.cot_ids, self.close_ids, self.response_ids))
-        return Written(*parts, self.closed, self.truncated, self.score)
+        cot, close, response = tuple(self.cot_ids), tuple(self.close_ids), tuple(self.response_ids)
+        return Written(cot, close, response, self.closed, self.truncated, self.score)
 
 
 @torch.no_grad()
