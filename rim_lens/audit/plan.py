@@ -71,6 +71,8 @@ def claim_folder(plan: AuditPlan, out: Path) -> None:
                 "choose another --out or remove it."
             )
         return
+    for unfinished in out.glob(f".{PLAN_FILE}-*"):  # of a process that was killed while it wrote the plan
+        unfinished.unlink(missing_ok=True)
     if out.exists() and any(out.iterdir()):
         raise RimLensError(f"The folder {out} is not empty and holds no audit; choose another --out.")
     write_json(path, asdict(plan))

@@ -1,0 +1,44 @@
+"""Kill -9 at random moments of an audit of a tiny model, then a rerun: the same tables, no finished stage done twice."""
+
+import contextlib
+import os
+import random
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.trust.planted_models import use_tests
+
+use_tests()
+
+from families import tiny_hf, tiny_tokenizer  # noqa: E402
+from kill_runs import finished_stages, killed_after, run_in_child, same_tables, tables_of  # noqa: E402
+
+from rim_lens.audit.plan import AuditPlan  # noqa: E402
+from rim_lens.audit.run import run_audit  # noqa: E402
+
+
+def kills(n: int = 20, seed: int = 0) -> dict[str, int]:
+    """How many audits were killed while they ran, how many then gave the undisturbed tables, and with how many stages kept."""
+    moments, counts = random.Random(seed), {"killed": 0, "same tables": 0, "stages kept": 0, "stages done twice": 0}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "model"
+        tiny_hf("llama", max_position_embeddings=1024).save_pretrained(folder)
+        tiny_tokenizer().save_pretrained(folder)
+        plan = AuditPlan(
+            model=str(folder), prefilled=(), max_new_tokens=1, maths_tokens=2, cot_budget=2, n_controls=5, device="cpu"
+        )
+        with open(os.devnull, "w") as silence, contextlib.redirect_stderr(silence):
+            begin = time.monotonic()
+            run_audit(plan, Path(place) / "undisturbed")
+            took = time.monotonic() - begin
+            expected = tables_of(Path(place) / "undisturbed")
+            for number in range(n):
+                out = Path(place) / f"run-{number}"
+                counts["killed"] += killed_after(lambda o=out: run_audit(plan, o), moments.uniform(0, took))
+                done = finished_stages(out)
+                measured = run_in_child(lambda o=out: run_audit(plan, o), out)
+                counts["stages kept"] += len(done)
+                counts["stages done twice"] += len(set(done) & set(measured))
+                counts["same tables"] += same_tables(tables_of(out), expected)
+    return counts
