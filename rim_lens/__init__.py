@@ -72,6 +72,8 @@ _PUBLIC = {
     "forgetting_table": "training_time.forgetting",
     "heads_over_series": "training_time.series_heads",
     "predict_shift": "training_time.predict_shift",
+    "explore_heads": "explore.heads",
+    "explore_neurons": "explore.neurons",
     "check_model": "check.model_check",
 }
 

@@ -77,6 +77,20 @@ def audit(
         raise typer.Exit(130) from None
 
 
+@app.command()
+def serve(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished audit.")],
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; any free one by default.")] = 0,
+) -> None:
+    """Show an audit's page with its model behind it, on this machine alone: ablate heads, ask again, read new prompts."""
+    from rim_lens.serve.run import serve_run
+
+    try:
+        serve_run(run, port=port, told=lambda url: typer.echo(f"Open {url} (Ctrl+C ends it)"))
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+
+
 @app.command("chat-segments")
 def chat_segments(
     model: ModelArgument,

@@ -28,7 +28,9 @@ ROOMS = (
     "check",
     "plots",
     "report",
+    "explore",
     "audit",
+    "serve",
     "cli",
 )
 PACKAGE = Path(rim_lens.__file__).parent

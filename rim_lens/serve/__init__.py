@@ -1,0 +1,1 @@
+"""The audit's page on this machine alone, with what needs the model: ablation, new answers, attention in new prompts."""

@@ -1,0 +1,53 @@
+"""serve_run: an audit's report with its model behind it, until it is interrupted."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from rim_lens.audit.plan import PLAN_FILE, AuditPlan
+from rim_lens.audit.stage import Context
+from rim_lens.errors import RimLensError
+from rim_lens.serve.answers import PageModel
+from rim_lens.serve.http import PageServer
+
+
+def serve_run(folder: Path, *, port: int = 0, told: Callable[[str], None] = print) -> None:
+    """Serve an audit's page on 127.0.0.1 until interrupted.
+
+    Args:
+        folder: the audit's folder, as `rim-lens audit --out` made it.
+        port: to listen on; any free one by default.
+        told: called with the page's address when it can be opened.
+
+    Raises:
+        RimLensError: the folder holds no finished audit, its model cannot be loaded, or the port is taken.
+    """
+    page, plan = page_of(folder), plan_of(folder)
+    model = PageModel(Context(plan).model, max_new_tokens=plan.max_new_tokens, cot_budget=plan.cot_budget)
+    try:
+        server = PageServer(page, model, port)
+    except OSError as error:
+        raise RimLensError(f"Port {port} cannot be used ({error.strerror}); choose another --port.") from error
+    with server:
+        told(server.url)
+        server.serve_forever()
+
+
+def page_of(folder: Path) -> bytes:
+    """The report of a finished audit."""
+    path = folder / "report.html"
+    if not path.is_file():
+        raise RimLensError(f"{folder} holds no report.html; run rim-lens audit with --out {folder} to the end first.")
+    return path.read_bytes()
+
+
+def plan_of(folder: Path) -> AuditPlan:
+    """The plan that an audit's folder was made for."""
+    path = folder / PLAN_FILE
+    try:
+        given = json.loads(path.read_text())
+        return AuditPlan(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise RimLensError(
+            f"{path} is no plan of this version ({error}); run rim-lens audit again into a new folder."
+        ) from error
