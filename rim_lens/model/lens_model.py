@@ -132,9 +132,9 @@ class LensModel:
                 try:
                     self._bridge = TransformerBridge.boot_transformers(name, hf_model=tree, tokenizer=self.tokenizer)
                 except Exception as error:  # an architecture without an adapter raises ValueError, others what they hit
+                    reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
                     raise RimLensError(
-                        f"TransformerLens cannot wrap {self.name}, a {type(self.hf).__name__} "
-                        f"({(str(error) or type(error).__name__)[:80].splitlines()[0]}…): "
+                        f"TransformerLens cannot wrap {self.name}, a {type(self.hf).__name__} ({reason}): "
                         'use backend="fast" for this model.'
                     ) from error
         return self._bridge
