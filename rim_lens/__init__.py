@@ -74,6 +74,10 @@ _PUBLIC = {
     "predict_shift": "training_time.predict_shift",
     "explore_heads": "explore.heads",
     "explore_neurons": "explore.neurons",
+    "load_patterns": "patterns.taxonomy",
+    "annotate_reasoning": "patterns.annotation",
+    "LLMAnnotator": "patterns.llm_annotator",
+    "annotator_agreement": "patterns.agreement",
     "check_model": "check.model_check",
 }
 

@@ -75,27 +75,36 @@ class Endpoint(Generic[Answer]):
         self.cache = Cache(Path(cache) if cache else None, read)
         self._httpx = _import_httpx(role)
 
-    def ask(self, questions: Sequence[str], names: Sequence[str]) -> list[Answer]:
-        """One answer a question, equal questions asked once; `names` say in errors what a question was about."""
+    def ask(
+        self,
+        questions: Sequence[str],
+        names: Sequence[str],
+        check: Callable[[str, Answer], None] = lambda question, answer: None,
+    ) -> list[Answer]:
+        """One answer a question, equal questions asked once.
+
+        `names` say in errors what a question was about; `check` raises `Unreadable` for an answer that does not fit its
+        question, which is then asked again.
+        """
         keys = [self._key(question) for question in questions]
         found = once(lambda: {k: self.cache[k] for k in keys if k in self.cache})
         missing = {k: (q, n) for k, q, n in zip(keys, questions, names, strict=True) if k not in found}
         order = list(missing)
         mine = share(len(order))
         if mine:
-            self._ask_all({order[i]: missing[order[i]] for i in mine})
+            self._ask_all({order[i]: missing[order[i]] for i in mine}, check)
         asked = gather_items(len(order), mine, [self.cache[order[i]] for i in mine])
         found |= zip(order, asked, strict=True)
         self.cache.remember(found)
         return [found[k] for k in keys]
 
-    def _ask_all(self, missing: dict[str, tuple[str, str]]) -> None:
+    def _ask_all(self, missing: dict[str, tuple[str, str]], check: Callable[[str, Answer], None]) -> None:
         """Ask what the cache lacks; the first failure stops what has not begun and is raised."""
         with (
             self._httpx.Client(timeout=self.timeout, headers=self.headers) as client,
             ThreadPoolExecutor(self.concurrency) as pool,
         ):
-            asked = [pool.submit(self._ask, client, k, q, n) for k, (q, n) in missing.items()]
+            asked = [pool.submit(self._ask, client, k, q, n, check) for k, (q, n) in missing.items()]
             try:
                 for future in track(as_completed(asked), f"{self.role}: {self.model}", total=len(asked)):
                     future.result()
@@ -103,7 +112,7 @@ class Endpoint(Generic[Answer]):
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
 
-    def _ask(self, client: Any, key: str, question: str, name: str) -> None:
+    def _ask(self, client: Any, key: str, question: str, name: str, check: Callable[[str, Answer], None]) -> None:
         body = {
             "model": self.model,
             "messages": [{"role": "system", "content": self.system}, {"role": "user", "content": question}],
@@ -116,7 +125,9 @@ class Endpoint(Generic[Answer]):
             try:
                 reply = client.post(self.url, json=body)
                 if reply.status_code == 200:
-                    self.cache.add(key, read_reply(_content(reply), self.read))
+                    answer = read_reply(_content(reply), self.read)
+                    check(question, answer)
+                    self.cache.add(key, answer)
                     return
                 reason = f"status {reply.status_code}: {reply.text[:120]}"
                 if reply.status_code not in _RETRY_STATUS:
