@@ -11,12 +11,19 @@ from matrix import COLUMNS, NAMES, USES, rows
 
 ROOT = Path(__file__).parents[1]
 PAGE, README = ROOT / "docs" / "families.md", ROOT / "README.md"
-BEGIN, END = "<!-- families: written by `make families` -->", "<!-- end of families -->"
+BEGIN, END = "<!-- families -->", "<!-- /families -->"  # `make families` writes what stands between
 HEADER = ("family", *COLUMNS, *USES)
+HEADS = ("segments", "logits", "attention", "head ablation", "generation", "head sweep")
+SHORT = {  # the README's columns, each several of the page's
+    "chats, logits, attention, heads, generation": HEADS,
+    "neurons": ("neurons", "neuron ablation", "safety neurons"),
+    "through TransformerLens' hooks": ("TransformerLens hooks",),
+}
 INTRO = """# Families
 
 What `rim-lens check` and the public functions say about each architecture, measured on tiny random models built from the
-architecture's own config class ({versions}). Every "yes" is an equality with an independent computation:
+architecture's own config class ({versions}; `make families` writes this page). Every "yes" is
+an equality with an independent computation:
 
 | column | what was compared, by `check_model` unless said otherwise |
 | --- | --- |
@@ -34,19 +41,39 @@ architecture's own config class ({versions}). Every "yes" is an equality with an
 A letter stands for a refusal in one sentence, below. Where a model is of another family, `rim-lens check MODEL` says the same
 about it.
 """
+HOOKED = """
+## Objects that you made with TransformerLens
+
+`load_model` also takes a `TransformerBridge` (3.x and 4.x, plain or in compatibility mode) and, in 3.x, a `HookedTransformer`
+with folded or raw weights. Everything then goes through their hooks: the fast way and resumed sweeps are refused or left out.
+`make test-compat` compares chats, span attention, refusal scores, ablation sweeps, generation without heads, neurons and
+safety neurons with the transformers model of the same weights, under transformer-lens 3.5.1.
+
+Folding value biases (`fold_value_biases=True`, the default of `HookedTransformer.from_pretrained`) moves them out of the heads'
+outputs: zeroing a head then leaves its value bias in place, which is another intervention than in the unfolded model.
+"""
 
 
 def table_of(cells: dict[str, dict[str, str]]) -> str:
     """The table and its reasons as Markdown."""
     reasons: dict[str, str] = {}
-    lines = ["| " + " | ".join(HEADER) + " |", "| " + " | ".join(["---"] * len(HEADER)) + " |"]
+    columns = list(next(iter(cells.values())))
+    lines = ["| " + " | ".join(["family", *columns]) + " |", "| " + " | ".join(["---"] * (1 + len(columns))) + " |"]
     for name, row in cells.items():
         shown = [
             "yes" if row[column] == "yes" else reasons.setdefault(row[column], chr(ord("a") + len(reasons)))
-            for column in HEADER[1:]
+            for column in columns
         ]
         lines.append("| " + " | ".join([name, *shown]) + " |")
     return "\n".join([*lines, "", *(f"- {letter}: {reason}" for reason, letter in reasons.items())])
+
+
+def short(cells: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """The same in fewer columns: "yes" where all that it holds say so, else the first reason."""
+    return {
+        name: {column: next((row[c] for c in parts if row[c] != "yes"), "yes") for column, parts in SHORT.items()}
+        for name, row in cells.items()
+    }
 
 
 def committed(text: str) -> dict[str, dict[str, str]]:
@@ -67,11 +94,11 @@ def block(text: str) -> str:
 
 def write() -> None:
     """Measure every family and write both pages."""
-    table = table_of(dict(rows()))
+    cells = dict(rows())
     versions = ", ".join(f"{name} {version(name)}" for name in ("transformers", "transformer-lens", "torch"))
-    PAGE.write_text(f"{INTRO.format(versions=versions)}\n{BEGIN}\n{table}\n{END}\n")
+    PAGE.write_text(f"{INTRO.format(versions=versions)}\n{BEGIN}\n{table_of(cells)}\n{END}\n{HOOKED}")
     before, _, rest = README.read_text().partition(BEGIN)
-    README.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}")
+    README.write_text(f"{before}{BEGIN}\n{table_of(short(cells))}\n{END}{rest.partition(END)[2]}")
 
 
 if __name__ == "__main__":

@@ -6,13 +6,14 @@ HookedTransformer · HookedTransformer folded built from a HookedTransformerConf
 Folded: layer norm folded into the weights that read from it, writing weights and unembedding centred.
 """
 
+from importlib.util import find_spec
 from typing import Any
 
 import transformer_lens
 from families import tiny_hf, tiny_tokenizer
 from transformer_lens.model_bridge import TransformerBridge
 
-HAS_HOOKED_TRANSFORMER = hasattr(transformer_lens, "HookedTransformer")
+HAS_HOOKED_TRANSFORMER = find_spec("transformer_lens.HookedTransformer") is not None
 KINDS = ["bridge", "bridge folded"]
 KINDS += ["HookedTransformer", "HookedTransformer folded"] if HAS_HOOKED_TRANSFORMER else []
 
