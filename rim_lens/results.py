@@ -186,13 +186,19 @@ def load_result(folder: str | Path) -> Result:
     Raises RimLensError when the folder holds none, a file of it is missing or does not match its checksum, or
     the class is unknown here.
     """
-    document, decoder = results_store.read_folder(Path(folder))
-    cls = results_codec.resolve(document["type"])
-    if not issubclass(cls, Result):
-        raise RimLensError(f"{folder} was written as {document['type']}, which is no result.")
-    manifest = results_codec.build(Manifest, decoder.decode(document["manifest"]))
-    fields = {name: decoder.decode(value) for name, value in document["fields"].items()}
-    return results_codec.build(cls, {**fields, "manifest": manifest})
+    try:
+        document, decoder = results_store.read_folder(Path(folder))
+        cls = results_codec.resolve(document["type"])
+        if not issubclass(cls, Result):
+            raise RimLensError(f"{folder} was written as {document['type']}, which is no result.")
+        manifest = results_codec.build(Manifest, decoder.decode(document["manifest"]))
+        fields = {name: decoder.decode(value) for name, value in document["fields"].items()}
+        return results_codec.build(cls, {**fields, "manifest": manifest})
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        # its checksums fit, so nobody's disk did this: the document was not written by `save`
+        raise RimLensError(
+            f"{folder} is no result that rim_lens saved ({type(error).__name__}: {str(error)[:120]}); measure again."
+        ) from error
 
 
 def _version(package: str) -> str:

@@ -69,12 +69,27 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], Decoder]:
         if hashlib.sha256(content).hexdigest() != expected:
             raise RimLensError(f"{folder / name} is damaged: its SHA-256 is not the recorded one; measure again.")
         if name == TENSORS:
-            from safetensors.torch import load
-
-            tensors = load(content)
+            tensors = _tensors_in(content, folder / name)
         else:
-            tables[name.removesuffix(".parquet")] = pd.read_parquet(io.BytesIO(content))
+            tables[name.removesuffix(".parquet")] = _table_in(content, folder / name)
     return document, Decoder(tables, tensors)
+
+
+def _tensors_in(content: bytes, path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise RimLensError(f"{path} is no safetensors file ({error}); measure again.") from error
+
+
+def _table_in(content: bytes, path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(io.BytesIO(content))
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise RimLensError(f"{path} is no Parquet file ({str(error)[:120]}); measure again.") from error
 
 
 def _read_document(folder: Path) -> dict[str, Any]:

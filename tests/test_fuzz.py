@@ -1,0 +1,242 @@
+"""Hostile input: whatever a prompt file, a request or a saved result holds, the answer is a result or a RimLensError.
+
+`FUZZ_CASES=2000 pytest tests/test_fuzz.py` is the full run, more than 10,000 cases over the six tests; by default it is short.
+"""
+
+import json
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from chat_families import FAMILIES, chat_format
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from made_heads import made_sweep
+
+import rim_lens
+from rim_lens.data import load_prompts
+from rim_lens.errors import RimLensError
+from rim_lens.model.chat import SEGMENTS
+from rim_lens.results import Manifest, load_result
+from rim_lens.results_store import _sealed
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from security.check import pinned, unpinned, unsafe
+
+PACKAGE = Path(rim_lens.__file__).parent
+CASES = int(os.environ.get("FUZZ_CASES", "60"))
+fuzzed = settings(
+    max_examples=CASES,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+SPECIAL = [
+    "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<think>\n", "\n\n</think>", "[INST]", "[/INST]", "<s>", "</s>",
+    "<start_of_turn>", "<end_of_turn>", "{{ messages }}", "{% raw %}", "\ue000", "\uf8f0", "\u202e", "\x00", "\ud83d\ude00",
+    "a\u0301", "  ", "\n", "\r\n", "\t",
+]  # fmt: skip
+text = st.one_of(
+    st.text(max_size=40), st.lists(st.one_of(st.sampled_from(SPECIAL), st.text(max_size=6)), max_size=8).map("".join)
+)
+values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), text),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(text, inner, max_size=3)),
+    max_leaves=6,
+)
+names = st.one_of(st.sampled_from(["prompt", "text", "Goal", "category", "answer", "id", "pair", "turns"]), text)
+rows = st.lists(st.dictionaries(names, values, max_size=4), max_size=4)
+
+
+def refused(action):
+    """The sentence with which an action was refused, or None; any other exception passes."""
+    try:
+        action()
+    except RimLensError as error:
+        return str(error)
+    return None
+
+
+def loaded(path):
+    """Prompts of a file, or None where it was refused in words."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return None if refused(lambda: load_prompts(path)) else load_prompts(path)
+
+
+def usable(prompts):
+    assert len(prompts) > 0
+    assert all(isinstance(p.text, str) and p.text.strip() for p in prompts)
+    assert len({p.id for p in prompts}) == len(prompts)
+    assert re.fullmatch(r"[0-9a-f]{64}", prompts.sha256)
+
+
+@fuzzed
+@given(content=st.binary(max_size=200), kind=st.sampled_from(["jsonl", "json", "csv", "tsv", "parquet"]))
+def test_bytes_as_a_prompt_file(content, kind, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / f"bytes.{kind}"
+    path.write_bytes(content)
+    if (prompts := loaded(path)) is not None:
+        usable(prompts)
+
+
+@fuzzed
+@given(table=rows, kind=st.sampled_from(["jsonl", "json", "csv", "tsv"]), cut=st.integers(0, 400))
+def test_rows_of_any_shape_as_a_prompt_file(table, kind, cut, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / f"rows.{kind}"
+    if kind == "json":
+        content = json.dumps(table)
+    elif kind == "jsonl":
+        content = "".join(json.dumps(row) + "\n" for row in table)
+    else:
+        mark = "," if kind == "csv" else "\t"
+        content = "".join(mark.join(map(str, [*row.keys(), *row.values()])) + "\n" for row in table)
+    raw = content.encode("utf-8", "surrogatepass")
+    path.write_bytes(raw[:cut] if cut < 200 else raw)
+    if (prompts := loaded(path)) is not None:
+        usable(prompts)
+
+
+@fuzzed
+@given(data=st.data(), request=text, cot=text, system=st.one_of(st.none(), text))
+def test_any_request_is_cut_into_segments_that_cover_it(data, request, cot, system):
+    family = data.draw(st.sampled_from(sorted(FAMILIES)))
+    thinking = data.draw(st.sampled_from(["off", "on", "prefilled"]))
+    extra = {"cot": cot} if thinking == "prefilled" else {}
+    formatted = chat_format(family)
+    options = {"thinking": thinking, "system": system, **extra}
+    if refused(lambda: formatted.render(request, **options)):
+        return
+    chat = formatted.render(request, **options)
+    ids, segments = np.asarray(chat.token_ids), np.asarray(chat.segment_ids)
+    assert len(ids) == len(segments) > 0
+    assert ((segments >= 0) & (segments < len(SEGMENTS))).all()
+    assert chat.decision_position == len(ids) - 1
+    assert chat.request == request
+
+
+MESSAGE = st.one_of(
+    st.dictionaries(st.sampled_from(["role", "content", "name"]), values, max_size=3),
+    st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant", "tool"]), "content": text}),
+)
+
+
+@fuzzed
+@given(messages=st.lists(MESSAGE, max_size=4))
+def test_any_conversation_is_rendered_or_refused(messages):
+    if refused(lambda: chat_format("smollm2").render(messages)):
+        return
+    chat = chat_format("smollm2").render(messages)
+    assert len(chat.token_ids) == len(chat.segment_ids)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "result"
+    from dataclasses import replace
+
+    replace(made_sweep(), manifest=Manifest.collect()).save(folder)
+    return folder
+
+
+@fuzzed
+@given(data=st.data())
+def test_bytes_changed_in_a_saved_result(saved, data):
+    path = data.draw(st.sampled_from(sorted(saved.iterdir())))
+    content = path.read_bytes()
+    start = data.draw(st.integers(0, len(content)))
+    new = content[:start] + data.draw(st.binary(max_size=8)) + content[start + data.draw(st.integers(0, 8)) :]
+    try:
+        path.write_bytes(new)
+        noticed = refused(lambda: load_result(saved))
+        same_words = path.suffix == ".json" and not noticed and json.loads(new) == json.loads(content)  # white space
+        assert noticed or new == content or same_words
+    finally:
+        path.write_bytes(content)
+
+
+TAGGED = st.dictionaries(
+    st.sampled_from(["$float", "$tuple", "$dict", "$table", "$array", "$tensor", "$strings", "$data"]),
+    values,
+    max_size=1,
+)
+
+
+@fuzzed
+@given(data=st.data(), wrong=st.one_of(values, TAGGED))
+def test_a_result_that_somebody_wrote_by_hand_with_a_right_checksum(saved, data, wrong):
+    """The checksum protects from damage, not from malice: whatever the document says must end in words."""
+    path = saved / "result.json"
+    content = path.read_bytes()
+    document = json.loads(content)
+    document.pop("sha256")
+    place = document
+    for _ in range(data.draw(st.integers(1, 3))):
+        key = data.draw(st.sampled_from(sorted(place, key=str)))
+        if not isinstance(place[key], dict) or not place[key]:
+            break
+        parent, place = place, place[key]
+    target = place if key in place else parent
+    target[key] = wrong
+    try:
+        try:
+            path.write_bytes(_sealed(document))
+        except (ValueError, RimLensError):
+            return  # NaN is no JSON
+        refused(lambda: load_result(saved))
+    finally:
+        path.write_bytes(content)
+
+
+def test_nothing_is_unpickled_or_evaluated_and_remote_code_is_off_unless_asked():
+    source = {path: path.read_text() for path in PACKAGE.rglob("*.py")}
+    forbidden = r"^\s*(import|from) (pickle|dill|joblib|marshal|shelve)\b|torch\.load\(|\beval\(|\bexec\(|shell=True|allow_pickle=True|read_pickle|os\.system\("
+    found = [
+        f"{path.name}: {line}"
+        for path, content in source.items()
+        for line in content.splitlines()
+        if re.search(forbidden, line) and not re.search(r"\.eval\(\)", line)
+    ]
+    assert found == []
+    assert not any("trust_remote_code=True" in content for content in source.values())
+    assert not any(re.search(r"\.extractall\(|\.unpack_archive\(", content) for content in source.values())
+
+
+def test_a_model_that_brings_code_is_refused_unless_asked(tmp_path):
+    from families import tiny_tokenizer
+
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}})
+    )
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(RimLensError, match="could not be loaded"):
+        rim_lens.load_model(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_notebook_and_report_escape_what_a_model_or_a_prompt_says():
+    from made_results import HOSTILE, MANIFEST
+
+    from rim_lens.report.page import report_page
+
+    result = made_sweep()
+    result.table.loc[0, "name"] = HOSTILE
+    assert "<script>" in HOSTILE or "<img" in HOSTILE or "</script>" in HOSTILE
+    assert HOSTILE not in result._repr_html_()
+    assert HOSTILE not in report_page({"ablation": result}, [], MANIFEST, {"model": HOSTILE})
+
+
+def test_the_check_of_dependencies_sees_what_it_is_for():
+    known = [{"package": "Jinja2", "fixed_in": "3.1.6", "id": "CVE-2025-27516", "what": "sandbox"}]
+    assert unsafe({"jinja2": "3.1.5"}, known) == ["Jinja2 3.1.5: sandbox (CVE-2025-27516); fixed in 3.1.6"]
+    assert unsafe({"jinja2": "3.1.6"}, known) == unsafe({"other": "1"}, known) == []
+    assert pinned("# a\nTyping_Extensions==4.1  # why\n-e .\n") == {"typing-extensions": "4.1"}
+    assert unpinned({"torch": "2.13.0+cpu", "numpy": "2.0"}, {"torch": "2.13.0", "numpy": "2.1"}) == [
+        "numpy 2.0 is installed but 2.1 is pinned"
+    ]
