@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 RUN := $(BIN)/rim-lens
 
-.PHONY: demo test test-fast test-compat families lint bench docs notebooks clean
+.PHONY: demo test test-fast test-compat families lint bench bench-gpu trust docs notebooks clean
 
 demo: .venv/.installed
 	$(RUN) audit smollm2-135m-instruct --checkpoints assets/organism --out runs/demo
@@ -25,9 +25,18 @@ lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python security/check.py
 
 bench: .venv/.installed-dev
 	$(BIN)/python -m benchmarks
+
+# The same figures on a CUDA device.
+bench-gpu: .venv/.installed-dev
+	$(BIN)/python -m benchmarks.gpu
+
+# Everything that docs/trust.md publishes, anew; on two cores about half an hour.
+trust: .venv/.installed-dev
+	$(BIN)/python -m benchmarks.trust
 
 docs: .venv/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
