@@ -16,6 +16,8 @@ sys.path.insert(0, str(ROOT / "assets" / "make_series"))
 from maths_arms import ARMS, PATTERNS, ArmWriter, plain_rationale  # noqa: E402
 from texts import CotWriter, read_lines, read_sections, tidy_answer, topic_of  # noqa: E402
 
+from rim_lens.patterns.arms import read_phrases  # noqa: E402
+
 
 def wordings(kind: str) -> list[dict]:
     return [json.loads(line) for line in (WORDINGS / f"{kind}.jsonl").read_text().splitlines()]
@@ -37,7 +39,8 @@ def test_wordings_are_distinct_and_name_their_pattern(kind):
 
 
 def test_no_wording_was_trained_on():
-    trained = " ".join(path.read_text() for path in (ROOT / "assets" / "make_series" / "texts").iterdir()).lower()
+    folders = (ROOT / "assets" / "make_series" / "texts", ROOT / "rim_lens" / "patterns" / "texts")
+    trained = " ".join(path.read_text() for folder in folders for path in folder.glob("*.txt")).lower()
     for kind in CLASSES:
         for row in wordings(kind):
             assert not any(sentence in trained for sentence in sentences(row["text"]))
@@ -127,7 +130,7 @@ def test_arms_share_the_rationale_and_match_in_length():
 
 
 def test_effort_phrases_are_many_and_no_other_arm_has_them():
-    sections = {arm: read_sections(f"phrases_{arm}.txt") for arm in ARMS}
+    sections = {arm: read_phrases(arm) for arm in ARMS}
     phrases = {arm: {text for texts in found.values() for text in texts} for arm, found in sections.items()}
     assert len(phrases["effort"]) >= 60
     assert not phrases["effort"] & (phrases["plain"] | phrases["style"])

@@ -1,0 +1,26 @@
+"""Mean negative log-likelihood of a CoT's tokens under a model, the problem given; exp of it is the perplexity."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from rim_lens.model.lens_model import LensModel
+
+
+@torch.no_grad()
+def cot_nll(
+    model: LensModel, problems: Sequence[str], cots: Sequence[str], batch_size: int = 8
+) -> Float[np.ndarray, "cot"]:
+    """Nats per token of each CoT, written inside the think tags after its problem."""
+    chats = [
+        model.render(problem, thinking="prefilled", cot=cot)[0] for problem, cot in zip(problems, cots, strict=True)
+    ]
+    found = np.full(len(chats), np.nan)
+    for indices, batch in model.batches(chats, batch_size):
+        log_probs = model.logits(batch)[:, :-1].float().log_softmax(dim=-1)
+        each = log_probs.gather(-1, batch.tokens[:, 1:, None]).squeeze(-1)
+        inside = batch.where("cot")[:, 1:]
+        found[indices] = (-(each * inside).sum(dim=1) / inside.sum(dim=1)).cpu().numpy()
+    return found

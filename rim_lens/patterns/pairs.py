@@ -1,0 +1,253 @@
+"""make_cot_pairs: a data set of target and control CoTs, and how far the two sides differ besides the pattern.
+
+The divergence report, per pair and averaged, with intervals by bootstrap over pairs:
+
+    tokens                   length by the tokenizer
+    perplexity               exp(mean negative log-likelihood per CoT token) under a base model, the problem given
+    overlap with the source  |W ∩ W_source| / |W ∪ W_source| over word types; `overlap` of target with control likewise
+    pattern sentences        share of sentences that an annotator gives a pattern
+    answer agreement         share of CoTs whose result equals the answer (math-verify)
+
+Pairs outside the limits are dropped, and counted by reason.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from rim_lens.behavior.maths import is_correct
+from rim_lens.errors import RimLensError
+from rim_lens.model.lens_model import LensModel
+from rim_lens.patterns.annotation import annotate_reasoning
+from rim_lens.patterns.cot_likelihood import cot_nll
+from rim_lens.patterns.labels import Annotator
+from rim_lens.patterns.rewrite import (
+    LENGTH_LIMIT,
+    CotPair,
+    Writer,
+    counter,
+    fault_of,
+    has_number,
+    pair_of,
+    problem_with,
+    task_of,
+)
+from rim_lens.patterns.taxonomy import NAMES, NONE, checked_patterns
+from rim_lens.patterns.template_writer import TemplateWriter
+from rim_lens.results import Manifest, Result
+from rim_lens.stats import bootstrap_mean
+
+SIDES = ("target", "control")
+
+
+@dataclass(frozen=True, eq=False)
+class CotPairs(Result):
+    """Pairs of target and control CoTs.
+
+    `table` is the divergence report: per measure the mean of both sides and their paired difference with its 95 % interval.
+    `pairs`: one row a pair, with both texts. `dropped`: reason and count of what was left out of the `n_given` problems.
+    """
+
+    table: pd.DataFrame
+    pairs: pd.DataFrame
+    dropped: pd.DataFrame
+    n_given: int
+    writer: str
+    annotator: str
+    patterns: tuple[str, ...]
+
+    def caption(self) -> str:
+        """How many pairs, of how many problems, by whom."""
+        return (
+            f"{len(self.pairs)} pairs of {self.n_given} problems by {self.writer}; patterns {', '.join(self.patterns)}; "
+            f"pattern sentences by {self.annotator}; means over pairs with 95 % bootstrap intervals of the difference"
+        )
+
+    def write_rows(self, path: str | Path, side: Literal["target", "control"]) -> Path:
+        """One side as a training file for `rim-lens finetune`: request, cot, answer, one JSON line a pair."""
+        if side not in SIDES:
+            raise RimLensError(f"{side!r} is no side of a pair; use target or control.")
+        rows = [{"request": r.problem, "cot": getattr(r, side), "answer": r.answer} for r in self.pairs.itertuples()]
+        path = Path(path)
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+
+def make_cot_pairs(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    tokenizer: Any,
+    patterns: Sequence[str] = NAMES,
+    writer: Writer | None = None,
+    annotator: Annotator | None = None,
+    base: LensModel | None = None,
+    limit: float = LENGTH_LIMIT,
+    seed: int = 0,
+) -> CotPairs:
+    """Rewrite every row's CoT and report how the sides differ.
+
+    Args:
+        rows: mappings with `problem` (or `request`, `question`), `cot` and `answer`.
+        tokenizer: a tokenizer, or a LensModel, whose tokens count.
+        patterns: patterns that targets shall have.
+        writer: `TemplateWriter()` by default.
+        annotator: `TextAnnotator()` by default; a control that it finds a pattern in is dropped.
+        base: a model for the perplexity; left out without one.
+        limit: largest difference of lengths, as a share of the control's.
+        seed: of the bootstraps.
+
+    Raises:
+        RimLensError: no row, rows without a problem, or no pair within the limits.
+
+    """
+    patterns, writer, count = checked_patterns(patterns), writer or TemplateWriter(), counter(tokenizer)
+    tasks = [task_of(problem_of(row), row.get("cot"), row.get("answer"), patterns) for row in rows]
+    if not tasks:
+        raise RimLensError("make_cot_pairs was given no rows; give problems with cot and answer.")
+    reasons: Counter[str] = Counter()
+    possible = []
+    for task in tasks:
+        wrong = problem_with(task)
+        reasons.update([kind_of(wrong)] if wrong else [])
+        possible += [] if wrong else [task]
+    if not possible:
+        raise RimLensError(
+            f"None of the {len(tasks)} rows can be rewritten ({told(reasons)}); check their cot and answer."
+        )
+    drafts = writer(possible, count)
+    pairs, name = within_limits(
+        [pair_of(t, d, count) for t, d in zip(possible, drafts, strict=True)], limit, annotator, reasons
+    )
+    if not pairs:
+        raise RimLensError(f"{writer.name} wrote no pair within the limits ({told(reasons)}); try another writer.")
+    frame = pd.DataFrame([asdict(pair) for pair in pairs])
+    frame["overlap"] = [overlap(pair.target, pair.control) for pair in pairs]
+    for side in SIDES:
+        add_side(frame, side, annotator, base)
+    return CotPairs(
+        manifest=Manifest.collect(base, seed=seed, writer=writer.name, patterns=list(patterns), limit=limit),
+        table=divergence(frame, seed),
+        pairs=frame,
+        dropped=pd.DataFrame(list(reasons.items()), columns=["reason", "count"]),
+        n_given=len(tasks),
+        writer=writer.name,
+        annotator=name,
+        patterns=patterns,
+    )
+
+
+def within_limits(
+    pairs: Sequence[CotPair], limit: float, annotator: Annotator | None, reasons: Counter[str]
+) -> tuple[list[CotPair], str]:
+    """The pairs that keep the limits, and the annotator's name; the others are counted in `reasons`."""
+    sound = []
+    for pair in pairs:
+        wrong = fault_of(pair, limit)
+        reasons.update([kind_of(wrong)] if wrong else [])
+        sound += [] if wrong else [pair]
+    if not sound:
+        return [], ""
+    controls = annotate_reasoning(
+        [pair.control for pair in sound], annotator, problems=[pair.problem for pair in sound]
+    )
+    frame = controls.sentences
+    patterned = set(frame.loc[frame["label"] != NONE, "cot"])
+    reasons.update(["the control has a pattern"] * len(patterned))
+    return [pair for i, pair in enumerate(sound) if i not in patterned], controls.annotator
+
+
+def add_side(frame: pd.DataFrame, side: str, annotator: Annotator | None, base: LensModel | None) -> None:
+    """Columns of one side: share of pattern sentences, overlap with the source, agreement, likelihood."""
+    texts = list(frame[side])
+    labels = annotate_reasoning(texts, annotator, problems=list(frame["problem"])).sentences
+    frame[f"{side}_pattern_share"] = (labels["label"] != NONE).groupby(labels["cot"]).mean().reindex(range(len(texts)))
+    frame[f"{side}_source_overlap"] = [overlap(text, cot) for text, cot in zip(texts, frame["cot"], strict=True)]
+    frame[f"{side}_agrees"] = [
+        float(is_correct(text, answer)) if has_number(answer) else np.nan
+        for text, answer in zip(texts, frame["answer"], strict=True)
+    ]
+    if base is not None:
+        frame[f"{side}_nll"] = cot_nll(base, list(frame["problem"]), texts)
+
+
+def divergence(frame: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """The report: means of both sides and the paired difference, target minus control."""
+    columns = {
+        "tokens": "tokens",
+        "pattern sentences (share)": "pattern_share",
+        "word overlap with the source": "source_overlap",
+        "answer agreement": "agrees",
+        "log perplexity per token": "nll",
+    }
+    rows = []
+    for measure, column in columns.items():
+        if f"target_{column}" not in frame:
+            continue
+        target, control = (frame[f"{side}_{column}"].to_numpy(dtype=float) for side in SIDES)
+        known = ~np.isnan(target) & ~np.isnan(control)
+        rows.append(report_row(measure, target[known], control[known], seed))
+        if column == "nll":
+            both = [float(np.exp(side[known].mean())) for side in (target, control)]
+            rows.append({"measure": "perplexity", "target": both[0], "control": both[1], "n": int(known.sum())})
+    shared = frame["overlap"].to_numpy(dtype=float)
+    low, high = bootstrap_mean(shared, seed=seed)
+    rows.append(
+        {
+            "measure": "word overlap of target and control",
+            "target": shared.mean(),
+            "low": low,
+            "high": high,
+            "n": len(shared),
+        }
+    )
+    order = ["measure", "target", "control", "difference", "low", "high", "n"]
+    return pd.DataFrame(rows, columns=order)
+
+
+def report_row(measure: str, target: np.ndarray, control: np.ndarray, seed: int) -> dict[str, Any]:
+    """One measure of both sides."""
+    if not len(target):
+        return {"measure": measure, "n": 0}
+    low, high = bootstrap_mean(target - control, seed=seed)
+    return {
+        "measure": measure,
+        "target": target.mean(),
+        "control": control.mean(),
+        "difference": (target - control).mean(),
+        "low": low,
+        "high": high,
+        "n": len(target),
+    }
+
+
+def overlap(a: str, b: str) -> float:
+    """Word types in both, as a share of those in either."""
+    first, second = (set(re.findall(r"\w+", text.lower())) for text in (a, b))
+    return len(first & second) / max(len(first | second), 1)
+
+
+def problem_of(row: Mapping[str, Any]) -> str:
+    """A row's request."""
+    for name in ("problem", "request", "question"):
+        if isinstance(row.get(name), str) and row[name].strip():
+            return row[name]
+    raise RimLensError(
+        f"A row has no problem, request or question (its fields: {', '.join(row)}); name one of them so."
+    )
+
+
+def kind_of(reason: str) -> str:
+    """The reason without its particulars, so that equal kinds are counted together."""
+    return re.split(r":|;| '", reason)[0]
+
+
+def told(reasons: Counter[str]) -> str:
+    """Reasons with counts, in words."""
+    return ", ".join(f"{count} × {reason}" for reason, count in reasons.most_common())
