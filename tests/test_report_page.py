@@ -1,113 +1,96 @@
-"""The report in headless Chromium: it draws from disk without a network, runs nothing of the prompts, and fits a phone."""
+"""Data of the page's linked views: every head's row as the tables have it, attention weights as they were measured."""
 
-import html
-import json
-import re
-import shutil
-import struct
-import subprocess
+import base64
+from dataclasses import replace
 
+import numpy as np
+import pandas as pd
 import pytest
-from made_heads import made_inference
+from made_heads import ALL_HEADS, PLANTED, made_inference, made_sweep, made_token_attention
 from made_neurons import made_training
-from made_results import MANIFEST, made_behavior, made_series
+from made_results import HOSTILE, made_behavior
 
-from rim_lens.audit.findings import findings_of
-from rim_lens.report.page import report_page
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine to open the page with")
-PLAN = {"model": "tiny", "checkpoints": None, "n": 32}
-SWITCHES = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-    "--virtual-time-budget=10000",
-    "--enable-logging=stderr",
-]
-PROBE = """
-<script>
-addEventListener("load", () => setTimeout(() => {
-  const frame = document.getElementById("page").contentWindow, page = frame.document;
-  frame.dispatchEvent(new Event("beforeprint"));  // draws figures that are not near yet
-  setTimeout(() => {
-  document.title = JSON.stringify({
-    title: page.title,
-    width: page.documentElement.scrollWidth,
-    figures: page.querySelectorAll(".drawing").length,
-    plots: page.querySelectorAll(".js-plotly-plot").length,
-    ground: page.defaultView.getComputedStyle(page.body).backgroundColor,
-    ink: [...new Set([...page.querySelectorAll(".xtick text")].map((one) => page.defaultView.getComputedStyle(one).fill))],
-    navigation: page.defaultView.getComputedStyle(page.querySelector("nav")).position,
-  }); }, 3000);
-}, 1000));
-</script>
-"""
-
-
-def chromium(folder, address, *switches):
-    """Run Chromium on an address; its standard output and what the page wrote to the console."""
-    command = [CHROMIUM, *SWITCHES, f"--user-data-dir={folder / 'profile'}", *switches, address]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
-def looked_at(folder, width, height, *switches):
-    """What a page in a frame of this size says about itself (a window cannot be as narrow as a phone)."""
-    frame = f'<iframe id="page" src="report.html" style="border:0;width:{width}px;height:{height}px"></iframe>'
-    (folder / "frame.html").write_text(f"<!doctype html><body style='margin:0'>{frame}{PROBE}</body>")
-    size = f"--window-size={width},{height}"
-    address = (folder / "frame.html").as_uri()
-    out, console = chromium(folder, address, "--dump-dom", "--allow-file-access-from-files", size, *switches)
-    return json.loads(html.unescape(re.search(r"<title>(.*?)</title>", out, re.DOTALL).group(1))), console
+from rim_lens.plots.style import number
+from rim_lens.report.page import linked
+from rim_lens.report.page_heads import WHOLE, linked_heads, token_views
+from rim_lens.report.page_neurons import linked_neurons
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    results = {"behavior": made_behavior(), "series": made_series(), **made_inference(), **made_training()}
-    place = tmp_path_factory.mktemp("page")
-    (place / "report.html").write_text(report_page(results, findings_of(results), MANIFEST, PLAN))
-    return place
+def views():
+    return linked_heads(made_inference())
 
 
-@pytest.fixture(scope="module")
-def wide(folder):
-    return looked_at(folder, 1280, 2000)
+def weights_of(chat, n_heads):
+    shares = np.frombuffer(base64.b64decode(chat["weights"]), dtype="<u2")
+    return shares.reshape(n_heads, len(chat["tokens"])) / WHOLE
 
 
-def test_every_figure_is_drawn_and_nothing_is_logged(wide):
-    seen, console = wide
-    assert seen["figures"] == seen["plots"] > 10
-    assert console == []
+def test_weights_are_those_measured(views):
+    attention = made_token_attention()
+    assert views["heads"][0] == f"L{PLANTED[0]}H{PLANTED[1]}"
+    for index, chat in enumerate(views["chats"]):
+        given = weights_of(chat, len(views["heads"]))
+        for row, head in enumerate(attention.heads):
+            expected = attention.of(index, head)
+            np.testing.assert_allclose(given[row], expected["weight"], atol=1 / WHOLE)
+            assert chat["tokens"] == expected["text"].tolist()
+            assert chat["segments"] == expected["segment"].tolist()
 
 
-def test_hostile_prompts_do_not_run(wide):
-    assert wide[0]["title"] == "Reasoning-induced misalignment: tiny <model>"
+def test_every_table_has_every_head_that_it_measured(views):
+    sweep = made_sweep()
+    table = next(table for table in views["tables"] if table["title"] == "Ablated alone")
+    assert set(table["rows"]) == set(sweep.table["name"])
+    row = sweep.table.iloc[0]
+    assert table["rows"][row["name"]][1].startswith(number(row["effect"], sign=True))
+    contrast = next(table for table in views["tables"] if "candidate" in table["columns"])
+    assert len(contrast["rows"]) == len(ALL_HEADS)
+    assert all(len(cells) == len(table["columns"]) for table in views["tables"] for cells in table["rows"].values())
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-def test_page_does_not_scroll_sideways(folder, wide, width):
-    seen = wide[0] if width == 1280 else looked_at(folder, width, 2000)[0]
-    assert seen["width"] <= width
-    assert seen["navigation"] == ("sticky" if width == 1280 else "static")
+def test_what_a_head_causes_stands_before_what_it_goes_with(views):
+    sections = [table["section"] for table in views["tables"]]
+    assert sections.index("ablation") < sections.index("refusal_heads")
 
 
-def test_dark_preference_changes_page_and_figures(folder, wide):
-    dark = looked_at(folder, 1280, 2000, "--blink-settings=preferredColorScheme=0")[0]
-    assert wide[0]["ground"] == "rgb(255, 255, 255)"
-    assert dark["ground"] == "rgb(21, 25, 30)"
-    assert dark["ink"]
-    assert not set(dark["ink"]) & set(wide[0]["ink"])
+def test_a_page_stays_small_by_leaving_out_whole_requests_then_heads():
+    attention = made_token_attention()
+    again = replace(
+        attention,
+        weights=np.tile(attention.weights, 2),
+        tokens=attention.tokens.assign(chat=attention.tokens["chat"] + 2).pipe(
+            lambda more: pd.concat([attention.tokens, more])
+        ),
+        chats=pd.concat([attention.chats, attention.chats.assign(chat=[2, 3], request="another")]),
+    )
+    n_tokens, n_heads = attention.weights.shape[1], len(attention.heads)
+    whole = token_views(again, 2 * n_tokens * n_heads)
+    assert whole["left_out"] == {"chats": 0, "heads": 0}
+    one = token_views(again, 2 * n_tokens * n_heads - 1)
+    assert [chat["request"] for chat in one["chats"]] == [HOSTILE] * 2
+    assert one["left_out"] == {"chats": 2, "heads": 0}
+    few = token_views(again, 3 * n_tokens)
+    assert (len(few["heads"]), few["left_out"]["heads"]) == (3, n_heads - 3)
+    np.testing.assert_allclose(weights_of(few["chats"][0], 3), attention.weights[:3, :8], atol=1 / WHOLE)
 
 
-def test_screenshot_of_a_page_from_disk(folder):
-    shot = folder / "shot.png"
-    chromium(folder, (folder / "report.html").as_uri(), f"--screenshot={shot}", "--window-size=1280,900")
-    assert struct.unpack(">II", shot.read_bytes()[16:24]) == (1280, 900)
-    assert shot.stat().st_size > 30_000  # more than an empty sheet
+def test_nothing_about_single_heads_means_no_views():
+    assert linked_heads({"behavior": made_behavior()}) is None
+    assert linked_neurons({"behavior": made_behavior()}) is None
+
+
+def test_neuron_rows_are_the_tables():
+    results = made_training()
+    tables = {table["title"]: table for table in linked_neurons(results)["tables"]}
+    first = results["safety_neurons"].table.iloc[0]
+    assert tables["Safety-critical neurons"]["rows"][first["neuron"]][0] == "yes"
+    shift = results["shift"].neurons
+    assert len(tables["Activation shift"]["rows"]) == len(shift)
+
+
+def test_only_names_of_heads_and_neurons_become_links():
+    assert linked("L12H3") == '<a class="unit" href="#L12H3">L12H3</a>'
+    assert linked("L1H2, L2E3N45").count("<a ") == 2
+    assert linked("see L12H3") == "see L12H3"
+    assert linked("<b>L12H3</b>") == "&lt;b&gt;L12H3&lt;/b&gt;"
