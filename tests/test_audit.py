@@ -102,7 +102,7 @@ def test_the_neurons_stages_measure_every_part(audit, plan, monkeypatch):
     assert missing == {}
     test = context.results["neuron_test"].table.set_index("measure")
     assert test.loc["refusal score, harmful", "n_controls"] == 20
-    assert {"refused, harmful", "complied, harmful", "maths solved"} <= set(test.index)
+    assert {"refused, harmful", "complied, harmful", "log-likelihood of maths answers"} <= set(test.index)
     assert context.results["series_heads"].table["checkpoint"].tolist() == [f"step-{step}" for step in range(5)]
     assert context.results["prediction"].table["checkpoint"].tolist() == [f"step-{step}" for step in range(1, 5)]
     table = context.results["neuron_table"]

@@ -5,6 +5,8 @@ import pytest
 import torch
 from families import tiny_model
 
+from rim_lens.behavior.generate import generate
+from rim_lens.behavior.judge import Judgement
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_score
 from rim_lens.capture.neurons import neuron_activations
 from rim_lens.data.prompts import Prompt
@@ -121,6 +123,45 @@ def test_from_the_decision_position_equals_whole_passes_that_are_changed_there(f
     assert abs(everywhere.table.iloc[0].effect - found.table.iloc[0].effect) > 1e-3
 
 
+@pytest.mark.parametrize("positions", ["all", "from_decision"])
+def test_answers_and_likelihoods_of_many_sets_are_those_of_one_set_after_the_other(positions):
+    model = tiny_model("llama")
+    rows = np.array([[0, 3], [1, 7], [2, 40], [2, 5], [2, 6]])
+    controls = matched_controls(rows, 3, base=np.random.default_rng(0).random((3, model.d_mlp)))
+    maths = [Prompt("1 + 1", None, "a", answer="2"), Prompt("2 + 3 + 100", None, "b", answer="105")]
+    answered = []
+
+    def judge(requests, responses, cots=None, truncated=None):
+        answered.append(list(responses))
+        return [Judgement("refused" if "a" in text.lower() else "complied", 1.0, "") for text in responses]
+
+    judge.name = "made"
+    found = run_neuron_test(
+        model, rows, HARMFUL, maths=maths, solve=False, positions=positions, controls=controls, n_controls=3,
+        n_generated_controls=3, n_maths_controls=3, tokens=TOKENS, judge=judge, max_new_tokens=6,
+    )  # fmt: skip
+    chats = model.render(HARMFUL)
+    expected, likelihoods = [], []
+    for one in (None, rows, *controls):
+        units = [] if one is None else [tuple(row) for row in one.tolist()]
+        with ablate_neurons(model, units, positions=positions):
+            expected.append([a.response for a in generate(model, chats, max_new_tokens=6, progress=False)])
+            values = []
+            for problem in maths:
+                (chat,) = model.render([problem.text], response=f"The answer is {problem.answer}.")
+                start = chat.decision_position
+                log_p = model.logits(model.batch([chat]))[0].double().log_softmax(-1)
+                ids = chat.token_ids[start + 1 : start + 1 + len(f"The answer is {problem.answer}.")]
+                values.append(np.mean([float(log_p[start + i, token]) for i, token in enumerate(ids)]))
+            likelihoods.append(values)
+    assert answered == expected
+    row = found.table.set_index("measure").loc["log-likelihood of maths answers"]
+    assert row.before == pytest.approx(np.mean(likelihoods[0]), abs=1e-4)
+    assert row.after == pytest.approx(np.mean(likelihoods[1]), abs=1e-4)
+    mine = found.controls.query("measure == 'log-likelihood of maths answers'")["effect"]
+    np.testing.assert_allclose(mine, np.mean(np.array(likelihoods[2:]) - likelihoods[0], axis=1), atol=1e-4)
+
+
 def test_experts_at_the_decision_position_where_prompts_can_be_computed_once():
     model = tiny_model("qwen3_moe")
     neurons = [(0, 1, 3), (1, 2, 5), (2, 0, 7), (2, 3, 1)]
@@ -147,10 +188,11 @@ def test_experts_at_the_decision_position_where_prompts_can_be_computed_once():
                 logits = model.hf(ids[:, length:], past_key_values=cache, use_cache=True).logits[:, -1]
         after.append(float(TOKENS.score(logits)[0]))
     assert found.table.iloc[0].effect == pytest.approx((np.array(after) - clean).mean(), abs=1e-3)
+    windowed = tiny_model("gpt_oss")  # keeps no whole cache, so its prompts cannot be computed once
     with pytest.raises(RimLensError, match="use positions='all'"):
         run_neuron_test(
-            model, neurons, HARMFUL, positions="from_decision", controls=controls, n_controls=3, n_generated_controls=1,
-            tokens=TOKENS, max_new_tokens=2,
+            windowed, [(0, 1, 3)], HARMFUL, positions="from_decision", controls=np.array([[[0, 1, 4]]]), n_controls=1,
+            generated=False, tokens=TOKENS,
         )  # fmt: skip
 
 

@@ -37,8 +37,8 @@ from rim_lens.training_time.shift import activation_shift
 FOLLOWED_HEADS = 8
 EXAMPLES = 8  # of each arm's fine-tuning data, for the predicted shift
 SHIFT_CONTROLS = 1000
-GENERATED_CONTROLS = 2  # a set's answers and solutions take as long as one checkpoint of the series
-TESTED_MATHS = 16
+GENERATED_CONTROLS = 3  # a set's answers cost hundreds of times what its score costs
+MATHS_CONTROLS, TESTED_MATHS = 40, 16
 
 
 def measure_neurons(context: Context) -> Mapping[str, Result]:
@@ -112,14 +112,14 @@ def causal_test(context: Context, neurons: SafetyNeurons, other: Sequence[Prompt
         neurons,
         other,
         maths=list(context.prompts("maths"))[:TESTED_MATHS],
+        solve=False,  # at the floor in small models, where the likelihood still tells
         positions="from_decision",
         controls=matched_controls(neurons, plan.n_controls, seed=plan.seed),
         n_controls=plan.n_controls,
         n_generated_controls=GENERATED_CONTROLS,
+        n_maths_controls=MATHS_CONTROLS,
         seed=plan.seed,
         max_new_tokens=plan.max_new_tokens,
-        cot_budget=plan.cot_budget,
-        batch_size=plan.batch_size,
     )
 
 

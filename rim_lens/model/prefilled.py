@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
 from rim_lens.model.batch import Batch
+from rim_lens.model.chat import SEGMENTS
+from rim_lens.model.decode import grown
 from rim_lens.model.finite import check_finite
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.shared_prefix import attends_everywhere, prefix_first, shared_length
@@ -42,18 +44,40 @@ class Prefilled:
 
     def decision_logits(self, runs: int = 1) -> Float[Tensor, "row vocab"]:
         """Logits of `runs` runs of every prompt under the active taps; row i is run i % runs of prompt i // runs."""
-        rows = torch.arange(len(self)).repeat_interleave(runs)
-        batch = repeated(self.batch, rows)
-        cache = DynamicCache(config=self.model.hf.config)
-        for layer, (keys, values) in enumerate(self.layers):
-            cache.update(keys[rows.to(keys.device)], values[rows.to(values.device)], layer)
-        with torch.no_grad(), self.model.during(batch):
+        return Continued(self, runs).logits
+
+
+class Continued:
+    """Runs of prefilled prompts from the decision position on, one token a step, under the taps that are active then.
+
+    `logits` are those after the latest token; rows as in `Prefilled.decision_logits`.
+    """
+
+    def __init__(self, part: Prefilled, runs: int = 1) -> None:
+        rows = torch.arange(len(part)).repeat_interleave(runs)
+        self.model, self.batch = part.model, repeated(part.batch, rows)
+        self.cache = DynamicCache(config=part.model.hf.config)
+        for layer, (keys, values) in enumerate(part.layers):
+            self.cache.update(keys[rows.to(keys.device)], values[rows.to(values.device)], layer)
+        self.logits = self._last_column()
+
+    def step(self, tokens: Int[Tensor, " row"]) -> Float[Tensor, "row vocab"]:
+        """Logits after one more token of the answer in every row."""
+        answer = torch.full_like(tokens, SEGMENTS.index("response"))
+        self.batch = grown(self.batch, tokens, answer)
+        self.logits = self._last_column()
+        return self.logits
+
+    @torch.no_grad()
+    def _last_column(self) -> Float[Tensor, "row vocab"]:
+        batch = self.batch
+        with self.model.during(batch):
             return (
                 self.model.hf(
                     batch.tokens[:, -1:],
                     **self.model.hf_inputs(batch.mask, batch.positions[:, -1:]),
                     **self.model.last_logit_only,
-                    past_key_values=cache,
+                    past_key_values=self.cache,
                     use_cache=True,
                 )
                 .logits[:, -1]

@@ -88,8 +88,8 @@ def set_effects(test: HeadTest | NeuronTest, change: str | None = None) -> go.Fi
 
 
 def in_nats(measure: str) -> bool:
-    """Whether a measure is a score; all others are shares."""
-    return measure.startswith("refusal score")
+    """Whether a measure is a score or a log-likelihood; all others are shares."""
+    return measure.startswith(("refusal score", "log-likelihood"))
 
 
 def axis_of(measure: str) -> str:

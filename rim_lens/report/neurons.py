@@ -23,6 +23,7 @@ from rim_lens.training_time.safety_neurons import SafetyNeurons
 from rim_lens.training_time.shift import ActivationShift
 
 SHOWN_NEURONS = 30
+MATHS = "log-likelihood of maths answers"
 FEW_SETS = 20  # below which a percentile says little
 
 
@@ -67,7 +68,7 @@ def test_section(anchor: str, test: NeuronTest) -> Section:
     if not test.table["measure"].map(in_nats).all():
         blocks += [Drawing(set_effects(test, method)) for method in dict.fromkeys(test.table["method"])]
     blocks.append(effect_grid(test.table, ["method"]))
-    first = test.table[test.table["measure"].isin([test.table["measure"].iloc[0], "maths solved"])]
+    first = test.table[test.table["measure"].isin([test.table["measure"].iloc[0], "maths solved", MATHS])]
     told = [
         effect_sentence(row, f"{row['method'].capitalize()} ablation of {test.n_neurons} neurons{test.where}")
         for _, row in first.iterrows()
@@ -78,11 +79,15 @@ def test_section(anchor: str, test: NeuronTest) -> Section:
 def test_words(test: NeuronTest) -> str:
     """How the test was made, and what it can say."""
     rows = test.table
-    scored, generated = (rows.loc[rows["measure"].map(in_nats) == kind, "n_controls"] for kind in (True, False))
+    scored = rows.loc[rows["measure"].str.startswith("refusal score"), "n_controls"]
+    likely = rows.loc[rows["measure"] == MATHS, "n_controls"]
+    generated = rows.loc[~rows["measure"].map(in_nats), "n_controls"]
     told = (
         f"The {test.n_neurons} neurons are silenced{test.where or ' at every position'}, and so are random sets with as many neurons in each layer and "
         f"decile of activation: {one_or_range(scored)} sets for the refusal score"
     )
+    if len(likely):
+        told += f", {one_or_range(likely)} for the log-likelihood of right maths answers (mean over their tokens, thinking off)"
     if not len(generated):
         return f"{told}."
     n = one_or_range(generated)

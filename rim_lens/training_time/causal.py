@@ -27,7 +27,7 @@ from rim_lens.capture.neurons import neuron_activations
 from rim_lens.data.prompts import Prompt
 from rim_lens.errors import RimLensError
 from rim_lens.inference_time.dose_test import Prompts, chats_of, measures_of
-from rim_lens.inference_time.head_measures import Change, Measure, Measured, ScoreMeasure
+from rim_lens.inference_time.head_measures import AnswerMeasure, Change, Measured, ScoreMeasure
 from rim_lens.inference_time.set_effects import set_effect
 from rim_lens.intervene.experts import ablate_expert_neurons
 from rim_lens.intervene.neurons import ablate_neurons
@@ -38,6 +38,7 @@ from rim_lens.results import Manifest, Result
 from rim_lens.stats import benjamini_hochberg
 from rim_lens.stats.controls import Alternative
 from rim_lens.training_time.neuron_sets import NeuronRows, matched_controls, neuron_rows
+from rim_lens.training_time.set_answers import AnswersFromDecision, MathsLikelihood
 from rim_lens.training_time.set_scores import scores_of_sets
 
 Method = Literal["zero", "mean", "resample"]
@@ -91,7 +92,9 @@ def test_neurons(
     controls: Int[np.ndarray, "set neuron index"] | None = None,
     n_controls: int = 100,
     n_generated_controls: int = 20,
+    n_maths_controls: int = 20,
     generated: bool = True,
+    solve: bool = True,
     thinking: Thinking = "off",
     maths_thinking: Thinking = "on",
     cot: str | Sequence[str] | None = None,
@@ -108,14 +111,16 @@ def test_neurons(
         neurons: `SafetyNeurons`, or rows (layer, unit) or (layer, expert, unit).
         harmful: requests (rendered for `thinking`), or chats up to the decision position.
         harmless: the same for harmless requests, where refusals are a cost.
-        maths: problems with answers.
+        maths: problems with answers: log-likelihood of the right answer, and how many are solved in generation.
         positions: where the neurons are ablated: everywhere, or from the decision position on.
         methods: "zero", "mean", "resample"; mixtures of experts know "zero" only.
         reference: chats that "mean" and "resample" take values from; the harmful ones by default.
         controls: matched random sets; drawn where not given, which needs `SafetyNeurons` for their base activation.
         n_controls: random sets for the refusal score.
         n_generated_controls: random sets for whatever is generated; 0 for none.
-        generated: whether to generate at all; False leaves the refusal scores.
+        n_maths_controls: random sets for the log-likelihood of maths answers.
+        generated: whether to generate at all; False leaves scores and likelihoods.
+        solve: whether generation includes the maths problems.
         thinking: mode of requests that are not rendered yet; "prefilled" needs `cot`.
         maths_thinking: mode of the maths problems.
         cot: the CoT to prefill, one for all or one a request.
@@ -130,10 +135,14 @@ def test_neurons(
     """
     rows = neuron_rows(neurons)
     if controls is None:
-        controls = matched_controls(neurons, max(n_controls, n_generated_controls), seed=seed)
+        controls = matched_controls(neurons, max(n_controls, n_generated_controls, n_maths_controls), seed=seed)
     chats = chats_of(model, harmful, thinking, cot)
     gentle = None if harmless is None else chats_of(model, harmless, thinking, cot)
-    measures = measures_of(model, chats, gentle, maths, maths_thinking, generated, judge, tokens, generation)
+    solved = maths if solve else None
+    measures: list[Any] = [
+        *measures_of(model, chats, gentle, solved, maths_thinking, generated, judge, tokens, generation),
+        *([] if maths is None else [MathsLikelihood(model, maths, positions == "from_decision")]),
+    ]
     if positions == "from_decision":
         measures = [at_decision(measure) for measure in measures]
     changes: dict[str, Change] = {
@@ -142,7 +151,8 @@ def test_neurons(
     sets = [tuples(rows), *(tuples(control) for control in controls)]
     table, control_rows, prompts = [], [], []
     for measure in measures:
-        drawn = sets[: 1 + (n_generated_controls if measure.generated else n_controls)]
+        n_drawn = n_generated_controls if measure.generated else n_controls
+        drawn = sets[: 1 + (n_maths_controls if isinstance(measure, MathsLikelihood) else n_drawn)]
         for method, found in measured(measure, changes, drawn).items():
             for name, (before, values, is_share) in found.items():
                 where = {"method": method, "measure": name}
@@ -171,7 +181,7 @@ test_neurons.__test__ = False  # type: ignore[attr-defined]
 
 
 def measured(
-    measure: Measure, changes: dict[str, Change], sets: list[NeuronTuples]
+    measure: Any, changes: dict[str, Change], sets: list[NeuronTuples]
 ) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray, bool]]]:
     """Per method and name: values per prompt of the untouched model, and of every set, [set, prompt]."""
     untouched = measure([[]], next(iter(changes.values())))
@@ -203,8 +213,10 @@ class DecisionScoreMeasure:
         return {f"refusal score, {plain.where}": Measured(scores, is_share=False)}
 
 
-def at_decision(measure: Measure) -> Any:
+def at_decision(measure: Any) -> Any:
     """The measure for ablations that begin at the decision position."""
+    if isinstance(measure, AnswerMeasure):
+        return AnswersFromDecision(measure)
     return DecisionScoreMeasure(measure) if isinstance(measure, ScoreMeasure) else measure
 
 
