@@ -15,6 +15,7 @@ from rim_lens.model.lens_model import LensModel
 
 REQUESTS = ("Why is the sky blue?", "Name three rivers, please.")  # of different length: the batch has padding
 COT = "Let me think.\nOne moment."
+LAST = 8  # tokens at the end of each chat whose neurons are looped over
 Plain = PlainTree | PlainHooked
 
 
@@ -36,9 +37,9 @@ class Subject:
 
     @property
     def heads(self) -> list[tuple[int, int]]:
-        """A head of the first, the middle and the last layer that has heads."""
+        """A head of the first and of the last layer that has heads."""
         layers = self.plain.with_heads
-        some = sorted({layers[0], layers[len(layers) // 2], layers[-1]}) if layers else []
+        some = sorted({layers[0], layers[-1]}) if layers else []
         return [(layer, (3 * i + 1) % self.model.n_heads) for i, layer in enumerate(some)]
 
     def without_head(self, head: tuple[int, int]) -> list[Float[Tensor, " vocab"]]:
@@ -47,6 +48,12 @@ class Subject:
             with self.plain.without_head(*head):
                 self.cache[head] = [self.plain.logits(chat)[chat.decision_position] for chat in self.chats]
         return self.cache[head]
+
+    @cached_property
+    def neurons(self) -> list[Float[Tensor, "layer pos *unit"]]:
+        """Neurons at each chat's last tokens, by the plain reference."""
+        last = min(LAST, *(chat.decision_position + 1 for chat in self.chats))
+        return [self.plain.neurons(chat, last) for chat in self.chats]
 
     @property
     def n_tokens(self) -> int:

@@ -10,7 +10,7 @@ from rim_lens.intervene import ablate_heads
 from rim_lens.model.chat import SEGMENTS, Chat
 from rim_lens.model.lens_model import LensModel
 
-N_TOKENS = 8
+N_TOKENS = 6
 
 
 def segments(subject: Subject) -> Measured:
