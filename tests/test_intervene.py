@@ -458,9 +458,13 @@ def test_unknown_units_and_methods_are_errors():
         knock_out(model, HEADS, "thoughts")
     with pytest.raises(RimLensError, match="past the decision"):
         record_heads(model, prompts(model), offsets=(0, 1))
-    experts = ablate_neurons(shared_model("qwen3_moe"), [(0, 1)])
-    with pytest.raises(RimLensError, match="mixture of experts"), experts:
-        pass
+    experts = shared_model("qwen3_moe")
+    with pytest.raises(RimLensError, match="layer, expert, unit"):
+        ablate_neurons(experts, [(0, 1)])
+    with pytest.raises(RimLensError, match="mixture of experts"):
+        ablate_neurons(experts, [(0, 1, 2)], "mean")
+    with pytest.raises(RimLensError, match="not scaled"):
+        scale_neurons(experts, [(0, 1)], 2.0)
 
 
 def test_a_pass_without_a_batch_says_what_is_missing():
