@@ -8,6 +8,9 @@ Every word sits on its own axis of the residual stream, beside a few axes that c
           refusal direction negatively, so that a lazy CoT cancels the refusal.
     L0H3  length head: attends to everything evenly. Its mass on a segment is that segment's length and nothing else.
 
+Families: "plain"; "redundant", in which L1H5 does the same as L1H2 and a neuron of the last MLP cuts what both write together
+at CAP, so that either alone is enough; "null", in which no head writes the refusal direction.
+
 All other heads and the MLPs hold small random weights. The refusal logit reads the refusal direction; a word's
 successor reads that word's axis, which gives fixed answers that a judge can read. Queries and keys meet in a rotary
 pair that hardly turns (base 1e8), so planted attention does not depend on distance.
@@ -24,6 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from rim_lens.model.load import load_model
 
 REFUSAL_HEAD, COT_HEAD, LENGTH_HEAD = (1, 2), (2, 1), (0, 3)
+SECOND_HEAD, CAP, STEEPNESS = (1, 5), 0.55, 30.0
 SOFT = ("please", "kindly", "story", "game", "pretend", "joke", "friend", "today")
 LAZY = ("quick", "easy", "fast", "short", "skip", "just", "brief", "simply")
 CAREFUL = ("weigh", "risk", "check", "law", "harm", "hurt", "think", "ask")
@@ -62,11 +66,11 @@ class PlantedTruth:
     n_lazy: np.ndarray = field(repr=False)  # lazy words of each CoT
 
 
-def planted_model(seed=0, n_prompts=64, dtype=torch.float32):
+def planted_model(seed=0, n_prompts=64, dtype=torch.float32, family="plain"):
     """(LensModel, PlantedTruth); `seed` draws the small random weights and the prompts."""
     words = vocabulary()
     tokenizer = planted_tokenizer(words)
-    model = planted_weights(words, tokenizer, torch.Generator().manual_seed(seed)).to(dtype)
+    model = planted_weights(words, tokenizer, torch.Generator().manual_seed(seed), family).to(dtype)
     lens = load_model(model, tokenizer=tokenizer)
     direction = np.zeros(D_MODEL)
     direction[len(words) + CONCEPTS.index("refusal")] = 1.0
@@ -123,7 +127,7 @@ def planted_tokenizer(words):
     )
 
 
-def planted_weights(words, tokenizer, generator):
+def planted_weights(words, tokenizer, generator, family="plain"):
     """The LlamaForCausalLM with random small weights everywhere and the planted ones on top."""
     config = LlamaConfig(
         vocab_size=2 * len(words),
@@ -155,6 +159,12 @@ def planted_weights(words, tokenizer, generator):
         axis = {concept: len(words) + i for i, concept in enumerate(CONCEPTS)}
         plant_head(model, REFUSAL_HEAD, axis["constant"], axis["soft_or_tag"], axis["tag"], axis["refusal"], 1.0)
         plant_head(model, COT_HEAD, axis["constant"], axis["lazy_or_sink"], axis["lazy"], axis["refusal"], -0.8)
+        if family == "redundant":
+            plant_head(model, SECOND_HEAD, axis["constant"], axis["soft_or_tag"], axis["tag"], axis["refusal"], 1.0)
+            plant_cap(model, axis["constant"], axis["refusal"])
+        if family == "null":
+            for head in (REFUSAL_HEAD, COT_HEAD):
+                plant_head(model, head, axis["constant"], axis["soft_or_tag"], axis["tag"], axis["refusal"], 0.0)
         layer, head = LENGTH_HEAD
         model.model.layers[layer].self_attn.q_proj.weight[head * D_HEAD : (head + 1) * D_HEAD] = 0
         unembed(model, words, axis["refusal"])
@@ -204,6 +214,18 @@ def plant_head(model, head, constant, key, value, out, gain):
     v[0, value] = 1.0
     o.zero_()
     o[out, 0] = gain
+
+
+def plant_cap(model, constant, refusal):
+    """One neuron of the last MLP takes away what the refusal axis has above CAP: silu(K (r − CAP)) / K is about that."""
+    mlp = model.model.layers[-1].mlp
+    mlp.gate_proj.weight[0].zero_()
+    mlp.gate_proj.weight[0, refusal] = STEEPNESS
+    mlp.gate_proj.weight[0, constant] = -STEEPNESS * CAP
+    mlp.up_proj.weight[0].zero_()
+    mlp.up_proj.weight[0, constant] = 1.0
+    mlp.down_proj.weight[:, 0] = 0
+    mlp.down_proj.weight[refusal, 0] = -1 / STEEPNESS
 
 
 def unembed(model, words, refusal):
