@@ -1,0 +1,80 @@
+"""Run the studies, keep their rows in `benchmarks/trust/latest.json`, and write the tables of docs/trust.md.
+
+python -m benchmarks.trust                 everything
+python -m benchmarks.trust ras_p recovery  some studies by name; the others keep their rows
+python -m benchmarks.trust tables          only the tables, from the rows that are kept
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.trust.kills import kills
+from benchmarks.trust.recovery import recoveries
+from benchmarks.trust.simulated import calibration_studies, coverage_studies
+from benchmarks.trust.tables import write_tables
+
+LATEST = Path(__file__).with_name("latest.json")
+ROOT = Path(__file__).resolve().parents[2]
+RUNS, SEEDS, KILLS, FUZZ_CASES = 1000, 10, 20, 1700
+
+
+def fuzz() -> list[dict[str, Any]]:
+    """The fuzz tests at full length: number of tests, and cases a test; raises when one fails."""
+    chosen = "bytes or rows or any_ or by_hand"
+    command = [sys.executable, "-m", "pytest", "-q", "tests/test_fuzz.py", "-o", "timeout=7200", "-k", chosen]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "FUZZ_CASES": str(FUZZ_CASES)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(done.stdout)
+    n_tests = int(done.stdout.rsplit(" passed", 1)[0].split()[-1])
+    return [{"tests": n_tests, "cases": FUZZ_CASES}]
+
+
+def studies() -> dict[str, Callable[[], list[dict[str, Any]]]]:
+    """Every study by name, as a function to its rows."""
+    simulated = {
+        study.__name__: lambda s=study: [dataclasses.asdict(row) for row in s(np.random.default_rng(0), RUNS)]
+        for study in (*calibration_studies, *coverage_studies)
+    }
+    return {
+        **simulated,
+        **{
+            f"recovery_{seed}": lambda s=seed: [dataclasses.asdict(row) for row in recoveries([s])]
+            for seed in range(SEEDS)
+        },
+        "kills": lambda: [kills(KILLS)],
+        "fuzz": fuzz,
+    }
+
+
+def main() -> int:
+    """Measure what is asked for, keep it after every study, write the tables."""
+    known = studies()
+    asked = [name for name in known if not sys.argv[1:] or any(name.startswith(word) for word in sys.argv[1:])]
+    kept: dict[str, Any] = json.loads(LATEST.read_text()) if LATEST.is_file() else {}
+    for name in asked:
+        begin = time.monotonic()
+        kept[name] = known[name]()
+        LATEST.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+        print(f"{name}: {len(kept[name])} rows, {time.monotonic() - begin:.0f} s", flush=True)
+    write_tables({name: kept[name] for name in known if name in kept}, ROOT / "docs" / "trust.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

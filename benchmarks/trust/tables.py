@@ -1,0 +1,88 @@
+"""The rows of the studies as the Markdown tables of docs/trust.md, put between its marks."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def percent(share: float) -> str:
+    """One decimal, in per cent."""
+    return f"{100 * share:.1f}"
+
+
+def coverage_table(rows: Rows) -> str:
+    """Coverage in per cent, and on which side the truth was missed."""
+    header = ["interval", "printed by", "data", "n", "covered, %", "too low, %", "too high, %"]
+    return table(
+        header,
+        [
+            [one["interval"], one["printed_by"], one["data"], one["n"], *map(percent, (one["covered"], one["below"], one["above"]))]
+            for one in rows
+        ],
+    )  # fmt: skip
+
+
+def calibration_table(rows: Rows) -> str:
+    """Shares of p-values at or below 0.05 and 0.01."""
+    header = ["p-value", "printed by", "data", "n", "p ≤ 0.05, %", "p ≤ 0.01, %"]
+    return table(
+        header,
+        [
+            [one["test"], one["printed_by"], one["data"], one["n"], percent(one["at_05"]), percent(one["at_01"])]
+            for one in rows
+        ],
+    )
+
+
+def recovery_table(rows: Rows) -> str:
+    """Found of planted and false of possible, summed over seeds."""
+    sums: dict[tuple[str, str], list[int]] = {}
+    for one in rows:
+        entry = sums.setdefault((one["analyzer"], one["family"]), [0, 0, 0, 0, 0])
+        for place, name in enumerate(("found", "k", "false", "possible")):
+            entry[place] += one[name]
+        entry[4] += 1
+    lines = []
+    for (analyzer, family), (found, k, false, possible, seeds) in sums.items():
+        share = f"{found}/{k} ({100 * found / k:.0f} %)" if k else "none planted"
+        wrong = f"{false}/{possible} ({100 * false / possible:.2g} %)" if possible else ""
+        lines.append([analyzer, family, str(seeds), share, wrong])
+    return table(["analyzer", "family", "seeds", "planted among the first k", "false findings"], lines)
+
+
+def kills_table(rows: Rows) -> str:
+    """Counts of the kills."""
+    one = rows[0]
+    return table(list(one), [[str(value) for value in one.values()]])
+
+
+def write_tables(kept: Mapping[str, Rows], page: Path) -> None:
+    """Replace what stands between the marks of the page; a table without rows stays as it is."""
+    rows = [row for found in kept.values() for row in found]
+    parts = {
+        "coverage": coverage_table([row for row in rows if "covered" in row]),
+        "calibration": calibration_table([row for row in rows if "at_05" in row]),
+        "recovery": recovery_table([row for row in rows if "analyzer" in row]),
+    }
+    if "kills" in kept:
+        parts["kills"] = kills_table(kept["kills"])
+    if "fuzz" in kept:
+        one = kept["fuzz"][0]
+        parts["fuzz"] = (
+            f"{one['tests'] * one['cases']:,} cases ({one['tests']} tests, {one['cases']:,} each), no failure."
+        )
+    text = page.read_text()
+    for name, content in parts.items():
+        text = re.sub(
+            rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m, c=content: f"{m[1]}\n{c}\n\n{m[2]}", text, flags=re.S
+        )
+    page.write_text(text)
