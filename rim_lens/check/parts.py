@@ -71,8 +71,9 @@ def head_sweep(subject: Subject) -> Measured:
 
     if not subject.heads:
         raise RimLensError("no layer has heads.")
-    runs = score_runs(subject.model, subject.chats, [[head] for head in subject.heads], score, description="checking")
-    by_hand = torch.stack([score(torch.stack(subject.without_head(head))) for head in subject.heads], dim=1)
+    sets = [[head] for head in subject.heads]
+    runs = score_runs(subject.model, subject.chats[:1], sets, score, description="checking")
+    by_hand = torch.stack([score(torch.stack(subject.without_head(head)[:1])) for head in subject.heads], dim=1)
     spread = float(decisions(subject).std())
     worst = float(np.abs(runs.changed - by_hand.double().cpu().numpy()).max()) / spread
     how = "runs are resumed at the changed layer" if runs.how == "resumed" else f"whole passes, since {runs.why}"

@@ -46,7 +46,7 @@ def generation(subject: Subject, ablated: bool) -> Measured:
         raise RimLensError("no layer has heads.")
     model, wrong, n_tokens = subject.model, 0, 0
     head = subject.heads[len(subject.heads) // 2] if ablated else None
-    for chat in subject.chats:
+    for chat in subject.chats[:1] if ablated else subject.chats:
         with subject.plain.without_head(*head) if head else nullcontext():
             theirs = subject.plain.greedy(chat, N_TOKENS)
         with ablate_heads(model, [head]) if head else nullcontext():
