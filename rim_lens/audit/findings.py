@@ -149,7 +149,7 @@ Line = tuple[str, str, str, float | None]  # what, figure, n, p
 
 def test_lines(results: Mapping[str, Result]) -> list[Line]:
     """What ablating the neurons does, against random sets."""
-    test, lines = results.get("neuron_test"), []
+    test, lines = results.get("neuron_test"), list[Line]()
     if isinstance(test, NeuronTest):
         for _, row in test.table.iterrows():
             words = f"{row['measure']} without the {test.n_neurons} safety neurons{test.where}"
@@ -161,7 +161,7 @@ def test_lines(results: Mapping[str, Result]) -> list[Line]:
 
 def shift_lines(results: Mapping[str, Result]) -> list[Line]:
     """The set's shift between thinking off and on, and at the last checkpoint of each arm."""
-    lines = []
+    lines: list[Line] = []
     thinking, series = results.get("thinking_shift"), results.get("neuron_shift")
     if isinstance(thinking, ActivationShift):
         lines.append(shift_line(" → ".join(thinking.states), thinking.table.iloc[0], thinking.n_prompts))
@@ -184,7 +184,7 @@ def shift_line(between: str, row: pd.Series, n: int) -> Line:
 
 def head_lines(results: Mapping[str, Result]) -> list[Line]:
     """The order of heads by effect, at the last checkpoint of each arm against the reference."""
-    heads, lines = results.get("series_heads"), []
+    heads, lines = results.get("series_heads"), list[Line]()
     if isinstance(heads, SeriesHeads):
         rows = heads.table[heads.table["checkpoint"] != heads.reference]
         for _, arm in rows.groupby(rows["arm"].fillna(""), sort=False):
@@ -201,7 +201,7 @@ def head_lines(results: Mapping[str, Result]) -> list[Line]:
 
 def prediction_lines(results: Mapping[str, Result]) -> list[Line]:
     """Predicted against actual shift at the last checkpoint of each arm."""
-    check, lines = results.get("prediction"), []
+    check, lines = results.get("prediction"), list[Line]()
     if isinstance(check, PredictionCheck):
         for _, arm in check.table.groupby("arm", sort=False):
             row = arm.iloc[-1]

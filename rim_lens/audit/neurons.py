@@ -34,11 +34,11 @@ from rim_lens.training_time.series_measures import measure_series
 from rim_lens.training_time.series_shift import series_shift
 from rim_lens.training_time.shift import activation_shift
 
-FOLLOWED_HEADS = 8
-EXAMPLES = 8  # of each arm's fine-tuning data, for the predicted shift
+FOLLOWED_HEADS = 6  # and as many random ones: each costs a token a prompt and checkpoint
+EXAMPLES = 6  # of each arm's fine-tuning data, for the predicted shift
 SHIFT_CONTROLS = 1000
 GENERATED_CONTROLS = 3  # a set's answers cost hundreds of times what its score costs
-MATHS_CONTROLS, TESTED_MATHS = 40, 16
+MATHS_CONTROLS, TESTED_MATHS = 40, 12
 
 
 def measure_neurons(context: Context) -> Mapping[str, Result]:
@@ -51,7 +51,7 @@ def measure_neurons(context: Context) -> Mapping[str, Result]:
     if not len(neurons):
         return {"safety_neurons": neurons, "neuron_shift": no_neurons(model, "what fine-tuning does to safety neurons")}
     heads = supporting_heads(model, other)
-    sets = followed(model, heads, seed=plan.seed)
+    sets = followed(model, heads, n_random=FOLLOWED_HEADS, seed=plan.seed)
     safety, task = as_chats(model, texts(harmful)), as_chats(model, texts(context.prompts("maths")), thinking="on")
     found = measure_series(
         model, context.series, safety, task, neurons.rows, refusal_tokens(model), heads=sets, batch_size=plan.batch_size

@@ -7,7 +7,7 @@ log-likelihood of maths    mean over the tokens of "The answer is X." of log p(t
                            with the ability to solve, and says something where no problem is solved
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ from rim_lens.model.chat import Chat
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.prefilled import Continued, Prefilled
 from rim_lens.progress import track
-from rim_lens.training_time.set_scores import ROWS, parts_of
+from rim_lens.training_time.set_scores import ROWS, ChangeAt, parts_of
 
 ANSWER = "The answer is {answer}."
 
@@ -57,7 +57,7 @@ class AnswersFromDecision:
         return {f"{label}, {plain.where}": Measured((labels == label).astype(float), is_share=True) for label in LABELS}
 
 
-def runs_of(part: Prefilled, sets: Sequence[Any], change: Change) -> Any:
+def runs_of(part: Prefilled, sets: Sequence[Any], change: ChangeAt) -> Iterator[tuple[range, Continued]]:
     """Groups of sets, as indices, with their runs; a group's ablation holds while it is worked on."""
     together = max(1, ROWS // len(part))
     for start in range(0, len(sets), together):
