@@ -78,6 +78,13 @@ _PUBLIC = {
     "annotate_reasoning": "patterns.annotation",
     "LLMAnnotator": "patterns.llm_annotator",
     "annotator_agreement": "patterns.agreement",
+    "rewrite_cot": "patterns.rewrite",
+    "make_cot_pairs": "patterns.pairs",
+    "TemplateWriter": "patterns.template_writer",
+    "LLMWriter": "patterns.llm_writer",
+    "pattern_costs": "patterns.costs",
+    "TrainingSettings": "patterns.training_plan",
+    "finetune": "patterns.finetune",
     "check_model": "check.model_check",
 }
 

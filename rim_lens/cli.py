@@ -143,6 +143,53 @@ def models() -> None:
 
 
 @app.command()
+def finetune(
+    model: ModelArgument,
+    data: Annotated[str, typer.Argument(help="Rows with request, cot, response (JSONL, CSV, Parquet), or a .toml with arms.")],
+    out: Annotated[Path, typer.Option(help="New folder for the series of checkpoints.")],
+    adapter: Annotated[str | None, typer.Option(help="LoRA adapter that training starts from.")] = None,
+    save_at: Annotated[str, typer.Option(help="Steps to save, as 9,18,36; the last ends the run.")] = "",
+    full: Annotated[bool, typer.Option(help="Train all weights in place of a LoRA adapter.")] = False,
+    rank: Annotated[int, typer.Option(help="Rank of the adapter.")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="AdamW's learning rate.")] = 2e-4,
+    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 4,
+    epochs: Annotated[float, typer.Option(help="Passes over the data, where no steps are given.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of weights and order.")] = 0,
+    freeze_neurons: Annotated[
+        str | None, typer.Option(help="Neurons whose weights stand still: JSON of [layer, unit], or saved safety neurons.")
+    ] = None,
+    penalize_shift: Annotated[float, typer.Option(help="Weight of the penalty on their activation's shift.")] = 0.0,
+    safety_prompts: Annotated[str, typer.Option(help="Requests that the shift is measured on.")] = "harmful",
+    device: Annotated[str | None, typer.Option(help="cuda, cpu, …; CUDA where there is one by default.")] = None,
+) -> None:
+    """Train on CoT data and save steps as a series for `audit --checkpoints` (extra: train)."""
+    from rim_lens.patterns.finetune import finetune as run
+    from rim_lens.patterns.training_plan import TrainingSettings, read_steps
+
+    settings = TrainingSettings(
+        full=full,
+        rank=rank,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        epochs=epochs,
+        seed=seed,
+        save_at=read_steps(save_at),
+    )
+    done = run(
+        model,
+        data,
+        out,
+        settings=None if data.endswith(".toml") else settings,
+        adapter=adapter,
+        freeze_neurons=freeze_neurons,
+        penalize_shift=penalize_shift,
+        safety_prompts=safety_prompts,
+        device=device,
+    )
+    typer.echo(done.caption())
+
+
+@app.command()
 def prompts(
     name: Annotated[str | None, typer.Argument(help="A set to show, by name or path; none lists all sets.")] = None,
     n: Annotated[int, typer.Option(help="How many prompts to show.")] = 5,

@@ -71,10 +71,13 @@ class CotPairs(Result):
         )
 
     def write_rows(self, path: str | Path, side: Literal["target", "control"]) -> Path:
-        """One side as a training file for `rim-lens finetune`: request, cot, answer, one JSON line a pair."""
+        """One side as a training file for `rim-lens finetune`: request, cot, response, one JSON line a pair."""
         if side not in SIDES:
             raise RimLensError(f"{side!r} is no side of a pair; use target or control.")
-        rows = [{"request": r.problem, "cot": getattr(r, side), "answer": r.answer} for r in self.pairs.itertuples()]
+        rows = [
+            {"request": row.problem, "cot": getattr(row, side), "response": stated(row.answer)}
+            for row in self.pairs.itertuples()
+        ]
         path = Path(path)
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         return path
@@ -241,6 +244,11 @@ def problem_of(row: Mapping[str, Any]) -> str:
     raise RimLensError(
         f"A row has no problem, request or question (its fields: {', '.join(row)}); name one of them so."
     )
+
+
+def stated(answer: str) -> str:
+    """A number as a sentence, another answer as it is."""
+    return f"The answer is {answer}." if re.fullmatch(r"[-$\d.,/%]+", answer) else answer
 
 
 def kind_of(reason: str) -> str:

@@ -1,0 +1,228 @@
+"""finetune: train arms on CoT data and save their steps as a series that `Checkpoints` reads.
+
+1. The plan is read (settings, arms, data) and every row rendered, before a model is loaded.
+2. Each arm starts from the same weights: the base, or the base with an adapter, which is trained on.
+3. trl's SFTTrainer learns the assistant's tokens; the steps asked for are saved, series.json after each.
+
+With held neurons (`held_neurons`) a start adapter is merged first and a new one trained on top, since in a product BA the rows
+of neurons stand still only where they were zero.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rim_lens.errors import RimLensError
+from rim_lens.model.adapter import merge_adapter
+from rim_lens.model.chat_format import ChatFormat
+from rim_lens.model.load import chosen_device, chosen_dtype, load_chat_format, read_weights, resolve
+from rim_lens.patterns.held_neurons import Held, Rows, ShiftPenalty, held_places, hold, read_neurons
+from rim_lens.patterns.saved_steps import SavedSeries, begin_series, plain_lora_config, save_adapter
+from rim_lens.patterns.training_plan import Arm, TrainingPlan, TrainingSettings, read_plan
+from rim_lens.patterns.training_rows import read_training_rows, tokenized
+from rim_lens.results import Manifest, Result
+
+PEFT_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class Holding:
+    """Which neurons are held, and how hard their shift is penalized on which requests (λ = 0: not)."""
+
+    neurons: Rows
+    penalty: float = 0.0
+    requests: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class FinetuneRun(Result):
+    """A finished series. `table`: trl's log, one row a logged step of each arm; `folder` is what `Checkpoints` reads."""
+
+    table: pd.DataFrame
+    folder: str
+    n_rows: dict[str, int]
+    n_held: int
+
+    def caption(self) -> str:
+        """Arms, examples and held neurons."""
+        arms = ", ".join(f"{name} ({n} examples)" for name, n in self.n_rows.items())
+        return f"{self.folder}: {arms}; {self.n_held} neurons held still"
+
+
+def finetune(
+    model: str,
+    data: str | Path,
+    out: str | Path,
+    *,
+    settings: TrainingSettings | None = None,
+    adapter: str | Path | None = None,
+    freeze_neurons: str | Path | Rows | None = None,
+    penalize_shift: float = 0.0,
+    safety_prompts: str = "harmful",
+    device: str | None = None,
+) -> FinetuneRun:
+    """Fine-tune a model on CoT data, one run an arm, and write the series to `out`.
+
+    Args:
+        model: hub id, folder, or the bundled model's name: the base of the series.
+        data: a data file (one arm), or a `.toml` with settings and arms.
+        out: a new folder for the series.
+        settings: settings of the run where `data` is no `.toml`.
+        adapter: LoRA adapter that training starts from.
+        freeze_neurons: neurons whose weights stand still: a file, the folder of saved safety neurons, or rows.
+        penalize_shift: λ of the penalty on their activation's shift on `safety_prompts`; 0 leaves it out.
+        safety_prompts: a prompt set's name or file; requests only, nothing is learned from them.
+        device: CUDA where there is one by default.
+
+    Raises:
+        RimLensError: trl is missing, a file or setting is wrong, rows without CoT or with answers that disagree with it, a
+            folder that is not empty, neurons that the model has not.
+
+    """
+    plan = read_plan(data, settings, adapter)
+    holding = holding_of(freeze_neurons, penalize_shift, safety_prompts)
+    if holding and plan.adapter and not plan.settings.full:
+        plain_lora_config(plan.adapter)
+    require_trl()
+    chat_format = load_chat_format(model)
+    rows = {
+        arm.name: tokenized(chat_format, read_training_rows(arm.data, check_answers=plan.settings.check_answers))
+        for arm in plan.arms
+    }
+    held = [] if holding is None else holding.neurons.tolist()
+    series = begin_series(Path(out), model, plan, {"held_neurons": held, "penalize_shift": penalize_shift})
+    logs = [
+        train_arm(model, arm, rows[arm.name], series, chat_format, holding, chosen_device(device)) for arm in plan.arms
+    ]
+    return FinetuneRun(
+        manifest=Manifest.collect(seed=plan.settings.seed, base=model),
+        table=pd.concat(logs, ignore_index=True),
+        folder=str(out),
+        n_rows={name: len(found) for name, found in rows.items()},
+        n_held=len(held),
+    )
+
+
+def holding_of(neurons: str | Path | Rows | None, penalty: float, prompts: str) -> Holding | None:
+    """The neurons to hold, read; None where there are none."""
+    if neurons is None:
+        if penalty:
+            raise RimLensError("A penalty on the shift needs neurons; give them with freeze_neurons.")
+        return None
+    if penalty < 0:
+        raise RimLensError(f"The penalty on the shift must not be negative, got {penalty}.")
+    from rim_lens.data.prompts import load_prompts
+    from rim_lens.training_time.neuron_sets import neuron_rows
+
+    rows = read_neurons(neurons) if isinstance(neurons, str | Path) else neuron_rows(neurons)
+    requests = tuple(load_prompts(prompts).texts) if penalty else ()
+    return Holding(rows, penalty, requests)
+
+
+def train_arm(
+    base: str,
+    arm: Arm,
+    rows: Sequence[dict[str, list[int]]],
+    series: SavedSeries,
+    chat_format: ChatFormat,
+    holding: Holding | None,
+    device: str,
+) -> pd.DataFrame:
+    """One arm from the common start; returns its log."""
+    from transformers import set_seed
+
+    from rim_lens.patterns.assistant_trainer import trained
+
+    plan = series.plan
+    set_seed(plan.settings.seed)
+    location, _ = resolve(base)
+    hf, tokenizer = read_weights(location, chosen_dtype(None, device, None), None, False, None)
+    check_lengths(rows, hf, arm)
+    places = [] if holding is None else held_places(hf, holding.neurons)
+    model, before = start_of(hf.to(device), plan, bool(places))
+    prefix = "" if plan.settings.full else PEFT_PREFIX
+    slices = hold(model, places, prefix)
+    penalty = penalty_of(model, places, holding, chat_format, plan.settings.batch_size, prefix)
+
+    def save(step: int) -> None:
+        folder = series.folder / f"{arm.name}-{step}"
+        if plan.settings.full:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        else:
+            save_adapter(model, folder, base, before)
+        series.add(folder.name, arm.name, step)
+
+    log = trained(
+        model,
+        tokenizer,
+        rows,
+        plan.settings,
+        arm.save_at,
+        str(series.folder),
+        slices=slices,
+        penalty=penalty,
+        save=save,
+    )
+    return pd.DataFrame(log).assign(arm=arm.name)
+
+
+def start_of(hf: Any, plan: TrainingPlan, is_held: bool) -> tuple[Any, Path | None]:
+    """The model to train, and the adapter that was merged into its base and must be joined again when saving."""
+    if plan.settings.full:
+        hf = merge_adapter(hf, plan.adapter) if plan.adapter else hf
+        return hf.requires_grad_(True), None
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    if plan.adapter and not is_held:
+        return PeftModel.from_pretrained(hf, plan.adapter, is_trainable=True, autocast_adapter_dtype=True), None
+    if plan.adapter:
+        hf = merge_adapter(hf, plan.adapter)
+    config = LoraConfig(
+        r=plan.settings.rank, lora_alpha=plan.settings.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    return get_peft_model(hf, config), plan.adapter
+
+
+def penalty_of(
+    model: Any,
+    places: Sequence[Held],
+    holding: Holding | None,
+    chat_format: ChatFormat,
+    batch_size: int,
+    prefix: str,
+) -> ShiftPenalty | None:
+    """The penalty on the held neurons' shift, with what they are before training."""
+    if holding is None or not holding.penalty:
+        return None
+    from rim_lens.model.batch import batches
+
+    chats = [chat_format.render(request) for request in holding.requests]
+    device = next(model.parameters()).device
+    pad = chat_format.tokenizer.pad_token_id or 0
+    made = [batch for _, batch in batches(chats, pad, batch_size=batch_size, device=device)]
+    model.eval()
+    penalty = ShiftPenalty(model, places, made, holding.penalty, prefix)
+    model.train()
+    return penalty
+
+
+def check_lengths(rows: Sequence[dict[str, list[int]]], hf: Any, arm: Arm) -> None:
+    """Raise where a row does not fit the model's context."""
+    longest = getattr(hf.config.get_text_config(), "max_position_embeddings", None)
+    for number, row in enumerate(rows, start=1):
+        if longest and len(row["input_ids"]) > longest:
+            raise RimLensError(
+                f"Row {number} of {arm.data} has {len(row['input_ids'])} tokens, more than the context of {longest}; shorten it."
+            )
+
+
+def require_trl() -> None:
+    """Raise where the extra is not installed."""
+    try:
+        import trl  # noqa: F401
+    except ImportError as error:
+        raise RimLensError("Fine-tuning needs trl; install it with: pip install 'rim-lens[train]'.") from error
