@@ -7,8 +7,8 @@ Three designs, the same columns:
 - pairs: d_z = mean / standard deviation of the differences; AUROC of one side against the other; signs permuted.
 - ranks: Spearman's ρ with a continuous outcome; the outcome permuted over rows.
 
-Intervals of d and d_z: `rim_lens.stats.effects`; of ρ: `rim_lens.stats.correlation`. Permuting labels supposes that they say
-nothing about a value at all, its spread included; permuting signs supposes differences that lie symmetrically about 0. q-values are over all elements of one call.
+Intervals of d and d_z: `rim_lens.stats.effects`; of ρ: `rim_lens.stats.correlation`. Permuting signs supposes differences
+that lie symmetrically about 0: a mean of 0 made of many small and a few large ones comes out too often.
 """
 
 from dataclasses import dataclass

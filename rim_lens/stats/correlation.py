@@ -81,6 +81,7 @@ def correlation(
     rows = rng.integers(0, len(x), size=(n_resamples, len(x)))
     pearson = correlation_test(x[:, None], y, _PERMUTATIONS, rng)
     spearman = rank_correlation_test(x[:, None], y, _PERMUTATIONS, rng)
+    low, high = spearman_interval(spearman.statistic[0], len(x), level)
     return Correlation(
         n=len(x),
         pearson=float(pearson.statistic[0]),
@@ -88,9 +89,7 @@ def correlation(
         pearson_interval=_interval(_resampled(x, y, rows, "pearson"), len(x), level),
         spearman=float(spearman.statistic[0]),
         spearman_p=float(spearman.p[0]),
-        spearman_interval=Interval(
-            *(float(end) for end in spearman_interval(spearman.statistic[0], len(x), level)), level
-        ),
+        spearman_interval=Interval(float(low), float(high), level),
     )
 
 

@@ -1,10 +1,14 @@
 """Permutation p-values for many heads or neurons at once, with a family-wise one.
 
-Every statistic here is linear in a vector of row weights: statistic = weights · scores, with scores the
+Every statistic here is computed from a vector of row weights: statistic = weights · scores, with scores the
 values or their ranks. Permuting the labels permutes the weights, so m permutations for F elements are one
 matrix product [m, n] × [n, F], done in chunks. Two-sided p = (b + 1) / (m + 1), b permutations at least as
 extreme as the observed labelling (Phipson and Smyth 2010: never 0); when all labellings number at most m they
 are enumerated instead and p = b / (their number), the observed one included.
+
+Two groups' means are compared by Welch's t, whose permutations keep their level also where the groups differ in spread and size
+(Janssen 1997); the plain difference of means does not (a smaller group of three times the spread: p < 0.05 in 20 % instead of
+5 %). It takes one more product, with the squared values.
 
 The family-wise p compares each element with the largest statistic of any element in the same permutation
 (Westfall and Young 1993), after dividing by each element's permutation standard deviation so that no element
@@ -15,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -90,7 +94,9 @@ def permutation_test(
             if total <= n_permutations
             else _random_orders(observed, n_permutations, rng)
         )
-    return _compare(observed, draws, scores, values.shape[1:], offset, exact=total <= n_permutations)
+    welch = statistic == "mean_difference" and not paired and min(positive, negative) > 1
+    size = _welch(scores, positive, negative) if welch else None
+    return _compare(observed, draws, scores, values.shape[1:], offset, exact=total <= n_permutations, size=size)
 
 
 def permutation_p(
@@ -153,8 +159,12 @@ def _compare(
     shape: tuple[int, ...],
     offset: float,
     exact: bool,
+    size: Callable[[Float[np.ndarray, "draw row"]], Float[np.ndarray, "draw element"]] | None = None,
 ) -> PermutationTest:
-    """Counts, per element and for the largest element, the draws at least as extreme as the observed weights."""
+    """Counts, per element and for the largest element, the draws at least as extreme as the observed weights.
+
+    `size` turns weights into what is compared; by default |weights · scores|, each element over its own scale.
+    """
     statistic = observed @ scores
     # All labellings give weights of one length, so the column's length is its permutation scale up to a constant.
     scale = np.linalg.norm(scores, axis=0)
@@ -162,16 +172,20 @@ def _compare(
     alive = known & (scale > 0)
     inverse = np.zeros_like(scale)
     inverse[alive] = 1 / scale[alive]
-    scaled = np.where(known, np.abs(statistic) * inverse, 0.0)
-    threshold = scaled - _ROUNDING * np.linalg.norm(observed)
-    count = np.zeros(len(scaled))
-    family_count = np.zeros(len(scaled))
-    total = 0
     clean = np.where(known, scores, 0.0) * inverse
+    if size is None:
+        scaled = np.where(known, np.abs(statistic) * inverse, 0.0)
+        threshold = scaled - _ROUNDING * np.linalg.norm(observed)
+    else:
+        threshold = size(observed[None])[0] * (1 - _ROUNDING)
+    count = np.zeros(len(threshold))
+    family_count = np.zeros(len(threshold))
+    total = 0
     step = max(1, _CHUNK_ELEMENTS // max(1, clean.shape[1]))
     for block in draws:
         for start in range(0, len(block), step):
-            null = np.abs(block[start : start + step] @ clean)
+            part = block[start : start + step]
+            null = np.abs(part @ clean) if size is None else size(part)
             count += (null >= threshold).sum(axis=0)
             largest = np.sort(null.max(axis=1, initial=0.0))
             family_count += len(largest) - np.searchsorted(largest, threshold)
@@ -189,6 +203,32 @@ def _compare(
         n_permutations=total,
         exact=exact,
     )
+
+
+def _welch(
+    scores: Float[np.ndarray, "row element"], positive: int, negative: int
+) -> Callable[[Float[np.ndarray, "draw row"]], Float[np.ndarray, "draw element"]]:
+    """|t| of Welch for centred scores and weights of 1/positive and −1/negative; 0 where means agree, constant ones included."""
+    length = np.linalg.norm(scores, axis=0)
+    known = np.isfinite(length) & (length > 0)
+    unit = np.where(known, scores, 0.0) / np.where(known, length, 1.0)
+    squares, n = unit**2, positive + negative
+
+    def size(weights: Float[np.ndarray, "draw row"]) -> Float[np.ndarray, "draw element"]:
+        difference = weights @ unit
+        inside = (weights > 0).astype(np.float64) @ squares
+        # The scores' sum is 0, so the difference tells both means.
+        first = (inside - positive * (difference * negative / n) ** 2) / (positive - 1) / positive
+        second = (
+            (squares.sum(axis=0) - inside - negative * (difference * positive / n) ** 2) / (negative - 1) / negative
+        )
+        error = np.sqrt(np.maximum(first + second, 0.0))
+        difference = np.abs(difference)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            # A variance below rounding is none: complete separation of constants is infinitely large.
+            return np.where(difference < _ROUNDING, 0.0, difference / np.where(error < _ROUNDING, 0.0, error))
+
+    return size
 
 
 def _random_orders(
