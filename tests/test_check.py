@@ -38,6 +38,16 @@ def test_a_supported_model_holds_throughout_and_the_result_is_saved(tmp_path):
     assert load_result(check.save(tmp_path / "check")).table.equals(check.table)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt_oss"])
+def test_half_precision_is_no_failure_and_a_wrong_head_still_is(family, monkeypatch):
+    model = tiny_model(family)
+    model.hf.to(torch.bfloat16)
+    check = check_model(model)
+    assert check.holds, check.table[check.table["holds"] == "fails"].to_string()
+    wrong_head(monkeypatch)
+    assert verdicts(check_model(model))["head ablation, fast"] == "fails"
+
+
 def test_experts_are_compared_with_a_loop_and_their_hook_points_refused():
     check = check_model(tiny_model("gpt_oss"))
     found = verdicts(check)

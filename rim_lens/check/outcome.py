@@ -5,7 +5,7 @@ tokens and leftovers counts.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -14,7 +14,6 @@ from torch import Tensor
 from rim_lens.model.lens_model import LensModel
 
 Verdict = Literal["holds", "fails", "refused"]
-LOW_PRECISION = 50.0  # how much more than in float32 is tolerated in bfloat16 and float16, which keep 8 and 11 bits
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,19 @@ class Measured:
         return Outcome(check, holds, self.worst, self.tolerance, self.n, self.counted, self.why)
 
 
-def tolerance(model: LensModel, of_float32: float) -> float:
-    """The tolerance for the model's type of numbers."""
-    return of_float32 if model.dtype in (torch.float32, torch.float64) else of_float32 * LOW_PRECISION
+class Room(NamedTuple):
+    """Tolerances in float32, and in bfloat16 and float16, where another order of sums moves logits by tenths of a deviation."""
+
+    single: float
+    half: float
+
+
+LOGITS, ROWS, MOMENTS = Room(1e-3, 0.2), Room(1e-4, 0.15), Room(1e-3, 0.5)
+
+
+def tolerance(model: LensModel, room: Room) -> float:
+    """The tolerance for the model's type of numbers; the strict check of a model is the one in float32."""
+    return room.single if model.dtype in (torch.float32, torch.float64) else room.half
 
 
 def in_sd(one: Float[Tensor, "..."], reference: Float[Tensor, "..."]) -> float:

@@ -8,15 +8,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rim_lens.capture.neurons import neuron_activations
-from rim_lens.check.outcome import Measured, in_sd, tolerance, worst_of
-from rim_lens.check.passes import LOGITS
+from rim_lens.check.outcome import LOGITS, MOMENTS, Measured, in_sd, tolerance, worst_of
 from rim_lens.check.subject import Subject, decisions
 from rim_lens.errors import RimLensError
 from rim_lens.inference_time.run_scores import score_runs
 from rim_lens.intervene import ablate_heads, ablate_neurons
 from rim_lens.model.taps import Backend
 
-MOMENTS = 1e-3
 NO_EFFECT = "the ablation changed nothing, so equality says nothing"
 
 
@@ -58,7 +56,7 @@ def _of_ablation(subject: Subject, worst: list[float], moved: float, n: int, cou
     if not worst:
         raise RimLensError(f"no layer has {counted}.")
     room = tolerance(subject.model, LOGITS)
-    why = "" if moved > 0 else NO_EFFECT
+    why = NO_EFFECT if moved == 0 else f"the effect, {moved:.2g}, lies within the tolerance" if moved <= room else ""
     return Measured(worst_of(worst) if moved > 0 else float("nan"), room, n, counted, why)
 
 

@@ -5,12 +5,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rim_lens.capture.attention import attention_rows
-from rim_lens.check.outcome import Measured, in_sd, tolerance, worst_of
+from rim_lens.check.outcome import LOGITS, ROWS, Measured, in_sd, tolerance, worst_of
 from rim_lens.check.subject import Subject, decisions
 from rim_lens.errors import RimLensError
 from rim_lens.model.taps import AttentionCall, Backend, Tap
-
-LOGITS, ROWS = 1e-3, 1e-4
 
 
 class Reader(Tap):
