@@ -9,7 +9,7 @@ import pytest
 import torch
 from families import tiny_hf, tiny_tokenizer
 
-from rim_lens import Checkpoints, RimLensError, TrainingSettings, finetune, load_model
+from rim_lens import Checkpoints, RimLensError, TrainingSettings, finetune, load_model, load_prompts, neuron_activations
 from rim_lens.model.chat_format import ChatFormat
 from rim_lens.patterns.held_neurons import held_places, hold, read_neurons
 from rim_lens.patterns.training_plan import read_plan
@@ -29,6 +29,8 @@ def place(tmp_path_factory):
     tiny_hf("llama").save_pretrained(folder / "base")
     tiny_tokenizer().save_pretrained(folder / "base")
     (folder / "maths.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    anchors = [{"instruction": f"Explain how to do the thing number {i}"} for i in range(6)]
+    (folder / "anchors.jsonl").write_text("".join(json.dumps(row) + "\n" for row in anchors))
     (folder / "held.json").write_text(json.dumps({"neurons": HELD}))
     return folder
 
@@ -42,6 +44,7 @@ def settings(**changes):
 def run(place, out, **options):
     pytest.importorskip("trl")
     options.setdefault("settings", settings())
+    options.setdefault("safety_prompts", str(place / "anchors.jsonl"))
     return finetune(str(place / "base"), place / "maths.jsonl", place / out, device="cpu", **options)
 
 
@@ -151,9 +154,7 @@ def test_penalty_keeps_activations_closer(place):
         run(place, out, settings=settings(save_at=(12,), epochs=3), freeze_neurons=HELD, penalize_shift=weight)
         series = Checkpoints.from_folder(place / out)
         model = series.open(device="cpu")
-        from rim_lens import load_prompts, neuron_activations
-
-        chats = model.render(load_prompts("harmful", n=12).texts)
+        chats = model.render(load_prompts(place / "anchors.jsonl").texts)
         found = [neuron_activations(m, chats, positions="decision").mean for _, m in series.loaded(model)]
         a, b = (np.array([np.asarray(side)[layer, unit] for layer, unit in HELD]) for side in found)
         shifts.append(np.abs((a - b) / a).mean())

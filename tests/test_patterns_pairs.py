@@ -136,7 +136,7 @@ def test_wordings_are_filled_to_one_length():
     lengths = [len(text) for group in done.values() for text in group]
     assert max(lengths) - min(lengths) <= 0.05 * max(lengths)
     with pytest.raises(RimLensError, match="more equal length"):
-        fitted({"a": ["x" * 40], "b": ["x" * 37]}, lambda text: len(text) if len(text) > 36 else 1)
+        fitted({"a": ["long"], "b": ["short"]}, lambda text: {"long": 100, "short": 90}.get(text, 200))
 
 
 @pytest.mark.parametrize("kind", ["confirmatory", "heuristic", "deviation"])
