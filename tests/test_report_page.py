@@ -10,7 +10,7 @@ from made_heads import ALL_HEADS, PLANTED, made_inference, made_sweep, made_toke
 from made_neurons import made_training
 from made_results import HOSTILE, made_behavior
 
-from rim_lens.plots.style import number
+from rim_lens.plots.style import number, percent
 from rim_lens.report.page import linked
 from rim_lens.report.page_heads import WHOLE, linked_heads, token_views
 from rim_lens.report.page_neurons import linked_neurons
@@ -46,7 +46,9 @@ def test_every_table_has_every_head_that_it_measured(views):
     assert table["rows"][row["name"]][1].startswith(number(row["effect"], sign=True))
     contrast = next(table for table in views["tables"] if "candidate" in table["columns"])
     assert len(contrast["rows"]) == len(ALL_HEADS)
-    assert all(len(cells) == len(table["columns"]) for table in views["tables"] for cells in table["rows"].values())
+    for table in views["tables"]:
+        for cells in table["rows"].values():
+            assert all(len(row) == len(table["columns"]) for row in (cells if "many" in table else [cells]))
 
 
 def test_what_a_head_causes_stands_before_what_it_goes_with(views):
@@ -87,6 +89,20 @@ def test_neuron_rows_are_the_tables():
     assert tables["Safety-critical neurons"]["rows"][first["neuron"]][0] == "yes"
     shift = results["shift"].neurons
     assert len(tables["Activation shift"]["rows"]) == len(shift)
+
+
+def test_a_neuron_over_the_checkpoints_and_its_prompts():
+    results = made_training()
+    tables = linked_neurons(results)["tables"]
+    shift = results["neuron_shift"]
+    over = next(table for table in tables if table["title"].startswith("Shift against aligned"))
+    assert set(over["rows"]) == set(shift.neurons["neuron"])
+    name, checkpoint = shift.neurons["neuron"].iloc[0], shift.neurons["checkpoint"].iloc[-1]
+    mine = shift.neurons.query("neuron == @name and checkpoint == @checkpoint").set_index("prompts")["change"]
+    assert over["rows"][name][-1] == [checkpoint, *(percent(mine[kind], sign=True) for kind in ("safety", "task"))]
+    fired = next(table for table in tables if table["title"] == "Prompts that fire it most")
+    firing = results["neuron_table"].firing
+    assert {name: len(rows) for name, rows in fired["rows"].items()} == firing["neuron"].value_counts().to_dict()
 
 
 def test_only_names_of_heads_and_neurons_become_links():

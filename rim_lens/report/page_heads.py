@@ -20,10 +20,12 @@ from rim_lens.inference_time.token_attention import TokenAttention
 from rim_lens.inference_time.trace import RefusalTrace
 from rim_lens.plots.attention import contrast_title
 from rim_lens.plots.names import condition
+from rim_lens.plots.style import interval, number
 from rim_lens.plots.sweeps import DIRECTIONS, quantity
 from rim_lens.report.heads import CONTRAST_COLUMNS, TRACE_COLUMNS, contrast_cells, trace_cells
 from rim_lens.report.sweeps import effect_cells, effect_columns
 from rim_lens.results import Result
+from rim_lens.training_time.series_heads import SeriesHeads
 
 CARRIED = 1_000_000  # attention weights on a page, 2.7 MB
 WHOLE = 65535  # stands for all of a head's attention
@@ -58,6 +60,13 @@ def head_facts(anchor: str, result: Result) -> Iterator[Facts]:
     elif isinstance(result, RefusalTrace):
         cells = {row["name"]: trace_cells(row) for _, row in result.table.iterrows()}
         yield facts(anchor, "Refusal along the chain of thought", TRACE_COLUMNS, cells)
+    elif isinstance(result, SeriesHeads):
+        over: dict[str, list[list[str]]] = {}
+        for _, row in result.heads.iterrows():
+            told = f"{number(row['effect'], sign=True)} {interval(row['effect_low'], row['effect_high'])}"
+            over.setdefault(row["head"], []).append([row["checkpoint"], told])
+        columns = ("checkpoint", "effect of ablation (nats)")
+        yield facts_of_many(anchor, f"Over the checkpoints, n = {result.n_prompts} prompts", columns, over)
     elif isinstance(result, HeadTest):
         cells = {f"L{layer}H{head}": [f"{i} of {len(result.heads)}"] for i, (layer, head) in enumerate(result.heads, 1)}
         yield facts(anchor, "Causal test together with others", ("place among the tested heads",), cells)
@@ -73,6 +82,11 @@ def effects(table: pd.DataFrame, metric: str) -> tuple[list[str], dict[str, list
 def facts(anchor: str, title: str, columns: Any, cells: Mapping[str, list[str]]) -> Facts:
     """A table by head, with the section that it stands in."""
     return {"section": anchor, "title": title, "columns": list(columns), "rows": cells}
+
+
+def facts_of_many(anchor: str, title: str, columns: Any, rows: Mapping[str, list[list[str]]]) -> Facts:
+    """A table of several rows for each head or neuron."""
+    return {"section": anchor, "title": title, "columns": list(columns), "rows": rows, "many": True}
 
 
 def token_views(attention: TokenAttention, carried: int = CARRIED) -> dict[str, Any]:

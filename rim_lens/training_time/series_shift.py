@@ -13,7 +13,7 @@ import pandas as pd
 from rim_lens.capture.neuron_activations import Measure
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import benjamini_hochberg
-from rim_lens.training_time.neuron_sets import NeuronRows, matched_controls, neuron_rows
+from rim_lens.training_time.neuron_sets import NeuronRows, matched_controls, neuron_names, neuron_rows
 from rim_lens.training_time.series_measures import AtCheckpoint
 from rim_lens.training_time.shift import activation_shift
 
@@ -23,10 +23,12 @@ class SeriesShift(Result):
     """Shift of a set of neurons at every checkpoint, against a reference.
 
     `table`: one row a checkpoint, kind of `prompts` ("safety", "task") and `scope` ("all", or a layer, "L3"), with the columns
-    of `ActivationShift.table` and q.
+    of `ActivationShift.table` and q. `neurons`: the same for each neuron by itself, without intervals: its name, f before and
+    after, and the relative change.
     """
 
     table: pd.DataFrame
+    neurons: pd.DataFrame
     reference: str
     n_neurons: int
     n_controls: int
@@ -66,7 +68,7 @@ def series_shift(
     """
     rows, first = neuron_rows(neurons), found[0]
     controls = matched_controls(rows, n_controls, base=first.safety, seed=seed, measure=measure)
-    frames = []
+    frames, single = [], []
     for one in found[1:]:
         for name, before, after in (("safety", first.safety, one.safety), ("task", first.task, one.task)):
             shift = activation_shift(
@@ -74,12 +76,15 @@ def series_shift(
             )
             where = {"checkpoint": one.checkpoint.name, "arm": one.checkpoint.arm, "step": one.checkpoint.step}
             frames.append(shift.table.assign(**where, prompts=name))
+            alone = shift.neurons[["f_before", "f_after", "change"]]
+            single.append(alone.assign(neuron=neuron_names(rows), checkpoint=one.checkpoint.name, prompts=name))
     table = pd.concat(frames, ignore_index=True)
     family = table["scope"].eq("all").map({True: "set", False: "layer"})
     table["q"] = table.groupby(family)["p"].transform(lambda p: benjamini_hochberg(p.to_numpy()))
     front = ["checkpoint", "arm", "step", "prompts"]
     return SeriesShift(
         table=table[[*front, *(name for name in table if name not in front)]],
+        neurons=pd.concat(single, ignore_index=True),
         reference=first.checkpoint.name,
         n_neurons=len(rows),
         n_controls=n_controls,

@@ -18,9 +18,15 @@
     const row = table.rows[name];
     const title = element("h3", {}, element("a", { href: `#${table.section}`, text: table.title }));
     if (!row) return [title, element("p", { class: "quiet", text: "not measured" })];
+    if (table.many) return [title, grid(table.columns, row)];
     const list = element("dl", { class: "fact" });
     row.forEach((cell, i) => list.append(element("div", {}, element("dt", { text: table.columns[i] }), element("dd", { text: cell }))));
     return [title, list];
+  }
+
+  function grid(columns, rows) {
+    const cells = (tag, texts) => element("tr", {}, ...texts.map((text) => element(tag, { text })));
+    return element("table", {}, element("thead", {}, cells("th", columns)), element("tbody", {}, ...rows.map((row) => cells("td", row))));
   }
 
   // ---- tokens ----
