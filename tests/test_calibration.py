@@ -9,8 +9,15 @@ import benchmarks.trust.neuron_coverage
 import benchmarks.trust.pvalues
 from benchmarks.trust.simulated import calibration_studies, coverage_studies
 
-RUNS = 150
-SLOW = {"reciprocal_shifts", "jaccard_of_a_choice", "probe_statistics", "probe_p", "correlations_over_checkpoints"}
+RUNS = 100
+SLOW = {
+    "reciprocal_shifts",
+    "jaccard_of_a_choice",
+    "probe_statistics",
+    "probe_p",
+    "correlations_over_checkpoints",
+    "correlation_p",
+}
 # What is known to fall short, and by how much; docs/trust.md says why.
 FALLS_SHORT = {
     ("d_z of pairs", "skewed, d = 1"): 0.88,

@@ -24,7 +24,7 @@ from benchmarks.trust.tables import write_tables
 
 LATEST = Path(__file__).with_name("latest.json")
 ROOT = Path(__file__).resolve().parents[2]
-RUNS, SEEDS, KILLS, FUZZ_CASES = 1000, 10, 20, 1700
+RUNS, SEEDS, KILLS, FUZZ_CASES = 1000, 5, 20, 1700
 
 
 def fuzz() -> list[dict[str, Any]]:

@@ -76,6 +76,7 @@ def reciprocal_shifts(rng: np.random.Generator, runs: int) -> list[Coverage]:
 def jaccard_of_a_choice(rng: np.random.Generator, runs: int) -> list[Coverage]:
     """The interval of resampled sets against what it stands for: the Jaccard index with the set of as many new prompts."""
     rows, groups, neurons, top = [], 3, 400, 20
+    runs = min(runs, 300)  # each makes 100 choices anew
     for n in (8, 24):
         for lead, data in ((2.0, "clear lead"), (0.6, "faint lead")):
             low, high, again = [], [], []

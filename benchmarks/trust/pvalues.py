@@ -59,7 +59,10 @@ def correlation_p(rng: np.random.Generator, runs: int) -> list[Calibration]:
     found = rank_correlation_test(rng.normal(size=(32, runs)), rng.normal(size=32), n_permutations=PERMUTATIONS)
     rows = [calibration(("rank correlation, permutation", "find_refusal_heads(outcome=)", "normal", "32"), found.p)]
     for n in (4, 8, 12):
-        pairs = [correlation(*rng.normal(size=(2, n)), 2) for _ in range(runs)]
+        pairs = [
+            correlation(*rng.normal(size=(2, n)), 2, n_permutations=40_320 if n <= 8 else PERMUTATIONS)
+            for _ in range(runs)
+        ]
         for kind in ("pearson", "spearman"):
             p = np.array([getattr(one, f"{kind}_p") for one in pairs])
             rows.append(calibration((f"{kind}, permutation", "forgetting_table, predict_shift", "normal", str(n)), p))

@@ -21,11 +21,11 @@ def percent(share: float) -> str:
 
 def coverage_table(rows: Rows) -> str:
     """Coverage in per cent, and on which side the truth was missed."""
-    header = ["interval", "printed by", "data", "n", "covered, %", "too low, %", "too high, %"]
+    header = ["interval", "printed by", "data", "n", "runs", "covered, %", "too low, %", "too high, %"]
     return table(
         header,
         [
-            [one["interval"], one["printed_by"], one["data"], one["n"], *map(percent, (one["covered"], one["below"], one["above"]))]
+            [one["interval"], one["printed_by"], one["data"], one["n"], str(one["runs"]), *map(percent, (one["covered"], one["below"], one["above"]))]
             for one in rows
         ],
     )  # fmt: skip
@@ -33,11 +33,19 @@ def coverage_table(rows: Rows) -> str:
 
 def calibration_table(rows: Rows) -> str:
     """Shares of p-values at or below 0.05 and 0.01."""
-    header = ["p-value", "printed by", "data", "n", "p ≤ 0.05, %", "p ≤ 0.01, %"]
+    header = ["p-value", "printed by", "data", "n", "runs", "p ≤ 0.05, %", "p ≤ 0.01, %"]
     return table(
         header,
         [
-            [one["test"], one["printed_by"], one["data"], one["n"], percent(one["at_05"]), percent(one["at_01"])]
+            [
+                one["test"],
+                one["printed_by"],
+                one["data"],
+                one["n"],
+                str(one["runs"]),
+                percent(one["at_05"]),
+                percent(one["at_01"]),
+            ]
             for one in rows
         ],
     )

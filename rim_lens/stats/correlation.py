@@ -71,16 +71,18 @@ def correlation(
     n_resamples: int = 2000,
     seed: Seed = 0,
     level: float = 0.95,
+    n_permutations: int = _PERMUTATIONS,
 ) -> Correlation:
-    """Correlation of x and y over their points, assumed independent.
+    """Correlation of x and y over their points, assumed independent; all orders are counted where they number at most
+    `n_permutations`.
 
     Raises RimLensError for fewer than 4 points, NaN, or a side that is constant.
     """
     x, y = _points(x, y)
     rng = np.random.default_rng(seed)
     rows = rng.integers(0, len(x), size=(n_resamples, len(x)))
-    pearson = correlation_test(x[:, None], y, _PERMUTATIONS, rng)
-    spearman = rank_correlation_test(x[:, None], y, _PERMUTATIONS, rng)
+    pearson = correlation_test(x[:, None], y, n_permutations, rng)
+    spearman = rank_correlation_test(x[:, None], y, n_permutations, rng)
     low, high = spearman_interval(spearman.statistic[0], len(x), level)
     return Correlation(
         n=len(x),
