@@ -86,10 +86,8 @@ def neuron_moments(subject: Subject, backend: Backend) -> Measured:
             "TransformerLens' mlp.hook_post of a mixture of experts is its block output, not neurons; the experts are "
             "read through transformers."
         )
-    last = subject.neurons[0].shape[1]
-    mine = neuron_activations(
-        model, subject.chats, tuple(range(1 - last, 1)), progress=False, batch_size=2, backend=backend
-    )
+    positions = tuple(range(1 - subject.n_last, 1))
+    mine = neuron_activations(model, subject.chats, positions, progress=False, batch_size=2, backend=backend)
     cached = torch.cat(subject.neurons, dim=1).double()
     theirs = {
         "mean": cached.mean(dim=1),

@@ -52,8 +52,12 @@ class Subject:
     @cached_property
     def neurons(self) -> list[Float[Tensor, "layer pos *unit"]]:
         """Neurons at each chat's last tokens, by the plain reference."""
-        last = min(LAST, *(chat.decision_position + 1 for chat in self.chats))
-        return [self.plain.neurons(chat, last) for chat in self.chats]
+        return [self.plain.neurons(chat, self.n_last) for chat in self.chats]
+
+    @property
+    def n_last(self) -> int:
+        """How many tokens at the end of each chat are looked at, neuron by neuron."""
+        return min(LAST, *(chat.decision_position + 1 for chat in self.chats))
 
     @property
     def n_tokens(self) -> int:
