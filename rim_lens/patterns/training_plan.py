@@ -97,7 +97,10 @@ def settings_of(document: Mapping[str, Any], where: str) -> TrainingSettings:
     unknown = sorted(set(document) - known)
     if unknown:
         raise RimLensError(f"{where} has no setting {unknown[0]!r}; the settings are {', '.join(sorted(known))}.")
-    return TrainingSettings(**{k: tuple(v) if isinstance(v, list) else v for k, v in document.items()})
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in document.items()
+    }
+    return TrainingSettings(**values)
 
 
 def arm_of(name: str, entry: Any, path: Path, settings: TrainingSettings) -> Arm:
@@ -114,6 +117,9 @@ def checked(settings: TrainingSettings, where: str) -> TrainingSettings:
     whole = all(type(step) is int and step > 0 for step in steps)
     if not whole or list(steps) != sorted(set(steps)):
         raise RimLensError(f"save_at of {where} must be growing step numbers from 1 on, got {list(steps)}.")
+    for name in ("full", "decay", "shuffle", "check_answers"):
+        if not isinstance(getattr(settings, name), bool):
+            raise RimLensError(f"{name} of {where} must be true or false, got {getattr(settings, name)!r}.")
     for name in ("rank", "alpha", "learning_rate", "batch_size", "epochs"):
         value = getattr(settings, name)
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:

@@ -55,7 +55,8 @@ def read_training_rows(path: Path, *, check_answers: bool = True) -> list[Traini
 def row_of(entry: dict[str, Any], where: str) -> TrainingRow:
     """One row of a file."""
     request, response = first_text(entry, REQUEST), first_text(entry, RESPONSE)
-    cot, thinking = first_text(entry, ("cot", "reasoning")), entry.get("thinking")
+    cot = first_text(entry, ("cot", "reasoning"))
+    thinking: Any = entry.get("thinking")
     if not request or not response:
         raise RimLensError(f"{where} has no {'request' if not request else 'response'}; every row needs both as text.")
     if thinking is None and not cot:
