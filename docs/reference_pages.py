@@ -31,7 +31,7 @@ ROOMS = {
     "stats": ("Statistics", "Intervals, tests, controls. The same seed gives the same numbers."),
     "results": ("Results and errors", "What a measurement returns, saves and raises."),
 }
-WHOLE = ("plots", "stats")  # rooms that are shown module by module, whatever is public at the top
+WHOLE = ("plots", "stats")  # rooms with a public list of their own
 Members = dict[str, list[str]]
 
 
@@ -104,12 +104,17 @@ def results_in(module: str) -> list[str]:
 
 
 def whole_room(room: str) -> Members:
-    """Every module of a room with its functions and classes."""
+    """Every module of a room with the names that the room's own `__all__` offers."""
+    (offered,) = [
+        ast.literal_eval(node.value)
+        for node in parsed(room).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    ]
     found: Members = {}
     for path in sorted((PACKAGE / room).glob("[a-z]*.py")):
         kinds = (ast.FunctionDef, ast.ClassDef)
         names = [node.name for node in parsed(f"{room}.{path.stem}").body if isinstance(node, kinds)]
-        found[f"{room}.{path.stem}"] = [name for name in names if not name.startswith("_")]
+        found[f"{room}.{path.stem}"] = [name for name in names if name in offered]
     return {module: names for module, names in found.items() if names}
 
 
