@@ -34,10 +34,10 @@ from rim_lens.training_time.series_measures import measure_series
 from rim_lens.training_time.series_shift import series_shift
 from rim_lens.training_time.shift import activation_shift
 
-FOLLOWED_HEADS = 6  # and as many random ones: each costs a token a prompt and checkpoint
-EXAMPLES = 6  # of each arm's fine-tuning data, for the predicted shift
+FOLLOWED_HEADS = 4  # and as many random ones: each costs a token a prompt and checkpoint
+EXAMPLES = 4  # of each arm's fine-tuning data, for the predicted shift
 SHIFT_CONTROLS = 1000
-GENERATED_CONTROLS = 3  # a set's answers cost hundreds of times what its score costs
+GENERATED_CONTROLS = 1  # a set's answers cost hundreds of times what its score costs
 MATHS_CONTROLS, TESTED_MATHS = 40, 12
 
 

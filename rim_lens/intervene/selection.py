@@ -47,7 +47,12 @@ def chosen_neurons(model: LensModel, neurons: Neurons) -> Chosen:
 def _chosen(units: Sequence[Any], n_layers: int, n_units: int, kind: str, label: str) -> Chosen:
     rows = units if _is_per_row(units) else [units]
     chosen: Chosen = {}
+    first: dict[int, int] = {}  # rows often share their list; each is read once
     for row, row_units in enumerate(rows):
+        if (same := first.setdefault(id(row_units), row)) < row:
+            for mask in chosen.values():
+                mask[row] = mask[same]
+            continue
         for unit in row_units:
             layer, index = _checked(unit, n_layers, n_units, kind, label)
             mask = chosen.setdefault(layer, torch.zeros(len(rows), n_units, dtype=torch.bool))

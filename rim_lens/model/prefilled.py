@@ -46,43 +46,52 @@ class Prefilled:
         """Logits of `runs` runs of every prompt under the active taps; row i is run i % runs of prompt i // runs."""
         return Continued(self, runs).logits
 
+    def answer_logits(self, answers: Int[Tensor, "prompt new"], runs: int = 1) -> Float[Tensor, "row new vocab"]:
+        """Logits that predict each token of given answers, in one pass under the active taps; rows as above.
+
+        Shorter answers may be filled up on the right: what follows a token does not change what predicts it.
+        """
+        run = Continued(self, runs, at_once=answers[:, :-1])
+        return run.all_logits
+
 
 class Continued:
     """Runs of prefilled prompts from the decision position on, one token a step, under the taps that are active then.
 
-    `logits` are those after the latest token; rows as in `Prefilled.decision_logits`.
+    `logits` are those after the latest token; rows as in `Prefilled.decision_logits`. Tokens given `at_once` (a row a prompt)
+    are computed together with the decision position, and `all_logits` has the logits of all these columns.
     """
 
-    def __init__(self, part: Prefilled, runs: int = 1) -> None:
+    def __init__(self, part: Prefilled, runs: int = 1, at_once: Int[Tensor, "prompt new"] | None = None) -> None:
         rows = torch.arange(len(part)).repeat_interleave(runs)
         self.model, self.batch = part.model, repeated(part.batch, rows)
         self.cache = DynamicCache(config=part.model.hf.config)
         for layer, (keys, values) in enumerate(part.layers):
             self.cache.update(keys[rows.to(keys.device)], values[rows.to(values.device)], layer)
-        self.logits = self._last_column()
+        columns = 1
+        for token in () if at_once is None else at_once[rows.to(at_once.device)].unbind(1):
+            self.batch = grown(self.batch, token, torch.full_like(token, SEGMENTS.index("response")))
+            columns += 1
+        self.all_logits = self._last_columns(columns)
+        self.logits = self.all_logits[:, -1]
 
     def step(self, tokens: Int[Tensor, " row"]) -> Float[Tensor, "row vocab"]:
         """Logits after one more token of the answer in every row."""
         answer = torch.full_like(tokens, SEGMENTS.index("response"))
         self.batch = grown(self.batch, tokens, answer)
-        self.logits = self._last_column()
+        self.logits = self._last_columns(1)[:, -1]
         return self.logits
 
     @torch.no_grad()
-    def _last_column(self) -> Float[Tensor, "row vocab"]:
+    def _last_columns(self, n: int) -> Float[Tensor, "row new vocab"]:
         batch = self.batch
         with self.model.during(batch):
-            return (
-                self.model.hf(
-                    batch.tokens[:, -1:],
-                    **self.model.hf_inputs(batch.mask, batch.positions[:, -1:]),
-                    **self.model.last_logit_only,
-                    past_key_values=self.cache,
-                    use_cache=True,
-                )
-                .logits[:, -1]
-                .float()
-            )
+            return self.model.hf(
+                batch.tokens[:, -n:],
+                **self.model.hf_inputs(batch.mask, batch.positions[:, -n:]),
+                past_key_values=self.cache,
+                use_cache=True,
+            ).logits.float()
 
 
 def repeated(batch: Batch, rows: Tensor) -> Batch:

@@ -19,7 +19,7 @@ from rim_lens.behavior.generate import is_thinking
 from rim_lens.behavior.judge import LABELS
 from rim_lens.behavior.refusal_score import mean_log_likelihood
 from rim_lens.data.prompts import Prompt
-from rim_lens.inference_time.head_measures import AnswerMeasure, Change, Measured
+from rim_lens.inference_time.head_measures import AnswerMeasure, Measured
 from rim_lens.model.chat import Chat
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.prefilled import Continued, Prefilled
@@ -36,7 +36,7 @@ class AnswersFromDecision:
     plain: AnswerMeasure
     generated: bool = field(default=True, init=False)
 
-    def __call__(self, sets: Sequence[Any], change: Change) -> dict[str, Measured]:
+    def __call__(self, sets: Sequence[Any], change: ChangeAt) -> dict[str, Measured]:
         """Indicators [set, prompt] of each label."""
         plain, chats = self.plain, list(self.plain.chats)
         parts = [] if any(is_thinking(chat) for chat in chats) else parts_of(plain.model, chats, ROWS)
@@ -45,25 +45,25 @@ class AnswersFromDecision:
         limit = plain.options["max_new_tokens"]
         answers: dict[tuple[int, int], tuple[str, bool]] = {}
         for part in track(parts, f"answers under sets, {plain.where}"):
-            for group, run in runs_of(part, sets, change):
-                for row, ids in enumerate(greedy(plain.model, run, limit)):
+            for group in groups_of(part, sets):
+                with change([sets[one] for _ in range(len(part)) for one in group], where="all"):
+                    found = greedy(plain.model, Continued(part, len(group)), limit)
+                for row, ids in enumerate(found):
                     prompt, one = part.indices[row // len(group)], group[row % len(group)]
                     answers[one, prompt] = plain.model.chat_format.decode(ids).strip(), len(ids) >= limit
         labels = np.empty((len(sets), len(chats)), dtype="U12")
         requests, cots = [chat.request for chat in chats], [chat.segment_text("cot").strip() for chat in chats]
         for one in range(len(sets)):
             texts, cut = zip(*(answers[one, prompt] for prompt in range(len(chats))), strict=True)
-            labels[one] = [found.label for found in plain.judge(requests, list(texts), cots, list(cut))]
+            labels[one] = [judged.label for judged in plain.judge(requests, list(texts), cots, list(cut))]
         return {f"{label}, {plain.where}": Measured((labels == label).astype(float), is_share=True) for label in LABELS}
 
 
-def runs_of(part: Prefilled, sets: Sequence[Any], change: ChangeAt) -> Iterator[tuple[range, Continued]]:
-    """Groups of sets, as indices, with their runs; a group's ablation holds while it is worked on."""
+def groups_of(part: Prefilled, sets: Sequence[Any]) -> Iterator[range]:
+    """The sets, as indices, that share a pass over the prompts of a part."""
     together = max(1, ROWS // len(part))
     for start in range(0, len(sets), together):
-        group = range(start, min(start + together, len(sets)))
-        with change([sets[one] for _ in range(len(part)) for one in group], where="all"):
-            yield group, Continued(part, len(group))
+        yield range(start, min(start + together, len(sets)))
 
 
 def greedy(model: LensModel, run: Continued, limit: int) -> list[list[int]]:
@@ -93,7 +93,7 @@ class MathsLikelihood:
     generated: bool = field(default=False, init=False)
 
     @torch.no_grad()
-    def __call__(self, sets: Sequence[Any], change: Change) -> dict[str, Measured]:
+    def __call__(self, sets: Sequence[Any], change: ChangeAt) -> dict[str, Measured]:
         """Log-likelihoods [set, problem]."""
         chats = self.model.render([problem.text for problem in self.problems], thinking="off")
         answers = [self.model.encode(ANSWER.format(answer=problem.answer)) for problem in self.problems]
@@ -102,14 +102,15 @@ class MathsLikelihood:
             values = np.empty((len(sets), len(chats)))
             for part in track(parts, "likelihood of maths answers under sets"):
                 wanted = [answers[prompt] for prompt in part.indices]
-                for group, run in runs_of(part, sets, change):
-                    found = likelihood(run, [ids for ids in wanted for _ in group]).reshape(len(part), len(group))
+                for group in groups_of(part, sets):
+                    with change([sets[one] for _ in range(len(part)) for one in group], where="all"):
+                        found = likelihood(part, wanted, len(group))
                     values[np.ix_(list(group), list(part.indices))] = found.T
         else:
             values = self._whole(sets, change, chats, answers)
         return {"log-likelihood of maths answers": Measured(values, is_share=False)}
 
-    def _whole(self, sets: Sequence[Any], change: Change, chats: list[Chat], answers: list[list[int]]) -> np.ndarray:
+    def _whole(self, sets: Sequence[Any], change: ChangeAt, chats: list[Chat], answers: list[list[int]]) -> np.ndarray:
         """By whole passes over prompts and answers."""
         written = [chat.extend(ids, "response") for chat, ids in zip(chats, answers, strict=True)]
         values = np.empty((len(sets), len(chats)))
@@ -120,13 +121,13 @@ class MathsLikelihood:
         return values
 
 
-def likelihood(run: Continued, answers: Sequence[Sequence[int]]) -> Float[np.ndarray, " row"]:
-    """Mean log-probability of every row's tokens, in float64."""
-    lengths, total = np.array([len(ids) for ids in answers]), np.zeros(len(answers))
-    for place in range(lengths.max()):
-        tokens = torch.tensor([ids[min(place, len(ids) - 1)] for ids in answers], device=run.logits.device)
-        log_p = run.logits.double().log_softmax(-1).gather(-1, tokens[:, None])[:, 0].cpu().numpy()
-        total += np.where(place < lengths, log_p, 0.0)
-        if place + 1 < lengths.max():
-            run.step(tokens)
-    return total / lengths
+def likelihood(part: Prefilled, answers: Sequence[Sequence[int]], runs: int) -> Float[np.ndarray, "prompt run"]:
+    """Mean log-probability of every prompt's answer in each run, in float64."""
+    lengths = torch.tensor([len(ids) for ids in answers])
+    filled = torch.tensor([[*ids, *[ids[-1]] * (int(lengths.max()) - len(ids))] for ids in answers])
+    tokens = filled.to(part.batch.tokens.device)
+    log_p = part.answer_logits(tokens, runs).log_softmax(-1)
+    each = log_p.gather(-1, tokens.repeat_interleave(runs, 0)[..., None])[..., 0].double().cpu()
+    inside = torch.arange(filled.shape[1]) < lengths.repeat_interleave(runs)[:, None]
+    total = (each * inside).sum(1) / lengths.repeat_interleave(runs)
+    return total.view(len(part), runs).numpy()

@@ -24,7 +24,7 @@ from rim_lens.model.prefilled import Prefilled, can_prefill, prefill
 from rim_lens.processes import share, sum_over_processes
 from rim_lens.progress import track
 
-ROWS = 128  # of a pass that computes one token a row
+ROWS = 64  # of a pass that computes one token a row: more of them only move more cached keys about
 # Called with one set a row and where=: changes them for the time of a block, at "all" positions of the pass or at "decision".
 ChangeAt = Callable[..., AbstractContextManager[Any]]
 
