@@ -19,8 +19,10 @@ def cot_nll(
     ]
     found = np.full(len(chats), np.nan)
     for indices, batch in model.batches(chats, batch_size):
-        log_probs = model.logits(batch)[:, :-1].float().log_softmax(dim=-1)
-        each = log_probs.gather(-1, batch.tokens[:, 1:, None]).squeeze(-1)
         inside = batch.where("cot")[:, 1:]
-        found[indices] = (-(each * inside).sum(dim=1) / inside.sum(dim=1)).cpu().numpy()
+        logits = model.logits(batch)[:, :-1][inside].float()  # the vocabulary is wide: other positions are left out
+        each = logits.logsumexp(dim=-1) - logits.gather(-1, batch.tokens[:, 1:][inside][:, None]).squeeze(-1)
+        row = inside.nonzero()[:, 0]
+        total = torch.zeros(len(batch), device=each.device).index_add_(0, row, each)
+        found[indices] = (total / inside.sum(dim=1)).cpu().numpy()
     return found
