@@ -14,7 +14,7 @@ from rim_lens.inference_time import head_test
 from rim_lens.inference_time.dose_test import HeadTest
 from rim_lens.inference_time.head_measures import AnswerMeasure, ScoreMeasure, ZeroedScoreMeasure
 from rim_lens.inference_time.restore import restore_refusal
-from rim_lens.inference_time.set_effects import recovered_share, set_effect
+from rim_lens.inference_time.set_effects import alternative_for, recovered_share, set_effect
 from rim_lens.intervene import ablate_heads, knock_out, record_heads, scale_heads
 from rim_lens.stats import paired_difference
 
@@ -55,6 +55,23 @@ def test_shares_have_a_paired_interval_and_no_controls_give_no_p():
     row = set_effect(before, after, np.empty((0, 40)), is_share=True)
     assert (row["low"], row["high"]) == tuple(paired_difference(after == 1, before == 1).interval)
     assert (row["n_controls"], np.isnan(row["p"]), np.isnan(row["percentile"])) == (0, True, True)
+
+
+@pytest.mark.parametrize(
+    ("measure", "less", "greater"),
+    [
+        ("refusal score, harmful", "less", "greater"),
+        ("refused, harmful", "less", "greater"),
+        ("complied, harmful", "greater", "less"),
+        ("incoherent, harmful", "two-sided", "two-sided"),
+        ("refused, harmless", "two-sided", "two-sided"),
+        ("solved, maths", "two-sided", "two-sided"),
+    ],
+)
+def test_what_is_expected_of_refusal_is_not_expected_of_costs(measure, less, greater):
+    assert alternative_for(measure, "less") == less
+    assert alternative_for(measure, "greater") == greater
+    assert alternative_for(measure, "two-sided") == "two-sided"
 
 
 def test_p_of_a_set_like_its_controls_is_uniform():

@@ -30,7 +30,7 @@ from rim_lens.inference_time.head_measures import (
     ZeroedScoreMeasure,
 )
 from rim_lens.inference_time.run_scores import Region
-from rim_lens.inference_time.set_effects import recovered_share, set_effect
+from rim_lens.inference_time.set_effects import alternative_for, recovered_share, set_effect
 from rim_lens.model.chat import Chat, Thinking
 from rim_lens.model.lens_model import LensModel, Request
 from rim_lens.results import Manifest, Result
@@ -74,7 +74,7 @@ class HeadTest(Result):
         return (
             f"{row['change']} of {row['k']} heads: {row['measure']} {row['effect']:+.3g} "
             f"[{row['low']:.3g}, {row['high']:.3g}], n = {row['n']}; "
-            f"{place if row['n_controls'] else 'no control sets'} ({self.alternative})."
+            f"{place if row['n_controls'] else 'no control sets'} ({row['alternative']})."
         )
 
 
@@ -108,7 +108,8 @@ class DoseTest:
                     for name, found in measure([self.heads[:k], *drawn], change).items():
                         where = {"change": label, "k": k, "measure": name}
                         base, after, null = before[name].values[0], found.values[0], found.values[1:]
-                        rows.append(where | self._row(base, after, null, found.is_share, (targets or {}).get(name)))
+                        row = self._row(name, base, after, null, found.is_share, (targets or {}).get(name))
+                        rows.append(where | row)
                         effects = (null - base).mean(axis=1)
                         control_rows += [
                             where | {"heads": _named(heads), "effect": effect}
@@ -144,13 +145,15 @@ class DoseTest:
 
     def _row(
         self,
+        measure: str,
         before: Float[np.ndarray, "prompt"],
         after: Float[np.ndarray, "prompt"],
         null: Float[np.ndarray, "set prompt"],
         is_share: bool,
         target: Float[np.ndarray, "prompt"] | None,
     ) -> dict[str, Any]:
-        row = set_effect(before, after, null, is_share=is_share, alternative=self.alternative, seed=self.seed)
+        alternative = alternative_for(measure, self.alternative)
+        row = set_effect(before, after, null, is_share=is_share, alternative=alternative, seed=self.seed)
         if target is not None:
             share, interval = recovered_share(before, after, target, self.seed)
             row |= {"recovered": share, "recovered_low": interval.low, "recovered_high": interval.high}

@@ -65,7 +65,8 @@ def test_heads(
         generated: whether to generate at all; False leaves the refusal scores.
         judge: labels the answers; `RefusalJudge` by default.
         tokens: the refusal tokens; `refusal_tokens(model)` by default.
-        alternative: "less" where refusal was expected to fall before anything was looked at.
+        alternative: "less" where refusal was expected to fall before anything was looked at; compliance is then
+            expected to rise, and costs stay two-sided.
         seed: of the control sets and bootstraps.
         generation: options of `generate`: max_new_tokens (24, and 64 for maths), cot_budget, batch_size.
 

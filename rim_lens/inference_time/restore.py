@@ -66,7 +66,8 @@ def restore_refusal(
         generated: whether to generate and judge answers.
         judge: labels the answers.
         tokens: the refusal tokens.
-        alternative: "greater" where refusal was expected to return before anything was looked at.
+        alternative: "greater" where refusal was expected to return before anything was looked at; compliance is then
+            expected to fall, and costs stay two-sided.
         seed: of the control sets and bootstraps.
         generation: options of `generate`.
 

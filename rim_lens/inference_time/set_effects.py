@@ -42,6 +42,7 @@ def set_effect(
         }
     return {
         "n": len(before),
+        "alternative": alternative,
         "before": float(before.mean()),
         "after": float(after.mean()),
         "effect": effect,
@@ -50,6 +51,18 @@ def set_effect(
         "n_controls": len(null),
         **place,
     }
+
+
+def alternative_for(measure: str, refusal: Alternative) -> Alternative:
+    """The alternative of one measure, where `refusal` was expected to fall ("less") or to return ("greater").
+
+    Compliance with harmful requests is expected to move the other way; nothing is expected of costs.
+    """
+    if refusal == "two-sided" or not measure.endswith("harmful"):
+        return "two-sided"
+    if measure.startswith("complied"):
+        return "greater" if refusal == "less" else "less"
+    return "two-sided" if measure.startswith("incoherent") else refusal
 
 
 def _interval(

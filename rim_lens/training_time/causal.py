@@ -28,7 +28,7 @@ from rim_lens.data.prompts import Prompt
 from rim_lens.errors import RimLensError
 from rim_lens.inference_time.dose_test import Prompts, chats_of, measures_of
 from rim_lens.inference_time.head_measures import AnswerMeasure, Change, Measured, ScoreMeasure
-from rim_lens.inference_time.set_effects import set_effect
+from rim_lens.inference_time.set_effects import alternative_for, set_effect
 from rim_lens.intervene.experts import ablate_expert_neurons
 from rim_lens.intervene.neurons import ablate_neurons
 from rim_lens.intervene.selection import Where
@@ -126,7 +126,8 @@ def test_neurons(
         cot: the CoT to prefill, one for all or one a request.
         judge: labels the answers; `RefusalJudge` by default.
         tokens: the refusal tokens; `refusal_tokens(model)` by default.
-        alternative: "less" where refusal was expected to fall before anything was looked at.
+        alternative: "less" where refusal was expected to fall before anything was looked at; compliance is then
+            expected to rise, and costs stay two-sided.
         seed: of the control sets and bootstraps.
         generation: options of `generate`: max_new_tokens (24, and 64 for maths), cot_budget, batch_size.
 
@@ -157,7 +158,8 @@ def test_neurons(
             for name, (before, values, is_share) in found.items():
                 where = {"method": method, "measure": name}
                 after, null = values[0], values[1:]
-                effect = set_effect(before, after, null, is_share=is_share, alternative=alternative, seed=seed)
+                side = alternative_for(name, alternative)
+                effect = set_effect(before, after, null, is_share=is_share, alternative=side, seed=seed)
                 table.append(where | effect)
                 effects = (null - before).mean(axis=1).tolist()
                 control_rows += [where | {"set": i, "effect": value} for i, value in enumerate(effects)]
