@@ -127,6 +127,11 @@ def test_a_prompt_with_a_script_shows_as_text(opened, address):
 def test_links_to_heads_and_neurons(opened, address):
     page, _ = opened(f"{address}#L1H2")
     assert page.locator("#panel-title").inner_text() == "Head L1H2"
+    expect(page.locator(f"{MAPS} .chosen").first).to_be_in_viewport()
+    box = page.locator(MAPS).first
+    assert box.evaluate("(one) => one.clientHeight") == box.evaluate(
+        "(one) => one.querySelector('.main-svg').clientHeight"
+    )
     page.goto(f"{address}#L1N3")
     assert page.locator("#panel-title").inner_text() == "Neuron L1N3"
     assert "before → after" in page.locator("#panel-facts").inner_text()

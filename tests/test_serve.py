@@ -61,7 +61,12 @@ def test_page_and_model_are_there(server, model):
     assert (status, body) == (200, PAGE)
     assert headers["Content-Type"].startswith("text/html")
     assert headers["X-Content-Type-Options"] == "nosniff"
-    assert json.loads(ask(server, "api/about")[2]) == {"model": model.name, "layers": 3, "heads": 4}
+    assert json.loads(ask(server, "api/about")[2]) == {
+        "model": model.name,
+        "layers": 3,
+        "heads": 4,
+        "modes": ["off", "on"],
+    }
 
 
 def test_it_listens_on_this_machine_alone(server):

@@ -37,14 +37,14 @@ class TokenAttention(Result):
 
     def of(self, chat: int, head: Head) -> pd.DataFrame:
         """The tokens of one chat with the weights of one head."""
-        inside = (self.tokens["chat"] == chat).to_numpy()
-        if tuple(head) not in self.heads or not inside.any():
+        inside = (self.tokens["chat"] == chat).to_numpy(dtype=bool)
+        if head not in self.heads or not inside.any():
             raise RimLensError(
                 f"There is no chat {chat} with head L{head[0]}H{head[1]}; there are {len(self.chats)} chats of "
                 f"{len(self.heads)} heads."
             )
         rows = self.tokens[inside].reset_index(drop=True)
-        weights = self.weights[self.heads.index(tuple(head)), inside].astype(np.float64)
+        weights = self.weights[self.heads.index(head)][inside].astype(np.float64)
         return rows.assign(layer=head[0], head=head[1], token=np.arange(len(rows)), weight=weights)
 
     def to_dataframe(self) -> pd.DataFrame:

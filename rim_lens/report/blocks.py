@@ -35,6 +35,11 @@ class Drawing:
         return (self.figure.layout.title.subtitle.text or "").replace("<br>", " ")
 
     @property
+    def height(self) -> int:
+        """Height in pixels, known before the figure is drawn so that nothing moves when it is."""
+        return int(self.figure.layout.height or 0)
+
+    @property
     def cells(self) -> str:
         """What a cell of the figure can be chosen as ("heads"), or nothing."""
         return str((self.figure.layout.meta or {}).get("cells", ""))

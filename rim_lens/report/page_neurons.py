@@ -29,7 +29,14 @@ def linked_neurons(results: Mapping[str, Result]) -> dict[str, Any] | None:
 def neuron_facts(anchor: str, result: Result) -> Iterator[Facts]:
     """A result's tables by neuron."""
     if isinstance(result, SafetyNeurons):
-        columns = ("in the set", "rank", "groups", "mean difference", "harmful → refusal forced", "chosen again")
+        columns: tuple[str, ...] = (
+            "in the set",
+            "rank",
+            "groups",
+            "mean difference",
+            "harmful → refusal forced",
+            "chosen again",
+        )
         yield facts(anchor, "Safety-critical neurons", columns, safety_rows(result))
     elif isinstance(result, NeuronTable):
         columns = ("promotes", "suppresses", "mean a, thinking off", "change with thinking on")

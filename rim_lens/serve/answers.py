@@ -37,6 +37,7 @@ class PageModel:
     def __init__(self, model: LensModel, *, max_new_tokens: int = 48, cot_budget: int = 96) -> None:
         self.model, self.tokens = model, refusal_tokens(model)
         self._limits = {"max_new_tokens": max_new_tokens, "cot_budget": cot_budget}
+        self.modes = modes_of(model)
         self._one_at_a_time = threading.Lock()
         self.questions: Mapping[str, Callable[[Mapping[str, Any]], Reply]] = {
             "answer": self.answer,
@@ -45,7 +46,8 @@ class PageModel:
 
     def about(self) -> Reply:
         """Name and size of the model."""
-        return {"model": self.model.name, "layers": self.model.n_layers, "heads": self.model.n_heads}
+        size = {"layers": self.model.n_layers, "heads": self.model.n_heads}
+        return {"model": self.model.name, **size, "modes": list(self.modes)}
 
     def ask(self, question: str, given: Mapping[str, Any]) -> Reply:
         """Answer one question.
@@ -74,10 +76,21 @@ class PageModel:
     def attention(self, given: Mapping[str, Any]) -> Reply:
         """Every head's attention in a request with thinking off and, after the model's own CoT, on."""
         request = request_in(given)
-        answers = [answer(self.model, request, thinking=mode, tokens=self.tokens, **self._limits) for mode in MODES]  # type: ignore[arg-type]
-        notes = [one.label for one in answers]
-        views = token_views(token_attention(self.model, [one.chat for one in answers], notes=notes))
+        chats = self.model.render([request])
+        if "on" in self.modes:
+            budget: dict[str, Any] = {**self._limits, "max_new_tokens": 1}  # the CoT alone is needed
+            chats.append(answer(self.model, request, thinking="on", tokens=self.tokens, **budget).chat)
+        views = token_views(token_attention(self.model, chats))
         return {"chats": views["chats"], "heads": views["heads"]}
+
+
+def modes_of(model: LensModel) -> tuple[str, ...]:
+    """The thinking modes that the model's chats can be rendered in."""
+    try:
+        model.render(["?"], thinking="on")
+    except RimLensError:  # a template without a think part
+        return ("off",)
+    return MODES
 
 
 def said(given: Answer) -> Reply:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rim_lens.audit.plan import PLAN_FILE, AuditPlan
 from rim_lens.audit.stage import Context
@@ -46,7 +47,10 @@ def plan_of(folder: Path) -> AuditPlan:
     path = folder / PLAN_FILE
     try:
         given = json.loads(path.read_text())
-        return AuditPlan(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+        plan: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
+        }
+        return AuditPlan(**plan)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise RimLensError(
             f"{path} is no plan of this version ({error}); run rim-lens audit again into a new folder."

@@ -63,6 +63,7 @@
   }
 
   function start(about) {
+    part("thinking").replaceChildren(...about.modes.map((mode) => element("option", { value: mode, text: mode })));
     part("about").textContent = `${about.model} is loaded and answers here.`;
     part("add").addEventListener("click", () => { ablated.add(rim.selected); listAblated(); });
     part("answer").addEventListener("click", answer);

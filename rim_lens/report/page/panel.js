@@ -17,11 +17,12 @@
   function fact(table, name) {
     const row = table.rows[name];
     const title = element("h3", {}, element("a", { href: `#${table.section}`, text: table.title }));
-    if (!row) return [title, element("p", { class: "quiet", text: "not measured" })];
-    if (table.many) return [title, grid(table.columns, row)];
+    const block = (told) => element("section", { class: "block" }, title, told);
+    if (!row) return block(element("p", { class: "quiet", text: "not measured" }));
+    if (table.many) return block(grid(table.columns, row));
     const list = element("dl", { class: "fact" });
     row.forEach((cell, i) => list.append(element("div", {}, element("dt", { text: table.columns[i] }), element("dd", { text: cell }))));
-    return [title, list];
+    return block(list);
   }
 
   function grid(columns, rows) {
@@ -86,7 +87,7 @@
     state.from = from || state.from;
     part("title").textContent = `${kind === "heads" ? "Head" : "Neuron"} ${name}`;
     const found = known(kind, name);
-    const tables = found ? data[kind].tables.flatMap((table) => fact(table, name)) : [element("p", { text: `There is no ${name} on this page.` })];
+    const tables = found ? data[kind].tables.map((table) => fact(table, name)) : [element("p", { text: `There is no ${name} on this page.` })];
     part("facts").replaceChildren(...tables);
     const hasTokens = kind === "heads" && found && chats.length > 0;
     part("tokens").hidden = !hasTokens;
@@ -130,6 +131,7 @@
     }
     listRequests();
     chooseRequest(added[0].request);
+    panel.scrollTo({ top: 0 });
   };
 
   function fromAddress() {
@@ -156,5 +158,9 @@
   window.addEventListener("hashchange", fromAddress);
   window.addEventListener("popstate", fromAddress);
   fromAddress();
-  if (!panel.hidden && kindOf(rim.selected) === "heads") document.querySelector('.drawing[data-cells="heads"]')?.closest("figure").scrollIntoView();
+  const first = document.querySelector('.drawing[data-cells="heads"]');
+  if (first && kindOf(rim.selected) === "heads") {
+    first.addEventListener("drawn", () => rim.selected && keepInView(first, rim.selected), { once: true });
+    first.closest("figure").scrollIntoView();
+  }
 })();
