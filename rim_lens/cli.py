@@ -145,7 +145,9 @@ def models() -> None:
 @app.command()
 def finetune(
     model: ModelArgument,
-    data: Annotated[str, typer.Argument(help="Rows with request, cot, response (JSONL, CSV, Parquet), or a .toml with arms.")],
+    data: Annotated[
+        str, typer.Argument(help="Rows with request, cot, response (JSONL, CSV, Parquet), or a .toml with arms.")
+    ],
     out: Annotated[Path, typer.Option(help="New folder for the series of checkpoints.")],
     adapter: Annotated[str | None, typer.Option(help="LoRA adapter that training starts from.")] = None,
     save_at: Annotated[str, typer.Option(help="Steps to save, as 9,18,36; the last ends the run.")] = "",
@@ -156,7 +158,8 @@ def finetune(
     epochs: Annotated[float, typer.Option(help="Passes over the data, where no steps are given.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of weights and order.")] = 0,
     freeze_neurons: Annotated[
-        str | None, typer.Option(help="Neurons whose weights stand still: JSON of [layer, unit], or saved safety neurons.")
+        str | None,
+        typer.Option(help="Neurons whose weights stand still: JSON of [layer, unit], or saved safety neurons."),
     ] = None,
     penalize_shift: Annotated[float, typer.Option(help="Weight of the penalty on their activation's shift.")] = 0.0,
     safety_prompts: Annotated[str, typer.Option(help="Requests that the shift is measured on.")] = "harmful",
