@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.trust import coverage, neuron_coverage, probe_coverage, pvalues
 from benchmarks.trust.kills import kills
 from benchmarks.trust.recovery import recoveries
 from benchmarks.trust.simulated import calibration_studies, coverage_studies
@@ -24,6 +25,7 @@ from benchmarks.trust.tables import write_tables
 
 LATEST = Path(__file__).with_name("latest.json")
 ROOT = Path(__file__).resolve().parents[2]
+SIMULATIONS = (pvalues, coverage, neuron_coverage, probe_coverage)  # modules that register their studies when imported
 RUNS, SEEDS, KILLS, FUZZ_CASES = 1000, 5, 20, 1700
 
 
@@ -47,9 +49,11 @@ def fuzz() -> list[dict[str, Any]]:
 
 def studies() -> dict[str, Callable[[], list[dict[str, Any]]]]:
     """Every study by name, as a function to its rows."""
+    registered = (*calibration_studies, *coverage_studies)
+    assert {study.__module__ for study in registered} == {module.__name__ for module in SIMULATIONS}
     simulated = {
         study.__name__: lambda s=study: [dataclasses.asdict(row) for row in s(np.random.default_rng(0), RUNS)]
-        for study in (*calibration_studies, *coverage_studies)
+        for study in registered
     }
     return {
         **simulated,
@@ -62,16 +66,22 @@ def studies() -> dict[str, Callable[[], list[dict[str, Any]]]]:
     }
 
 
+def kept_rows() -> dict[str, Any]:
+    """The rows of every study that was run, by name."""
+    return json.loads(LATEST.read_text()) if LATEST.is_file() else {}
+
+
 def main() -> int:
     """Measure what is asked for, keep it after every study, write the tables."""
     known = studies()
     asked = [name for name in known if not sys.argv[1:] or any(name.startswith(word) for word in sys.argv[1:])]
-    kept: dict[str, Any] = json.loads(LATEST.read_text()) if LATEST.is_file() else {}
     for name in asked:
         begin = time.monotonic()
-        kept[name] = known[name]()
+        rows = known[name]()
+        kept = {**kept_rows(), name: rows}  # read anew: another process may have kept its own meanwhile
         LATEST.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
-        print(f"{name}: {len(kept[name])} rows, {time.monotonic() - begin:.0f} s", flush=True)
+        print(f"{name}: {len(rows)} rows, {time.monotonic() - begin:.0f} s", flush=True)
+    kept = kept_rows()
     write_tables({name: kept[name] for name in known if name in kept}, ROOT / "docs" / "trust.md")
     return 0
 
