@@ -32,7 +32,7 @@ from rim_lens.plots.forgetting import forgetting_scatter, predictors, ras_over_s
 from rim_lens.plots.images import image_bytes, save_image
 from rim_lens.plots.neurons import ras_variants, shift_by_layer
 from rim_lens.plots.paper import finetuning_table, thinking_table
-from rim_lens.plots.probe import probe_map
+from rim_lens.plots.probe import cliff_heads, probe_map, trace_curve
 from rim_lens.plots.series import refusal_over_series
 from rim_lens.plots.set_effects import dose_curve, set_effects
 from rim_lens.plots.style import diverging, interval, p_value, percent, template
@@ -211,6 +211,18 @@ def test_probe_map_is_centred_at_chance():
     np.testing.assert_allclose(figure.data[0].z + 0.5, probe.grid().T)
     assert figure.layout.coloraxis.cmin == -0.5
     assert figure.layout.yaxis.ticktext[-1] == "&lt;/script&gt;"
+
+
+def test_trace_shows_readings_over_the_band_of_permuted_labels(results):
+    trace = results["trace"]
+    figure = trace_curve(trace)
+    np.testing.assert_allclose(trace_named(figure, "all").y, trace.curve["mean"])
+    band = trace_named(figure, "permuted labels")
+    np.testing.assert_allclose(band.y, [*trace.curve["control_high"], *trace.curve["control_low"][::-1]])
+    assert not any(one.name.startswith("complied") for one in figure.data)  # nobody complied: nothing to show
+    cells = cliff_heads(trace).data[0].z
+    for _, row in trace.table.iterrows():
+        assert cells[row["head"], row["layer"]] == pytest.approx(row["fall"])
 
 
 def test_token_view_keeps_order_and_weights():
