@@ -35,10 +35,10 @@ from rim_lens.training_time.series_shift import series_shift
 from rim_lens.training_time.shift import activation_shift
 
 FOLLOWED_HEADS = 4  # and as many random ones: each costs a token a prompt and checkpoint
-EXAMPLES = 4  # of each arm's fine-tuning data, for the predicted shift
+EXAMPLES = 2  # of each arm's fine-tuning data, for the predicted shift: one batch of a short training
 SHIFT_CONTROLS = 1000
-GENERATED_CONTROLS = 1  # a set's answers cost hundreds of times what its score costs
-MATHS_CONTROLS, TESTED_MATHS = 40, 12
+GENERATED_CONTROLS = 0  # a set's answers cost a hundred times what its score costs
+MATHS_CONTROLS, TESTED_MATHS = 40, 8
 
 
 def measure_neurons(context: Context) -> Mapping[str, Result]:

@@ -90,6 +90,8 @@ def test_words(test: NeuronTest) -> str:
         told += f", {one_or_range(likely)} for the log-likelihood of right maths answers (mean over their tokens, thinking off)"
     if not len(generated):
         return f"{told}."
+    if not generated.max():
+        return f"{told}. What is generated is shown without random sets: their answers would take too long."
     n = one_or_range(generated)
     few = "; so few sets are a look at the noise, no test" if generated.max() < FEW_SETS else ""
     return f"{told}, {n} for what is generated{few}."
