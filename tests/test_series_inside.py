@@ -155,7 +155,9 @@ def test_a_step_on_the_data_is_predicted_and_controls_are_too(tuned):
     assert row["r"] > 0.99
     assert row["control_r"] > 0.95  # one step predicts every neuron, so nothing is particular about these
     assert row["control_p"] > 0.01
-    assert row["predicted"] == pytest.approx(row["actual"], rel=0.1, abs=1e-6)
+    assert 10 * row["predicted"] == pytest.approx(
+        row["actual"], rel=0.1, abs=1e-6
+    )  # the checkpoint is ten such steps away
     measured = [
         neuron_activations(at, safety, REQUEST_AND_ANSWER, per_prompt=rows) for _, at in checkpoints.loaded(model)
     ]

@@ -4,7 +4,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from rim_lens.plots import names, style
-from rim_lens.training_time.prediction_check import PredictionCheck
+from rim_lens.training_time.prediction_check import STEP, PredictionCheck
 
 
 def prediction_by_checkpoint(check: PredictionCheck) -> go.Figure:
@@ -53,9 +53,10 @@ def predicted_against_actual(check: PredictionCheck, checkpoint: str | None = No
     figure = style.blank(
         f"Predicted and actual shift of each safety neuron, {chosen}",
         f"n = {row['n']} neurons; r = {style.correlation(row['r'], row['r_low'], row['r_high'])}, "
-        f"ρ = {style.correlation(row['rho'], row['rho_low'], row['rho_high'])}; predicted by one gradient step on examples in the form of "
-        f"the arm's data, as long as the checkpoint's change of weights ({row['weight_distance']:.2g} of their length)",
-        xaxis={"title": {"text": "predicted change"}, "tickformat": "+.0%"},
+        f"ρ = {style.correlation(row['rho'], row['rho_low'], row['rho_high'])}; predicted for one gradient step of "
+        f"{100 * STEP:g} % of the weights' length on examples in the form of the arm's data; the checkpoint changed them by "
+        f"{100 * row['weight_distance']:.2g} %, so that the pattern can be compared, not the size",
+        xaxis={"title": {"text": "predicted change, one small step"}, "tickformat": "+.1%"},
         yaxis={"title": {"text": "actual change"}, "tickformat": "+.0%"},
         height=440,
     )
@@ -76,6 +77,6 @@ def told(row: pd.Series) -> str:
     return (
         f"<b>{style.text(row['checkpoint'])}</b><br>r = {style.correlation(row['r'], row['r_low'], row['r_high'])}, ρ = "
         f"{style.correlation(row['rho'], row['rho_low'], row['rho_high'])}<br>random sets {style.number(row['control_r'])}, "
-        f"{style.p_value(row['control_p'])}<br>whole set: predicted {style.percent(row['predicted'], sign=True)}, actual "
+        f"{style.p_value(row['control_p'])}<br>whole set: predicted for one small step {style.percent(row['predicted'], sign=True)}, actual "
         f"{style.percent(row['actual'], sign=True)}"
     )

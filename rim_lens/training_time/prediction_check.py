@@ -1,9 +1,10 @@
 """What one gradient step on a fine-tuning set predicts for each neuron, next to what the arm's checkpoints then did.
 
-    predicted   (F₁ − F₀) / F₀ of one step on a sample of the arm's data, see `predict_shift`; its length plays no part here
+    predicted   (F₁ − F₀) / F₀ of one step of length 1e-5 ‖θ‖ on a sample of the arm's data, see `predict_shift`
     actual      (F₁ − F₀) / F₀ from the reference to the checkpoint, on the same prompts
 
-r is Pearson's correlation over the neurons of the set, with a bootstrap interval over neurons and the same correlation within
+A trained checkpoint is hundreds of such steps away, where f has bent long since: sizes are not compared, only the pattern over
+neurons, which does not depend on the length of the step. r is Pearson's correlation over the neurons of the set, with a bootstrap interval over neurons and the same correlation within
 every matched control set: what is predicted for safety neurons only would stand out of it. Neurons are not independent of each
 other, so the interval is a lower bound of the uncertainty.
 """
@@ -29,14 +30,15 @@ from rim_lens.training_time.series_measures import AtCheckpoint
 from rim_lens.training_time.shift import relative_change
 
 N_RESAMPLES = 2000
+STEP = 1e-5  # ‖Δθ‖ / ‖θ‖ of the predicted step
 
 
 @dataclass(frozen=True, eq=False)
 class PredictionCheck(Result):
     """Predicted against actual shifts, arm by arm.
 
-    `table`: one row a checkpoint of an arm with a prediction: the set's predicted change for a step as long as the
-    checkpoint's, its actual change, r and Spearman's ρ over `n` neurons with intervals, the control sets' mean r and 95 %
+    `table`: one row a checkpoint of an arm with a prediction: the set's predicted change for a step of 1e-5 ‖θ‖, its actual
+    change, r and Spearman's ρ over `n` neurons with intervals, the control sets' mean r and 95 %
     range, percentile, one-sided p against them and q. `neurons`: one row an arm, checkpoint and neuron.
     `steps`: one row an arm, with the number of examples, their loss and the step's curvature.
     """
@@ -133,7 +135,7 @@ def compared(
     seed: int,
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """One checkpoint's row, and its neurons."""
-    scale = one.weight_distance / predicted.size
+    scale = STEP / predicted.size
     f0, f1 = (side.safety.values(measure).astype(np.float64) for side in (first, one))
     ahead = relative_change(predicted.f_before, predicted.f_before + scale * (predicted.f_after - predicted.f_before))
     seen = relative_change(f0, f1)
