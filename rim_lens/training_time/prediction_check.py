@@ -4,9 +4,9 @@
     actual      (F₁ − F₀) / F₀ from the reference to the checkpoint, on the same prompts
 
 A trained checkpoint is hundreds of such steps away, where f has bent long since: sizes are not compared, only the pattern over
-neurons, which does not depend on the length of the step. r is Pearson's correlation over the neurons of the set, with a bootstrap interval over neurons and the same correlation within
-every matched control set: what is predicted for safety neurons only would stand out of it. Neurons are not independent of each
-other, so the interval is a lower bound of the uncertainty.
+neurons, which does not depend on the length of the step. r is Pearson's correlation over the neurons of the set, with a
+bootstrap interval over neurons and the same correlation within every matched control set: what is predicted for safety neurons
+only would stand out of it. Neurons are not independent of each other, so the interval is a lower bound of the uncertainty.
 """
 
 from collections.abc import Mapping, Sequence
