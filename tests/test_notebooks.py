@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 FEW = {
     "01_quickstart": {"N": 2, "COT_BUDGET": 4, "ANSWER": 4},
-    "02_refusal_heads": {"N": 12, "N_EXACT": 3, "N_CONTROLS": 3, "COT_BUDGET": 6, "ANSWER": 8},
+    "02_refusal_heads": {"N": 12, "N_EXACT": 10, "N_CONTROLS": 3, "COT_BUDGET": 6, "ANSWER": 8},
     "03_safety_neurons_and_ras": {
         "N": 4,
         "CHECKPOINTS": ["aligned", "plain-9", "plain-36", "effort-9", "effort-36"],
