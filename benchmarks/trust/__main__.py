@@ -8,6 +8,7 @@ python -m benchmarks.trust tables          only the tables, from the rows that a
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -32,7 +33,19 @@ RUNS, SEEDS, KILLS, FUZZ_CASES = 1000, 5, 20, 1700
 def fuzz() -> list[dict[str, Any]]:
     """The fuzz tests at full length: number of tests, and cases a test; raises when one fails."""
     chosen = "bytes or rows or any_ or by_hand"
-    command = [sys.executable, "-m", "pytest", "-q", "tests/test_fuzz.py", "-o", "timeout=7200", "-k", chosen]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "tests/test_fuzz.py",
+        "-o",
+        "timeout=7200",
+        "-o",
+        "addopts=",
+        "-k",
+        chosen,
+    ]
     done = subprocess.run(
         command,
         cwd=ROOT,
@@ -43,8 +56,9 @@ def fuzz() -> list[dict[str, Any]]:
     )
     if done.returncode:
         raise SystemExit(done.stdout)
-    n_tests = int(done.stdout.rsplit(" passed", 1)[0].split()[-1])
-    return [{"tests": n_tests, "cases": FUZZ_CASES}]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    return [{"tests": int(passed[1]), "cases": FUZZ_CASES}]
 
 
 def studies() -> dict[str, Callable[[], list[dict[str, Any]]]]:
