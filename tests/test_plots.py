@@ -253,6 +253,15 @@ def test_forgetting_figures_are_the_tables():
     assert np.isnan(predictors(forgetting).data[0].x).sum() == 1  # ras_control does not vary
 
 
+def test_a_predictor_that_does_not_vary_has_points_and_no_line():
+    forgetting = made_forgetting()
+    figure = forgetting_scatter(forgetting, "ras_control")  # the same at every checkpoint
+    assert "no correlation" in figure.layout.title.subtitle.text
+    assert all(trace.mode == "markers" for trace in figure.data)
+    plain = forgetting.table[forgetting.table["arm"] == "plain"]
+    np.testing.assert_allclose(trace_named(figure, "plain maths CoT").y, plain["refusal_drop"])
+
+
 def test_words_for_numbers():
     assert percent(-0.219, sign=True) == "−21.9\u00a0%"
     assert percent(float("nan")) == "–"

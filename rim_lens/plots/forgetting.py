@@ -101,24 +101,34 @@ def _layer_told(row: pd.Series) -> str:
 def forgetting_scatter(
     forgetting: Forgetting, predictor: str = "ras_safety", outcome: str = "refusal_drop"
 ) -> go.Figure:
-    """What each checkpoint forgot against a predictor, with the fitted line and its 95 % band."""
-    table, line = forgetting.table, forgetting.line(predictor, outcome)
+    """What each checkpoint forgot against a predictor, with the fitted line and its 95 % band.
+
+    A predictor that is the same at every checkpoint (a RAS of 0, say) has neither correlation nor line; the caption says so.
+    """
+    table = forgetting.table
     rows = forgetting.correlations
     one = rows[(rows["outcome"] == outcome) & (rows["predictor"] == predictor)].iloc[0]
+    varies = pd.notna(one["pearson"])
+    found = (
+        f"r = {style.correlation(one['pearson'], one['pearson_low'], one['pearson_high'])}, {style.p_value(one['pearson_p'])}; "
+        "line by least squares with its 95 % band"
+        if varies
+        else "no correlation: the predictor or the outcome does not vary"
+    )
     figure = style.blank(
         f"Forgetting against {PREDICTORS.get(predictor, predictor)}",
-        f"n = {one['n']} checkpoints; r = {style.correlation(one['pearson'], one['pearson_low'], one['pearson_high'])}, "
-        f"{style.p_value(one['pearson_p'])}; line by least squares with its 95 % band",
+        f"n = {one['n']} checkpoints; {found}",
         xaxis={"title": {"text": PREDICTORS.get(predictor, predictor)}, "zeroline": False},
         yaxis={"title": {"text": OUTCOMES.get(outcome, outcome)}},
         height=420,
     )
-    figure.add_trace(
-        style.band(line.x.tolist(), line.low.tolist(), line.high.tolist(), style.GREY, "95 % band of the line")
-    )
-    figure.add_scatter(
-        x=line.x, y=line.y, mode="lines", line={"color": style.GREY, "width": 2}, hoverinfo="skip", showlegend=False
-    )
+    if varies:
+        line = forgetting.line(predictor, outcome)
+        figure.add_trace(
+            style.band(line.x.tolist(), line.low.tolist(), line.high.tolist(), style.GREY, "95 % band of the line")
+        )
+        look = {"color": style.GREY, "width": 2}
+        figure.add_scatter(x=line.x, y=line.y, mode="lines", line=look, hoverinfo="skip", showlegend=False)
     for i, (arm, part) in enumerate(table.groupby(table["arm"].fillna("checkpoints"), sort=False)):
         bars = (
             style.error_bars(part[outcome], part["drop_low"], part["drop_high"]) if outcome == "refusal_drop" else None
