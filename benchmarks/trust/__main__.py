@@ -27,7 +27,7 @@ from benchmarks.trust.tables import write_tables
 LATEST = Path(__file__).with_name("latest.json")
 ROOT = Path(__file__).resolve().parents[2]
 SIMULATIONS = (pvalues, coverage, neuron_coverage, probe_coverage)  # modules that register their studies when imported
-RUNS, SEEDS, KILLS, FUZZ_CASES = 1000, 5, 20, 1700
+RUNS, SEEDS, KILLS, FUZZ_CASES = 1000, 10, 20, 2000
 
 
 def fuzz() -> list[dict[str, Any]]:
