@@ -39,6 +39,17 @@ def killed_after(action, seconds):
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
+def killed_when(action, happened):
+    """Kill -9 of the child as soon as something has happened; says whether it was still running."""
+    child = forked(action)
+    while not happened():
+        if os.waitpid(child, os.WNOHANG)[0]:
+            return False
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
 def killed_at_call(action, k):
     """Kill -9 of the child before its k-th change of the disk; says whether it got that far."""
 

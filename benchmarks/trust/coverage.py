@@ -61,7 +61,6 @@ def mean_of_scores(rng: np.random.Generator, runs: int) -> list[Coverage]:
 def ratio_of_means(rng: np.random.Generator, runs: int) -> list[Coverage]:
     """The share of a gap that patching returns: mean effect over mean gap, truth 0.4."""
     rows = []
-    runs = min(runs, 400)  # each draws 2000 resamples of its own
     for n in (8, 16, 48):
         for gap_mean, data in ((3.0, "gap 3 sd from 0"), (1.0, "gap 1 sd from 0")):
             gap = rng.normal(gap_mean, 1, (n, runs))

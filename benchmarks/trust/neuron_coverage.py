@@ -60,7 +60,6 @@ def shifts(rng: np.random.Generator, runs: int) -> list[Coverage]:
 def reciprocal_shifts(rng: np.random.Generator, runs: int) -> list[Coverage]:
     """RAS where both sides shift clearly (30 % each), where they hardly do (3 %), and where neither does."""
     rows = []
-    runs = min(runs, 300)  # each computes eight variants
     for change, data in ((0.3, "both shift by 30 %"), (0.03, "both shift by 3 %"), (0.0, "no shift, RAS 0")):
         for n in (8, 32) if change else (32,):
             found = [
@@ -77,7 +76,6 @@ def reciprocal_shifts(rng: np.random.Generator, runs: int) -> list[Coverage]:
 def jaccard_of_a_choice(rng: np.random.Generator, runs: int) -> list[Coverage]:
     """The interval of resampled sets against what it stands for: the Jaccard index with the set of as many new prompts."""
     rows, groups, neurons, top = [], 3, 400, 20
-    runs = min(runs, 300)  # each makes 100 choices anew
     for n in (8, 24):
         for lead, data in ((2.0, "clear lead"), (0.6, "faint lead")):
             low, high, again = [], [], []

@@ -30,7 +30,6 @@ def scored(rng: np.random.Generator, n: int, distance: float) -> tuple[np.ndarra
 def probe_statistics(rng: np.random.Generator, runs: int) -> list[Coverage]:
     """Normal residuals in 24 dimensions."""
     rows = []
-    runs = min(runs, 400)  # each fits five directions
     for n in (16, 40):
         for distance in (0.0, 1.5, 3.0):
             drawn = [scored(rng, n, distance) for _ in range(runs)]
@@ -46,7 +45,7 @@ def probe_statistics(rng: np.random.Generator, runs: int) -> list[Coverage]:
 def probe_p(rng: np.random.Generator, runs: int) -> list[Calibration]:
     """Labels that have nothing to do with the residuals."""
     p = []
-    for _ in range(min(runs, 400)):
+    for _ in range(runs):
         refused = np.arange(32) < 16
         fold = folds_of(refused, 5, rng)
         gram = grams(rng.normal(size=(32, 1, 1, WIDTH)))
