@@ -19,17 +19,8 @@ SLOW = {
     "correlation_p",
 }
 # What is known to fall short, and by how much; docs/trust.md says why.
-FALLS_SHORT = {
-    ("d_z of pairs", "skewed, d = 1"): 0.88,
-    ("Cohen's d", "skewed, d = 1"): 0.88,
-    ("relative activation shift", "skewed prompts, −30 %"): 0.89,
-    ("Wilson", "rate 0.03"): 0.84,
-    ("mean, bootstrap over prompts", "skewed"): 0.91,
-    ("share of a gap, ratio of means", "gap 3 sd from 0"): 0.92,
-    ("share of a gap, ratio of means", "gap 1 sd from 0"): 0.92,
-    ("correlation_p", "pearson"): 0.92,
-}
-TOO_EAGER = {"smaller group spread 3 ×", "skewed"}
+FALLS_SHORT = {("Wilson", "rate 0.03"): 0.91, ("mean, bootstrap over prompts", "skewed"): 0.92}
+TOO_EAGER = {("sign flips of pairs", "skewed")}
 
 
 def short_names(studies):
@@ -47,7 +38,7 @@ def test_intervals_cover_the_truth(study):
 @pytest.mark.parametrize("study", short_names(calibration_studies), ids=lambda study: study.__name__)
 def test_p_values_are_rarely_small_where_there_is_nothing(study):
     for row in study(np.random.default_rng(1), RUNS):
-        if row.data in TOO_EAGER:
+        if (row.test, row.data) in TOO_EAGER:
             continue
         assert row.at_05 <= binom.ppf(1 - 1e-3, row.runs, 0.05) / row.runs, row
         assert row.at_01 <= binom.ppf(1 - 1e-3, row.runs, 0.01) / row.runs, row
