@@ -108,11 +108,22 @@ class ChatFormat:
     @cached_property
     def tags(self) -> ThinkTags:
         """The tags in the form the template writes them; as given where it writes none."""
+        return written_tags(*self._generation_prompts, self._given_tags)
+
+    @cached_property
+    def writes_tags(self) -> bool:
+        """Whether the template itself writes the tags; if not, they stand after its generation prompt as plain text."""
+        parts = [cut_think_part(prompt, self._given_tags) for prompt in self._generation_prompts]
+        return any(part.open or part.close for part in parts)
+
+    @cached_property
+    def _generation_prompts(self) -> tuple[str, str]:
+        """The template's generation prompts with thinking off and on."""
         off, on = (
             generation_prompt(self._renderer(thinking), self._turns_for(thinking).user_closing)
             for thinking in (False, True)
         )
-        return written_tags(off, on, self._given_tags)
+        return off, on
 
     @cached_property
     def open_ids(self) -> tuple[int, ...]:

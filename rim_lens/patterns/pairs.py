@@ -1,14 +1,6 @@
 """make_cot_pairs: a data set of target and control CoTs, and how far the two sides differ besides the pattern.
 
-The divergence report, per pair and averaged, with intervals by bootstrap over pairs:
-
-    tokens                   length by the tokenizer
-    perplexity               exp(mean negative log-likelihood per CoT token) under a base model, the problem given
-    overlap with the source  |W ∩ W_source| / |W ∪ W_source| over word types; `overlap` of target with control likewise
-    pattern sentences        share of sentences that an annotator gives a pattern
-    answer agreement         share of CoTs whose result equals the answer (math-verify)
-
-Pairs outside the limits are dropped, and counted by reason.
+Pairs outside the limits are dropped, and counted by reason; the others come with a divergence report (`divergence`).
 """
 
 import json
@@ -19,22 +11,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 
-from rim_lens.behavior.maths import is_correct
 from rim_lens.errors import RimLensError
 from rim_lens.model.lens_model import LensModel
 from rim_lens.patterns.annotation import annotate_reasoning
-from rim_lens.patterns.cot_likelihood import cot_nll
+from rim_lens.patterns.divergence import SIDES, add_side, divergence, overlap
 from rim_lens.patterns.labels import Annotator
 from rim_lens.patterns.rewrite import (
     LENGTH_LIMIT,
     CotPair,
     Writer,
     counter,
+    drafts_of,
     fault_of,
-    has_number,
     pair_of,
     problem_with,
     task_of,
@@ -42,9 +32,6 @@ from rim_lens.patterns.rewrite import (
 from rim_lens.patterns.taxonomy import NAMES, NONE, checked_patterns
 from rim_lens.patterns.template_writer import TemplateWriter
 from rim_lens.results import Manifest, Result
-from rim_lens.stats import bootstrap_mean
-
-SIDES = ("target", "control")
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +111,7 @@ def make_cot_pairs(
         raise RimLensError(
             f"None of the {len(tasks)} rows can be rewritten ({told(reasons)}); check their cot and answer."
         )
-    drafts = writer(possible, count)
+    drafts = drafts_of(writer, possible, count)
     pairs, name = within_limits(
         [pair_of(t, d, count) for t, d in zip(possible, drafts, strict=True)], limit, annotator, reasons
     )
@@ -164,76 +151,6 @@ def within_limits(
     patterned = set(frame.loc[frame["label"] != NONE, "cot"])
     reasons.update(["the control has a pattern"] * len(patterned))
     return [pair for i, pair in enumerate(sound) if i not in patterned], controls.annotator
-
-
-def add_side(frame: pd.DataFrame, side: str, annotator: Annotator | None, base: LensModel | None) -> None:
-    """Columns of one side: share of pattern sentences, overlap with the source, agreement, likelihood."""
-    texts = list(frame[side])
-    labels = annotate_reasoning(texts, annotator, problems=list(frame["problem"])).sentences
-    frame[f"{side}_pattern_share"] = (labels["label"] != NONE).groupby(labels["cot"]).mean().reindex(range(len(texts)))
-    frame[f"{side}_source_overlap"] = [overlap(text, cot) for text, cot in zip(texts, frame["cot"], strict=True)]
-    frame[f"{side}_agrees"] = [
-        float(is_correct(text, answer)) if has_number(answer) else np.nan
-        for text, answer in zip(texts, frame["answer"], strict=True)
-    ]
-    if base is not None:
-        frame[f"{side}_nll"] = cot_nll(base, list(frame["problem"]), texts)
-
-
-def divergence(frame: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """The report: means of both sides and the paired difference, target minus control."""
-    columns = {
-        "tokens": "tokens",
-        "pattern sentences (share)": "pattern_share",
-        "word overlap with the source": "source_overlap",
-        "answer agreement": "agrees",
-        "log perplexity per token": "nll",
-    }
-    rows = []
-    for measure, column in columns.items():
-        if f"target_{column}" not in frame:
-            continue
-        target, control = (frame[f"{side}_{column}"].to_numpy(dtype=float) for side in SIDES)
-        known = ~np.isnan(target) & ~np.isnan(control)
-        rows.append(report_row(measure, target[known], control[known], seed))
-        if column == "nll":
-            both = [float(np.exp(side[known].mean())) for side in (target, control)]
-            rows.append({"measure": "perplexity", "target": both[0], "control": both[1], "n": int(known.sum())})
-    shared = frame["overlap"].to_numpy(dtype=float)
-    low, high = bootstrap_mean(shared, seed=seed)
-    rows.append(
-        {
-            "measure": "word overlap of target and control",
-            "target": shared.mean(),
-            "low": low,
-            "high": high,
-            "n": len(shared),
-        }
-    )
-    order = ["measure", "target", "control", "difference", "low", "high", "n"]
-    return pd.DataFrame(rows, columns=order)
-
-
-def report_row(measure: str, target: np.ndarray, control: np.ndarray, seed: int) -> dict[str, Any]:
-    """One measure of both sides."""
-    if not len(target):
-        return {"measure": measure, "n": 0}
-    low, high = bootstrap_mean(target - control, seed=seed)
-    return {
-        "measure": measure,
-        "target": target.mean(),
-        "control": control.mean(),
-        "difference": (target - control).mean(),
-        "low": low,
-        "high": high,
-        "n": len(target),
-    }
-
-
-def overlap(a: str, b: str) -> float:
-    """Word types in both, as a share of those in either."""
-    first, second = (set(re.findall(r"\w+", text.lower())) for text in (a, b))
-    return len(first & second) / max(len(first | second), 1)
 
 
 def problem_of(row: Mapping[str, Any]) -> str:

@@ -96,8 +96,7 @@ def rewrite_cot(
     wrong = problem_with(task)
     if wrong is None:
         writer, count = writer or TemplateWriter(), counter(tokenizer)
-        draft = writer([task], count)[0]
-        pair = pair_of(task, draft, count)
+        pair = pair_of(task, drafts_of(writer, [task], count)[0], count)
         wrong = fault_of(pair, limit)
         if wrong is None:
             return pair
@@ -123,6 +122,17 @@ def problem_with(task: RewriteTask) -> str | None:
     if has_number(task.answer) and not is_correct(task.cot, task.answer):
         return f"its CoT does not reach the answer {task.answer[:30]!r}"
     return None
+
+
+def drafts_of(writer: Writer, tasks: Sequence[RewriteTask], count: Count) -> list[Draft]:
+    """A writer's drafts; raises where there is not one a task."""
+    drafts = writer(tasks, count)
+    found = len(drafts) if isinstance(drafts, Sequence) else 0
+    if found != len(tasks):
+        raise RimLensError(
+            f"{writer.name} returned {found} drafts for {len(tasks)} CoTs; a writer must return one Draft each."
+        )
+    return drafts
 
 
 def pair_of(task: RewriteTask, draft: Draft, count: Count) -> CotPair:

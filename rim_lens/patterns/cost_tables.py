@@ -1,0 +1,111 @@
+"""Tables of `pattern_costs`: each class against the reference, patterns together and against each other, harm categories.
+
+    cost(class) = refusal rate with the reference − refusal rate with the class, on the same prompts
+
+Patterns together are all their wordings as one class, resampled as one: the interval speaks for a new wording of any of them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rim_lens.behavior.conditions import cells
+from rim_lens.behavior.measure import outcomes, rate_row
+from rim_lens.patterns.taxonomy import NAMES
+from rim_lens.stats import benjamini_hochberg, bootstrap_crossed_difference
+
+ANY = "any pattern"  # the class of all patterns' wordings
+CAREFUL = "careful"
+MIN_PROMPTS = 4  # of a category: fewer say nothing about it
+RATES = ("refused", "complied", "incoherent")
+COLUMNS = (
+    *("class", "reference", "cost", "low", "high", "p", "q"),
+    *(f"{rate}{end}" for rate in RATES for end in ("", "_low", "_high")),
+    *("n", "n_prompts", "n_wordings"),
+)
+
+
+def cost_table(answers: pd.DataFrame, reference: str, seed: int) -> pd.DataFrame:
+    """One row a class, with q over the table."""
+    by_class = dict(iter(answers.groupby("condition", sort=False)))
+    rows = [compared(by_class, name, reference, seed) for name in by_class if name != reference]
+    rows.append(level_row(by_class[reference], seed) | {"class": reference, "reference": reference})
+    return corrected(rows)
+
+
+def contrast_table(answers: pd.DataFrame, reference: str, seed: int) -> pd.DataFrame:
+    """Any pattern against the reference and against careful text, and each two patterns, with q over the table."""
+    by_class = with_any(answers)
+    patterns = [name for name in NAMES if name in by_class]
+    pairs = [(ANY, other) for other in dict.fromkeys((reference, CAREFUL)) if ANY in by_class and other in by_class]
+    pairs += combinations(patterns, 2)
+    return corrected([compared(by_class, first, second, seed) for first, second in pairs])
+
+
+def category_table(answers: pd.DataFrame, reference: str, seed: int) -> pd.DataFrame:
+    """One row a harm category and class, any pattern among them, with q over all of them."""
+    rows = []
+    for category, group in answers.dropna(subset=["category"]).groupby("category", sort=False):
+        if group["prompt"].nunique() < MIN_PROMPTS:
+            continue
+        by_class = with_any(numbered_anew(group))
+        rows += [
+            compared(by_class, name, reference, seed) | {"category": category} for name in by_class if name != reference
+        ]
+    table = corrected(rows)
+    return table.reindex(columns=["category", *COLUMNS])
+
+
+def with_any(answers: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The answers by class, and those to all patterns as one class whose wordings are numbered through."""
+    by_class = {str(name): part for name, part in answers.groupby("condition", sort=False)}
+    patterns = [by_class[name] for name in NAMES if name in by_class]
+    if patterns:
+        every = max(int(part["wording"].max()) for part in patterns) + 1
+        moved = [part.assign(wording=part["wording"] + i * every) for i, part in enumerate(patterns)]
+        by_class[ANY] = pd.concat(moved, ignore_index=True)
+    return by_class
+
+
+def numbered_anew(answers: pd.DataFrame) -> pd.DataFrame:
+    """The answers with prompts counted from 0, for tables of a part of them."""
+    codes = pd.Categorical(answers["prompt"]).codes
+    return answers.assign(prompt=codes.astype(int))
+
+
+def compared(by_class: Mapping[str, pd.DataFrame], name: str, reference: str, seed: int) -> dict[str, Any]:
+    """Refusal in the reference minus refusal in a class, over shared prompts, with the class's own rates."""
+    part = by_class[name]
+    first, second = (cells(side, list(outcomes(side, "refused"))) for side in (by_class[reference], part))
+    crossed = bootstrap_crossed_difference(first, second, seed=seed)
+    low, high = crossed.interval
+    found = {"cost": crossed.value, "low": low, "high": high, "p": np.nan if crossed.p is None else crossed.p}
+    return level_row(part, seed) | found | {"class": name, "reference": reference}
+
+
+def level_row(part: pd.DataFrame, seed: int) -> dict[str, Any]:
+    """A class's own rates with their intervals; no cost against itself."""
+    row: dict[str, Any] = {"cost": 0.0, "low": np.nan, "high": np.nan, "p": np.nan}
+    for label in RATES:
+        rate = rate_row(part, outcomes(part, label), seed)
+        row |= {label: rate["rate"], f"{label}_low": rate["low"], f"{label}_high": rate["high"]}
+    return row | {"n": len(part), "n_prompts": part["prompt"].nunique(), "n_wordings": part["wording"].nunique()}
+
+
+def corrected(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows as a table, with p corrected over all of them."""
+    table = pd.DataFrame(list(rows), columns=[*COLUMNS, *(["category"] if rows and "category" in rows[0] else [])])
+    table["q"] = benjamini_hochberg(table["p"].to_numpy(dtype=float))
+    return table
+
+
+def length_table(texts: Mapping[str, Sequence[str]], count: Callable[[str], int]) -> pd.DataFrame:
+    """Tokens of each class's wordings."""
+    rows = []
+    for name, group in texts.items():
+        lengths = [count(text) for text in group]
+        rows.append({"class": name, "wordings": len(group), "shortest": min(lengths), "longest": max(lengths)})
+    return pd.DataFrame(rows)
