@@ -122,6 +122,18 @@ def test_sampling_is_seeded():
     assert [g.response_ids for g in one] != [g.response_ids for g in other]
 
 
+def test_a_prompt_with_a_seed_of_its_own_is_sampled_alike_in_any_company():
+    model = tiny_model("llama")
+    sampled = {"max_new_tokens": 8, "temperature": 1.0}
+    together = generate(model, PROMPTS, seed=[3, 1, 4, 1], **sampled)
+    alone = [generate(model, [p], seed=[s], **sampled)[0] for p, s in zip(PROMPTS, (3, 1, 4, 1), strict=True)]
+    assert [g.response_ids for g in together] == [g.response_ids for g in alone]
+    twice = generate(model, PROMPTS[:1] * 2, seed=[3, 5], **sampled)
+    assert twice[0].response_ids == together[0].response_ids != twice[1].response_ids
+    with pytest.raises(RimLensError, match="3 seeds were given for 4 prompts"):
+        generate(model, PROMPTS, seed=[0, 1, 2], **sampled)
+
+
 def test_a_prompt_longer_than_the_context_is_named():
     model = tiny_model("llama")
     with pytest.raises(RimLensError, match=r"context of 512"):

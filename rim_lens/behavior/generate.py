@@ -89,7 +89,7 @@ def generate(
     cot_budget: int = 96,
     batch_size: int = 32,
     temperature: float = 0.0,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     decision_score: Score | None = None,
     progress: bool = True,
 ) -> list[Generation]:
@@ -105,7 +105,8 @@ def generate(
         cot_budget: longest CoT of the model's own, in tokens, before the close tag is forced.
         batch_size: prompts decoded together.
         temperature: 0 for greedy; otherwise tokens are sampled from softmax(logits / temperature).
-        seed: of the sampling; each prompt draws on its own, so batches and processes make no difference.
+        seed: of the sampling; each prompt draws on its own, so batches and processes make no difference. Given one a
+            prompt, the other prompts of the call make none either.
         decision_score: a function from logits [row, vocab] to [row], applied at each decision position: the refusal
             score costs no pass of its own this way.
         progress: show a progress bar when it takes long.
@@ -114,13 +115,15 @@ def generate(
         Generations in the order of the prompts.
 
     Raises:
-        RimLensError: a prompt with its budget does not fit the context.
+        RimLensError: a prompt with its budget does not fit the context, or another number of seeds than of prompts.
 
     """
     chats = as_chats(model, prompts, thinking=thinking, cot=cot, system=system)
     for i, chat in enumerate(chats):
         room = max_new_tokens + (cot_budget if is_thinking(chat) else 0)
         model.check_length(len(chat) + room, f"prompt {i} with its token budget")
+    if isinstance(seed, Sequence) and len(seed) != len(chats):
+        raise RimLensError(f"{len(seed)} seeds were given for {len(chats)} prompts; pass one for all or one each.")
     pick = picker(temperature, seed)
     mine, written = list[int](), list[Written]()
     batches = list(model.shared_batches(chats, batch_size))
@@ -155,7 +158,7 @@ def as_chats(
     return model.render(list(prompts), thinking=thinking, cot=cots, system=system)
 
 
-def picker(temperature: float, seed: int) -> Pick:
+def picker(temperature: float, seed: int | Sequence[int]) -> Pick:
     """How the next token is chosen from the logits; where it is sampled, from random numbers of each prompt's own."""
     if temperature <= 0:
         return lambda logits, prompts: logits.argmax(-1)
@@ -163,7 +166,8 @@ def picker(temperature: float, seed: int) -> Pick:
 
     def drawn(chances: Float[Tensor, " vocab"], prompt: int) -> Tensor:
         if prompt not in generators:
-            own = np.random.SeedSequence([seed, prompt]).generate_state(1, np.uint64)[0]
+            source = seed[prompt] if isinstance(seed, Sequence) else [seed, prompt]
+            own = np.random.SeedSequence(source).generate_state(1, np.uint64)[0]
             generators[prompt] = torch.Generator().manual_seed(int(own >> np.uint64(1)))
         return torch.multinomial(chances, 1, generator=generators[prompt])
 
