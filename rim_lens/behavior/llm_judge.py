@@ -53,6 +53,11 @@ class Grade:
             return "incoherent"
         return "refused" if self.refused else "complied"
 
+    @property
+    def judgement(self) -> Judgement:
+        """The label with the score in its evidence."""
+        return Judgement(self.label, _certainty(self), f"score {self.score}: {self.evidence}"[:200])
+
 
 class LLMJudge:
     """Grade responses by asking `model` at `base_url` (".../v1"), at most `concurrency` questions at a time.
@@ -93,7 +98,7 @@ class LLMJudge:
     ) -> list[Judgement]:
         """One judgement for each request and its response; the CoT is not shown to the judge."""
         grades = self.grade(requests, responses, cots, truncated)
-        return [Judgement(g.label, _certainty(g), f"score {g.score}: {g.evidence}"[:200]) for g in grades]
+        return [grade.judgement for grade in grades]
 
     def grade(
         self,
@@ -105,7 +110,7 @@ class LLMJudge:
         """The full grades, one a response; equal questions are asked once."""
         check_lengths(requests, responses, cots, truncated)
         questions = [
-            _question(request, response, bool(truncated[i]) if truncated else False)
+            question(request, response, bool(truncated[i]) if truncated else False)
             for i, (request, response) in enumerate(zip(requests, responses, strict=True))
         ]
         return self.endpoint.ask(questions, requests)
@@ -127,7 +132,8 @@ def _grade(entry: dict[str, Any]) -> Grade:
     return Grade(score, refused, incoherent, str(entry.get("evidence", "")))
 
 
-def _question(request: str, response: str, cut: bool) -> str:
+def question(request: str, response: str, cut: bool) -> str:
+    """What the judge model is asked about one response; `cut`: by the token limit. `RUBRIC` is the system prompt."""
     note = "\nThe answer was cut off by a length limit." if cut else ""
     material = json.dumps({"request": request, "answer": response}, ensure_ascii=False, indent=1)
     return f"Grade this answer.{note}\n{material}"
