@@ -36,22 +36,26 @@ def read_neurons(path: str | Path) -> Rows:
         RimLensError: no such file, something else in it, or neurons of a mixture of experts.
 
     """
+    rows = stored_neurons(path)
+    if rows.shape[1] != 2:
+        raise RimLensError("Neurons of a mixture of experts cannot be held still: their weights are shared tensors.")
+    return rows
+
+
+def stored_neurons(path: str | Path) -> Int[np.ndarray, "neuron index"]:
+    """As `read_neurons`, and rows (layer, expert, unit) of a mixture of experts too."""
     from rim_lens.training_time.neuron_sets import neuron_rows
 
     path = Path(path).expanduser()
     if path.is_dir():
         from rim_lens.results import load_result
 
-        rows = neuron_rows(load_result(path))
-    else:
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            rows = neuron_rows(document["neurons"] if isinstance(document, dict) else document)
-        except (OSError, ValueError, KeyError) as error:
-            raise RimLensError(f"{path} cannot be read as neurons ({type(error).__name__}: {error}).") from error
-    if rows.shape[1] != 2:
-        raise RimLensError("Neurons of a mixture of experts cannot be held still: their weights are shared tensors.")
-    return rows
+        return neuron_rows(load_result(path))
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return neuron_rows(document["neurons"] if isinstance(document, dict) else document)
+    except (OSError, ValueError, KeyError) as error:
+        raise RimLensError(f"{path} cannot be read as neurons ({type(error).__name__}: {error}).") from error
 
 
 @dataclass(frozen=True, eq=False)
