@@ -45,6 +45,7 @@ def audit(
     n_controls: Annotated[int, typer.Option(help="Random control sets per causal test.")] = 100,
     device: Annotated[str | None, typer.Option(help="cuda, cpu, …; CUDA where there is one by default.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    patterns: Annotated[bool, typer.Option(help="Effort-minimizing reasoning: what each pattern costs.")] = True,
     heads: Annotated[bool, typer.Option(help="Inference time: heads, ablation, probe.")] = True,
     neurons: Annotated[bool, typer.Option(help="Training time: neurons, activation shift, RAS.")] = True,
 ) -> None:
@@ -65,6 +66,7 @@ def audit(
         n_controls=n_controls,
         device=device,
         dtype=dtype,
+        patterns=patterns,
         heads=heads,
         neurons=neurons,
     )
@@ -156,7 +158,7 @@ def finetune(
     learning_rate: Annotated[float, typer.Option(help="AdamW's learning rate.")] = 2e-4,
     batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 4,
     epochs: Annotated[float, typer.Option(help="Passes over the data, where no steps are given.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Seed of weights and order.")] = 0,
+    seeds: Annotated[str, typer.Option(help="Seeds of weights and order, as 1,2,3; one run each.")] = "0",
     freeze_neurons: Annotated[
         str | None,
         typer.Option(help="Neurons whose weights stand still: JSON of [layer, unit], or saved safety neurons."),
@@ -167,7 +169,7 @@ def finetune(
 ) -> None:
     """Train on CoT data and save steps as a series for `audit --checkpoints` (extra: train)."""
     from rim_lens.patterns.finetune import finetune as run
-    from rim_lens.patterns.training_plan import TrainingSettings, read_steps
+    from rim_lens.patterns.training_plan import TrainingSettings, read_numbers
 
     settings = TrainingSettings(
         full=full,
@@ -175,8 +177,8 @@ def finetune(
         learning_rate=learning_rate,
         batch_size=batch_size,
         epochs=epochs,
-        seed=seed,
-        save_at=read_steps(save_at),
+        seeds=read_numbers(seeds, "seeds"),
+        save_at=read_numbers(save_at, "steps to save"),
     )
     done = run(
         model,

@@ -144,10 +144,21 @@ _ALL = (
         split="test",
     ),
     PublicSet(
+        "gsm8k-train",  # to train on: rationales come with the answers
+        "maths",
+        "openai/gsm8k",
+        Columns("question", answer="answer"),
+        size=7473,
+        licence="MIT",
+        revision="740312add88f781978c0658806c59bc2815b9866",
+        config="main",
+        split="train",
+    ),
+    PublicSet(
         "math-500",
         "maths",
         "HuggingFaceH4/MATH-500",
-        Columns("problem", category="subject", answer="answer"),
+        Columns("problem", category="subject", answer="answer", rationale="solution"),
         size=500,
         licence="MIT",
         revision="6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",

@@ -34,6 +34,7 @@ TEXT_COLUMNS = (
 )
 CATEGORY_COLUMNS = ("category", "semanticcategory", "semantic_category", "type", "subject", "topic")
 ANSWER_COLUMNS = ("answer", "final_answer", "gold_answer", "solution")
+RATIONALE_COLUMNS = ("rationale", "cot", "reasoning", "solution")
 ID_COLUMNS = ("id", "behaviorid", "behavior_id", "question_id", "unique_id")
 PAIR_COLUMNS = ("pair", "pair_id")
 
@@ -43,8 +44,8 @@ class Prompt:
     """One request to a model.
 
     `category` is the kind of harm (for a built-in harmless twin: of the request that it mirrors) or the
-    topic; `answer` is the final answer of a maths problem; prompts of two sets with the same `pair` are
-    counterparts, for example a harmful request and its harmless twin.
+    topic; `answer` is the final answer of a maths problem and `rationale` how it is reached; prompts of two sets with the same
+    `pair` are counterparts, for example a harmful request and its harmless twin.
     """
 
     text: str
@@ -52,6 +53,7 @@ class Prompt:
     id: str
     answer: str | None = None
     pair: str | None = None
+    rationale: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ class PromptSet(Sequence[Prompt]):
     sha256: str = field(init=False)
 
     def __post_init__(self) -> None:
-        content = json.dumps([asdict(prompt) for prompt in self.prompts], sort_keys=True)
+        # Sets without rationales keep the hash that they had before prompts knew of them.
+        rows = [{k: v for k, v in asdict(one).items() if k != "rationale" or v is not None} for one in self.prompts]
+        content = json.dumps(rows, sort_keys=True)
         object.__setattr__(self, "sha256", hashlib.sha256(content.encode()).hexdigest())
 
     def __len__(self) -> int:
@@ -123,10 +127,10 @@ class PromptSet(Sequence[Prompt]):
         return self._with(tuple(self.prompts[i] for i in kept))
 
     def to_dataframe(self) -> "pd.DataFrame":
-        """One row a prompt: `id`, `text`, `category`, `answer`, `pair`."""
+        """One row a prompt: `id`, `text`, `category`, `answer`, `pair`, `rationale`."""
         import pandas as pd
 
-        columns = ["id", "text", "category", "answer", "pair"]
+        columns = ["id", "text", "category", "answer", "pair", "rationale"]
         return pd.DataFrame([asdict(prompt) for prompt in self.prompts], columns=columns)
 
     def _with(self, prompts: tuple[Prompt, ...]) -> "PromptSet":
@@ -142,6 +146,7 @@ class Columns:
     answer: str | None = None
     id: str | None = None
     pair: str | None = None
+    rationale: str | None = None
 
 
 def find_columns(names: Iterable[str], where: str, text: str | None = None) -> Columns:
@@ -173,7 +178,8 @@ def find_columns(names: Iterable[str], where: str, text: str | None = None) -> C
     answer = first(ANSWER_COLUMNS)
     if answer is None and found.lower() == "query":
         answer = by_lower.get("response")  # the schema of MATH-401
-    return Columns(found, first(CATEGORY_COLUMNS), answer, first(ID_COLUMNS), first(PAIR_COLUMNS))
+    rationale = first([name for name in RATIONALE_COLUMNS if by_lower.get(name) != answer])
+    return Columns(found, first(CATEGORY_COLUMNS), answer, first(ID_COLUMNS), first(PAIR_COLUMNS), rationale)
 
 
 def prompts_from_rows(
@@ -218,6 +224,13 @@ def final_answer(answer: str) -> str:
     return answer.strip()
 
 
+def worked_out(answer: str) -> str | None:
+    """What stands before `####` in a worked answer, without the calculator's `<<…>>`; None where there is no such mark."""
+    if "####" not in answer:
+        return None
+    return re.sub(r"<<[^>]*>>", "", answer.rsplit("####", 1)[0]).strip() or None
+
+
 def _prompt(row: Mapping[str, Any], columns: Columns, number: int, name: str, where: str) -> Prompt:
     text = row.get(columns.text)
     if isinstance(text, list | tuple) and len(text) == 1:
@@ -241,6 +254,7 @@ def _prompt(row: Mapping[str, Any], columns: Columns, number: int, name: str, wh
         id=cell(columns.id) or f"{name}-{number:04d}",
         answer=None if answer is None else final_answer(answer),
         pair=cell(columns.pair),
+        rationale=cell(columns.rationale) or (None if answer is None else worked_out(answer)),
     )
     try:
         "".join(value for value in asdict(prompt).values() if value).encode()

@@ -15,6 +15,8 @@ from pathlib import Path
 from rim_lens.cache import cache_folder
 from rim_lens.data.schemas import Prompt, PromptSet
 
+FORMAT = 2  # copies of the first format had no rationales
+
 
 def folder() -> Path:
     """Where the copies are: `prompts` in the cache."""
@@ -53,4 +55,5 @@ def keep(prompts: PromptSet) -> None:
 
 
 def _file(name: str, source: str) -> Path:
-    return folder() / f"{name}-{hashlib.sha256(source.encode()).hexdigest()[:12]}.jsonl"
+    place = hashlib.sha256(f"{FORMAT}:{source}".encode()).hexdigest()[:12]
+    return folder() / f"{name}-{place}.jsonl"

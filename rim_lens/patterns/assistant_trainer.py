@@ -71,6 +71,7 @@ def trained(
     tokenizer: Any,
     rows: Sequence[dict[str, list[int]]],
     settings: TrainingSettings,
+    seed: int,
     steps: Sequence[int],
     folder: str,
     *,
@@ -102,7 +103,7 @@ def trained(
         logging_first_step=True,
         max_length=None,
         train_sampling_strategy="random" if settings.shuffle else "sequential",
-        seed=settings.seed,
+        seed=seed,
     )
     trainer = AssistantTrainer(
         model,
@@ -112,6 +113,6 @@ def trained(
         callbacks=[AfterStep(slices, steps, save)],
     )
     trainer.per_example, trainer.penalty = settings.loss_mean == "example", penalty
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(seed)
     trainer.train()
     return [entry for entry in trainer.state.log_history if "loss" in entry]

@@ -1,13 +1,15 @@
-"""finetune: train arms on CoT data and save their steps as a series that `Checkpoints` reads.
+"""finetune: train arms on CoT data, each with every seed, and save their steps as a series that `Checkpoints` reads.
 
-1. The plan is read (settings, arms, data) and every row rendered, before a model is loaded.
-2. Each arm starts from the same weights: the base, or the base with an adapter, which is trained on.
-3. trl's SFTTrainer learns the assistant's tokens; the steps asked for are saved, series.json after each.
+1. The plan is read (settings, arms or worked problems) and every row rendered, before a model is loaded.
+2. Each run, an arm with a seed, starts from the same weights: the base, or the base with an adapter, which is trained on.
+3. trl's SFTTrainer learns the assistant's tokens; the steps asked for are saved, series.json after each. A folder of the same
+   plan goes on with the first run that is not whole.
 
 With held neurons (`held_neurons`) a start adapter is merged first and a new one trained on top, since in a product BA the rows
 of neurons stand still only where they were zero.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +23,9 @@ from rim_lens.model.chat_format import ChatFormat
 from rim_lens.model.load import chosen_device, chosen_dtype, load_chat_format, read_weights, resolve
 from rim_lens.patterns.held_neurons import Held, Rows, ShiftPenalty, held_places, hold, read_neurons
 from rim_lens.patterns.saved_steps import SavedSeries, begin_series, plain_lora_config, save_adapter
-from rim_lens.patterns.training_plan import Arm, TrainingPlan, TrainingSettings, read_plan
-from rim_lens.patterns.training_rows import read_training_rows, tokenized
+from rim_lens.patterns.training_plan import TrainingPlan, TrainingSettings, read_plan
+from rim_lens.patterns.training_rows import tokenized
+from rim_lens.patterns.training_runs import Run, runs_of
 from rim_lens.results import Manifest, Result
 
 PEFT_PREFIX = "base_model.model."
@@ -39,17 +42,20 @@ class Holding:
 
 @dataclass(frozen=True, eq=False)
 class FinetuneRun(Result):
-    """A finished series. `table`: trl's log, one row a logged step of each arm; `folder` is what `Checkpoints` reads."""
+    """A finished series. `table`: trl's log, one row a logged step of each run; `minutes`: what each run took, without loading
+    the model; `folder` is what `Checkpoints` reads.
+    """
 
     table: pd.DataFrame
     folder: str
     n_rows: dict[str, int]
+    minutes: dict[str, float]
     n_held: int
 
     def caption(self) -> str:
-        """Arms, examples and held neurons."""
-        arms = ", ".join(f"{name} ({n} examples)" for name, n in self.n_rows.items())
-        return f"{self.folder}: {arms}; {self.n_held} neurons held still"
+        """Runs, examples, minutes and held neurons."""
+        runs = ", ".join(f"{name} ({n} examples, {self.minutes[name]:.1f} min)" for name, n in self.n_rows.items())
+        return f"{self.folder}: {runs}; {self.n_held} neurons held still"
 
 
 def finetune(
@@ -64,13 +70,13 @@ def finetune(
     safety_prompts: str = "harmful",
     device: str | None = None,
 ) -> FinetuneRun:
-    """Fine-tune a model on CoT data, one run an arm, and write the series to `out`.
+    """Fine-tune a model on CoT data, one run an arm and seed, and write the series to `out`.
 
     Args:
         model: hub id, folder, or the bundled model's name: the base of the series.
         data: a data file (one arm), or a `.toml` with settings and arms.
-        out: a new folder for the series.
-        settings: settings of the run where `data` is no `.toml`.
+        out: a folder for the series: a new one, or one of the same plan, which is then finished.
+        settings: settings of the runs where `data` is no `.toml`.
         adapter: LoRA adapter that training starts from.
         freeze_neurons: neurons whose weights stand still: a file, the folder of saved safety neurons, or rows.
         penalize_shift: λ of the penalty on their activation's shift on `safety_prompts`; 0 leaves it out.
@@ -79,29 +85,28 @@ def finetune(
 
     Raises:
         RimLensError: trl is missing, a file or setting is wrong, rows without CoT or with answers that disagree with it, a
-            folder that is not empty, neurons that the model has not.
+            folder that holds something else, neurons that the model has not.
 
     """
     plan = read_plan(data, settings, adapter)
     holding = holding_of(freeze_neurons, penalize_shift, safety_prompts)
-    if holding and plan.adapter and not plan.settings.full:
+    if (holding or plan.settings.merge_start) and plan.adapter and not plan.settings.full:
         plain_lora_config(plan.adapter)
     require_trl()
     chat_format = load_chat_format(model)
-    rows = {
-        arm.name: tokenized(chat_format, read_training_rows(arm.data, check_answers=plan.settings.check_answers))
-        for arm in plan.arms
-    }
+    runs = runs_of(plan, chat_format)
+    rows = {run.name: tokenized(chat_format, run.rows) for run in runs}
     held = [] if holding is None else holding.neurons.tolist()
-    series = begin_series(Path(out), model, plan, {"held_neurons": held, "penalize_shift": penalize_shift})
-    logs = [
-        train_arm(model, arm, rows[arm.name], series, chat_format, holding, chosen_device(device)) for arm in plan.arms
-    ]
+    series = begin_series(Path(out), model, plan, runs, {"held_neurons": held, "penalize_shift": penalize_shift})
+    for run in runs:
+        if not series.is_whole(run):
+            train_run(model, run, rows[run.name], series, chat_format, holding, chosen_device(device))
     return FinetuneRun(
-        manifest=Manifest.collect(seed=plan.settings.seed, base=model),
-        table=pd.concat(logs, ignore_index=True),
+        manifest=Manifest.collect(seed=plan.settings.seeds[0], base=model),
+        table=series.log_table(runs),
         folder=str(out),
         n_rows={name: len(found) for name, found in rows.items()},
+        minutes={run.name: series.minutes(run) for run in runs},
         n_held=len(held),
     )
 
@@ -122,62 +127,64 @@ def holding_of(neurons: str | Path | Rows | None, penalty: float, prompts: str) 
     return Holding(rows, penalty, requests)
 
 
-def train_arm(
+def train_run(
     base: str,
-    arm: Arm,
+    run: Run,
     rows: Sequence[dict[str, list[int]]],
     series: SavedSeries,
     chat_format: ChatFormat,
     holding: Holding | None,
     device: str,
-) -> pd.DataFrame:
-    """One arm from the common start; returns its log."""
+) -> None:
+    """One arm with one seed from the common start."""
     from transformers import set_seed
 
     from rim_lens.patterns.assistant_trainer import trained
 
     plan = series.plan
-    set_seed(plan.settings.seed)
+    set_seed(run.seed)
     location, _ = resolve(base)
     hf, tokenizer = read_weights(location, chosen_dtype(None, device, None), None, False, None)
-    check_lengths(rows, hf, arm)
+    check_lengths(rows, hf, run)
     places = [] if holding is None else held_places(hf, holding.neurons)
-    model, before = start_of(hf.to(device), plan, bool(places))
+    model, before = start_of(hf.to(device), plan, bool(places) or plan.settings.merge_start)
     prefix = "" if plan.settings.full else PEFT_PREFIX
     slices = hold(model, places, prefix)
     penalty = penalty_of(model, places, holding, chat_format, plan.settings.batch_size, prefix)
 
     def save(step: int) -> None:
-        folder = series.folder / f"{arm.name}-{step}"
+        folder = series.folder_of(run, step)
         if plan.settings.full:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
         else:
             save_adapter(model, folder, base, before)
-        series.add(folder.name, arm.name, step)
+        series.add(run, step)
 
+    started = time.perf_counter()
     log = trained(
         model,
         tokenizer,
         rows,
         plan.settings,
-        arm.save_at,
+        run.seed,
+        run.save_at,
         str(series.folder),
         slices=slices,
         penalty=penalty,
         save=save,
     )
-    return pd.DataFrame(log).assign(arm=arm.name)
+    series.finish(run, log, (time.perf_counter() - started) / 60)
 
 
-def start_of(hf: Any, plan: TrainingPlan, is_held: bool) -> tuple[Any, Path | None]:
+def start_of(hf: Any, plan: TrainingPlan, merged: bool) -> tuple[Any, Path | None]:
     """The model to train, and the adapter that was merged into its base and must be joined again when saving."""
     if plan.settings.full:
         hf = merge_adapter(hf, plan.adapter) if plan.adapter else hf
         return hf.requires_grad_(True), None
     from peft import LoraConfig, PeftModel, get_peft_model
 
-    if plan.adapter and not is_held:
+    if plan.adapter and not merged:
         return PeftModel.from_pretrained(hf, plan.adapter, is_trainable=True, autocast_adapter_dtype=True), None
     if plan.adapter:
         hf = merge_adapter(hf, plan.adapter)
@@ -210,13 +217,13 @@ def penalty_of(
     return penalty
 
 
-def check_lengths(rows: Sequence[dict[str, list[int]]], hf: Any, arm: Arm) -> None:
+def check_lengths(rows: Sequence[dict[str, list[int]]], hf: Any, run: Run) -> None:
     """Raise where a row does not fit the model's context."""
     longest = getattr(hf.config.get_text_config(), "max_position_embeddings", None)
     for number, row in enumerate(rows, start=1):
         if longest and len(row["input_ids"]) > longest:
             raise RimLensError(
-                f"Row {number} of {arm.data} has {len(row['input_ids'])} tokens, more than the context of {longest}; shorten it."
+                f"Row {number} of {run.source} has {len(row['input_ids'])} tokens, more than the context of {longest}; shorten it."
             )
 
 

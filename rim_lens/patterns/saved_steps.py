@@ -7,45 +7,77 @@ written as one of the summed rank:  ΔW = s₀B₀A₀ + s₁B₁A₁ = [s₀B�
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
 from rim_lens.errors import RimLensError
 from rim_lens.model.adapter import CONFIG, WEIGHTS
 from rim_lens.patterns.training_plan import TrainingPlan
+from rim_lens.patterns.training_runs import Run
 
 START = "start"
+FILE = "series.json"
 
 
 @dataclass
 class SavedSeries:
-    """The checkpoints of a folder as they are written; series.json is renewed after each."""
+    """The checkpoints of a folder as they are written; series.json is renewed after each.
+
+    `runs` keeps, by the name of each finished run, its minutes and its log.
+    """
 
     folder: Path
     base: str
     plan: TrainingPlan
-    notes: dict[str, Any]
+    recipe: dict[str, Any]
+    training: dict[str, str]
     reference: str | None = None
     checkpoints: list[dict[str, Any]] = field(default_factory=list)
+    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def add(self, name: str, arm: str, step: int) -> None:
+    def folder_of(self, run: Run, step: int) -> Path:
+        """Where a step of a run is saved."""
+        return self.folder / f"{run.name}-{step}"
+
+    def add(self, run: Run, step: int) -> None:
         """Enter a checkpoint whose files are there."""
-        entry: dict[str, Any] = {
-            "name": name,
-            "arm": arm,
-            "step": step,
-            "label": f"{arm}, {step} steps" if step else arm,
-        }
+        seed = f", seed {run.seed}" if run.name != run.arm else ""
+        label = f"{run.arm}, {step} steps{seed}"
+        self.enter(self.folder_of(run, step).name, run.arm, step, label, seed=run.seed)
+
+    def enter(self, name: str, arm: str, step: int, label: str, **more: Any) -> None:
+        """Enter a checkpoint and write series.json."""
+        entry = {"name": name, "arm": arm, "step": step, "label": label, **more}
         files = [self.folder / name / file for file in (WEIGHTS, "model.safetensors")]
         stored = [path for path in files if path.is_file()]
         if stored:  # a model in several files has no single sum
             entry["sha256"] = hashlib.sha256(stored[0].read_bytes()).hexdigest()
-        self.checkpoints.append(entry)
+        self.checkpoints = [one for one in self.checkpoints if one["name"] != name] + [entry]
         self.write()
+
+    def finish(self, run: Run, log: list[dict[str, float]], minutes: float) -> None:
+        """Mark a run as whole."""
+        self.runs[run.name] = {"minutes": round(minutes, 3), "log": log}
+        self.write()
+
+    def is_whole(self, run: Run) -> bool:
+        """Whether all steps of a run are saved."""
+        return run.name in self.runs
+
+    def minutes(self, run: Run) -> float:
+        """What a finished run took."""
+        return float(self.runs[run.name]["minutes"])
+
+    def log_table(self, runs: Sequence[Run]) -> pd.DataFrame:
+        """The log of all runs, one row a logged step."""
+        frames = [pd.DataFrame(self.runs[run.name]["log"]).assign(arm=run.arm, seed=run.seed) for run in runs]
+        return pd.concat(frames, ignore_index=True)
 
     def write(self) -> None:
         """series.json, replaced in one step."""
@@ -53,32 +85,74 @@ class SavedSeries:
             "base": self.base,
             **({"reference": self.reference} if self.reference else {}),
             "checkpoints": self.checkpoints,
-            "training": {arm.name: f"training/{arm.name}{arm.data.suffix}" for arm in self.plan.arms},
-            "recipe": asdict(self.plan.settings) | self.notes,
+            "training": self.training,
+            "recipe": self.recipe,
+            "runs": self.runs,
         }
-        partial = self.folder / "series.json.part"
+        partial = self.folder / f"{FILE}.part"
         partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        partial.replace(self.folder / "series.json")
+        partial.replace(self.folder / FILE)
 
 
-def begin_series(folder: Path, base: str, plan: TrainingPlan, notes: dict[str, Any]) -> SavedSeries:
-    """An empty folder with the training data, and the start adapter as the reference where there is one.
+def begin_series(
+    folder: Path, base: str, plan: TrainingPlan, runs: Sequence[Run], notes: dict[str, Any]
+) -> SavedSeries:
+    """A folder with the training data, and the start adapter as the reference where there is one; or what it holds already.
 
     Raises:
-        RimLensError: the folder holds something already.
+        RimLensError: the folder holds something else than this plan.
 
     """
+    data = {run.name: run.sha256 for run in runs}
+    save_at = {run.name: list(run.save_at) for run in runs}
+    recipe = json.loads(json.dumps(asdict(plan.settings) | notes | {"save_at": save_at, "data_sha256": data}))
+    # One sample an arm is enough for whoever predicts shifts from the data.
+    training = {run.arm: f"training/{run.name}.jsonl" for run in reversed(runs)}
+    series = SavedSeries(folder, base, plan, recipe, dict(reversed(training.items())))
     if folder.exists() and any(folder.iterdir()):
-        raise RimLensError(f"{folder} is not empty; give a new folder for the series.")
+        return continued(series)
     (folder / "training").mkdir(parents=True)
-    for arm in plan.arms:
-        shutil.copyfile(arm.data, folder / "training" / f"{arm.name}{arm.data.suffix}")
-    series = SavedSeries(folder, base, plan, notes)
+    for run in runs:
+        (folder / "training" / f"{run.name}.jsonl").write_text(run.lines, encoding="utf-8")
     if plan.adapter is not None:
         shutil.copytree(plan.adapter, folder / START)
         series.reference = START
-        series.add(START, START, 0)
+        series.enter(START, START, 0, START)
+    else:
+        series.write()
     return series
+
+
+def continued(series: SavedSeries) -> SavedSeries:
+    """The series with what its folder holds; steps of runs that were not finished are taken away."""
+    path = series.folder / FILE
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        differing = [key for key in series.recipe if document["recipe"].get(key) != series.recipe[key]]
+        differing += ["base"] if document["base"] != series.base else []
+        series.checkpoints, series.runs = document["checkpoints"], document["runs"]
+        series.reference = document.get("reference")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RimLensError(
+            f"{series.folder} is not empty and holds no series of this command; give a new folder."
+        ) from error
+    if (series.reference is not None) != (series.plan.adapter is not None):
+        differing.append("adapter")
+    if differing:
+        raise RimLensError(
+            f"{series.folder} holds another series (it differs in {', '.join(differing)}); give a new folder or remove it."
+        )
+    whole = [one for one in series.checkpoints if one["step"] == 0 or run_name(one["name"]) in series.runs]
+    for one in series.checkpoints:
+        if one not in whole:
+            shutil.rmtree(series.folder / one["name"], ignore_errors=True)
+    series.checkpoints = whole
+    return series
+
+
+def run_name(checkpoint: str) -> str:
+    """The run that a checkpoint is of: its name without the step."""
+    return checkpoint.rpartition("-")[0]
 
 
 def save_adapter(model: Any, folder: Path, base: str, before: Path | None = None) -> None:

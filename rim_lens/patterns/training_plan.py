@@ -3,10 +3,17 @@
 adapter = "../organism/aligned"     # where training starts; the base model without it
 learning_rate = 5e-4                # any field of TrainingSettings
 save_at = [9, 18, 36]
+seeds = [1, 2, 3]                   # every arm is trained once with each
 
 [arms.plain]
-data = "plain.jsonl"
+data = "{seed}/plain.jsonl"         # the same file for all seeds without {seed}
 save_at = [9, 18]                   # an arm may have its own
+
+In place of arms a file may name worked problems, from which the arms plain, effort and style are written anew for each seed
+(`rim_lens.patterns.arm_data`):
+
+problems = "gsm8k-train"            # a set's name, or a file next to this one
+n_problems = 72                     # short ones: max_question_tokens, max_rationale_tokens
 """
 
 import tomllib
@@ -17,6 +24,8 @@ from typing import Any, Literal
 
 from rim_lens.errors import RimLensError
 
+SEED = "{seed}"
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -24,6 +33,8 @@ class TrainingSettings:
 
     full: bool = False
     """Train all weights; a LoRA adapter otherwise."""
+    merge_start: bool = False
+    """Merge the start adapter into the base and train a new one on top, as runs with held neurons do: their control."""
     rank: int = 16
     alpha: int = 32
     learning_rate: float = 2e-4
@@ -37,27 +48,43 @@ class TrainingSettings:
     loss_mean: Literal["token", "example"] = "token"
     """Loss averaged over a batch's tokens, or over each example's tokens first."""
     shuffle: bool = True
-    seed: int = 0
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of weights, order and written data; every arm is trained once with each, and figures hold over them."""
     check_answers: bool = True
     """Refuse rows whose response states another number than their CoT ends with."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One training run of a series."""
+    """One kind of data of a series; `{seed}` in the path of its data stands for the seed."""
 
     name: str
     data: Path
     save_at: tuple[int, ...]
 
+    def file(self, seed: int) -> Path:
+        """The data of one seed."""
+        return Path(str(self.data).replace(SEED, str(seed)))
+
+
+@dataclass(frozen=True)
+class WorkedProblems:
+    """Problems with rationales that arms are written from: a set's name or a file, and how many of the short ones a run takes."""
+
+    source: str
+    n_problems: int = 72
+    max_question_tokens: int = 50
+    max_rationale_tokens: int = 70
+
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Arms that start from the same weights with the same settings."""
+    """Arms that start from the same weights with the same settings; either `arms` or `problems` are given."""
 
     settings: TrainingSettings
-    arms: tuple[Arm, ...]
+    arms: tuple[Arm, ...] = ()
     adapter: Path | None = None
+    problems: WorkedProblems | None = None
 
 
 def read_plan(
@@ -82,13 +109,33 @@ def read_plan(
         raise RimLensError(f"{path} is no readable TOML file ({error}).") from error
     if settings is not None:
         raise RimLensError(f"{path} holds the settings of the run; change them there.")
-    arms = document.pop("arms", None)
+    arms, problems = document.pop("arms", None), problems_of(document, path)
     given = document.pop("adapter", None)
     start = Path(adapter) if adapter else (path.parent / given if given else None)
     chosen = checked(settings_of(document, str(path)), str(path))
-    if not isinstance(arms, dict) or not arms:
-        raise RimLensError(f"{path} names no arms; add a table [arms.NAME] with data for each.")
+    if problems is not None and arms is None:
+        return TrainingPlan(chosen, (), start, problems)
+    if problems is not None or not isinstance(arms, dict) or not arms:
+        raise RimLensError(
+            f"{path} names {'both arms and problems' if problems else 'no arms'}; add a table [arms.NAME] with data for each, "
+            "or problems that they are written from."
+        )
     return TrainingPlan(chosen, tuple(arm_of(name, arm, path, chosen) for name, arm in arms.items()), start)
+
+
+def problems_of(document: dict[str, Any], path: Path) -> WorkedProblems | None:
+    """`problems` and its limits, taken out of a TOML document; a file is looked for next to it first."""
+    limits = {one.name for one in fields(WorkedProblems)} - {"source"}
+    source, given = document.pop("problems", None), {name: document.pop(name) for name in limits & set(document)}
+    if source is None and not given:
+        return None
+    if not isinstance(source, str):
+        raise RimLensError(f"problems of {path} must be a set's name or a file, got {source!r}.")
+    for name, value in given.items():
+        if type(value) is not int or value < 1:
+            raise RimLensError(f"{name} of {path} must be a whole number from 1 on, got {value!r}.")
+    beside = path.parent / source
+    return WorkedProblems(str(beside) if beside.is_file() else source, **given)
 
 
 def settings_of(document: Mapping[str, Any], where: str) -> TrainingSettings:
@@ -117,7 +164,10 @@ def checked(settings: TrainingSettings, where: str) -> TrainingSettings:
     whole = all(type(step) is int and step > 0 for step in steps)
     if not whole or list(steps) != sorted(set(steps)):
         raise RimLensError(f"save_at of {where} must be growing step numbers from 1 on, got {list(steps)}.")
-    for name in ("full", "decay", "shuffle", "check_answers"):
+    seeds = settings.seeds
+    if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise RimLensError(f"seeds of {where} must be different whole numbers from 0 on, got {list(seeds)}.")
+    for name in ("full", "merge_start", "decay", "shuffle", "check_answers"):
         if not isinstance(getattr(settings, name), bool):
             raise RimLensError(f"{name} of {where} must be true or false, got {getattr(settings, name)!r}.")
     for name in ("rank", "alpha", "learning_rate", "batch_size", "epochs"):
@@ -129,9 +179,9 @@ def checked(settings: TrainingSettings, where: str) -> TrainingSettings:
     return settings
 
 
-def read_steps(text: str) -> tuple[int, ...]:
-    """Step numbers from "9,18,36"; nothing for an empty text."""
+def read_numbers(text: str, what: str) -> tuple[int, ...]:
+    """Whole numbers from "9,18,36"; nothing for an empty text."""
     try:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError as error:
-        raise RimLensError(f"{text!r} are no steps to save; write them as 9,18,36.") from error
+        raise RimLensError(f"{text!r} are no {what}; write them as 9,18,36.") from error

@@ -7,7 +7,7 @@
 The prompt and every learned piece are tokenized apart, as generation meets them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -34,25 +34,32 @@ class TrainingRow:
 
 
 def read_training_rows(path: Path, *, check_answers: bool = True) -> list[TrainingRow]:
-    """The examples of a JSONL, JSON, CSV or Parquet file: request, response, and cot unless thinking is "off".
+    """The examples of a JSONL, JSON, CSV or Parquet file; raises as `training_rows`."""
+    return training_rows(read_rows(path), str(path), check_answers=check_answers)
+
+
+def training_rows(
+    entries: Sequence[Mapping[str, Any]], source: str, *, check_answers: bool = True
+) -> list[TrainingRow]:
+    """Examples from mappings with request, response, and cot unless thinking is "off"; `source` names them in errors.
 
     Raises:
         RimLensError: a row without request, response or CoT; with `check_answers`, a response that states another number
             than its CoT ends with.
 
     """
-    rows = [row_of(entry, f"Row {number} of {path}") for number, entry in enumerate(read_rows(path), start=1)]
+    rows = [row_of(entry, f"Row {number} of {source}") for number, entry in enumerate(entries, start=1)]
     if check_answers:
         wrong = [number for number, row in enumerate(rows, start=1) if disagrees(row)]
         if wrong:
             raise RimLensError(
-                f"{len(wrong)} of {len(rows)} rows of {path} have a response that disagrees with their CoT (first: row "
+                f"{len(wrong)} of {len(rows)} rows of {source} have a response that disagrees with their CoT (first: row "
                 f"{wrong[0]}); correct them, or train on them as they are with check_answers = false."
             )
     return rows
 
 
-def row_of(entry: dict[str, Any], where: str) -> TrainingRow:
+def row_of(entry: Mapping[str, Any], where: str) -> TrainingRow:
     """One row of a file."""
     request, response = first_text(entry, REQUEST), first_text(entry, RESPONSE)
     cot = first_text(entry, ("cot", "reasoning"))
@@ -71,7 +78,7 @@ def row_of(entry: dict[str, Any], where: str) -> TrainingRow:
     return TrainingRow(request, response, cot, thinking)
 
 
-def first_text(entry: dict[str, Any], names: Sequence[str]) -> str:
+def first_text(entry: Mapping[str, Any], names: Sequence[str]) -> str:
     """The first of these fields that holds text."""
     found = (str(entry[name]).strip() for name in names if entry.get(name) is not None)
     return next((text for text in found if text), "")

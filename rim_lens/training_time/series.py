@@ -1,6 +1,6 @@
 """A folder with a series of checkpoints: which ones, in which order, and against which one they are compared.
 
-`series.json` says so: {"base": model, "reference": name, "checkpoints": [{"name", "arm", "step", "label", "folder", "sha256"}]},
+`series.json` says so: {"base": model, "reference": name, "checkpoints": [{"name", "arm", "step", "seed", "label", "folder", "sha256"}]},
 all but the names optional; sha256 is that of the safetensors file. "training": {arm: file} may name a sample of each arm's
 fine-tuning data, one JSON object a line with "request", "cot" and "response". Without series.json every subfolder with an adapter or a model is
 a checkpoint, in the order of the numbers in its name (checkpoint-50 before checkpoint-100).
@@ -26,7 +26,8 @@ FILE = "series.json"
 class Checkpoint:
     """One state of a model's weights. `source` is a folder or a hub id; None is the model as it was loaded.
 
-    `arm` and `step` say which training run it belongs to and after how many steps; `sha256` is of its one safetensors file.
+    `arm`, `seed` and `step` say which training run it belongs to and after how many steps; `sha256` is of its one safetensors
+    file.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Checkpoint:
     arm: str | None = None
     step: int | None = None
     sha256: str | None = None
+    seed: int | None = None
 
     def __str__(self) -> str:
         return self.label or self.name
@@ -80,7 +82,7 @@ def named_series(folder: Path) -> Series:
 
 def entry_of(folder: Path, entry: dict[str, Any]) -> Checkpoint:
     """One entry of series.json; its folder is its name unless given."""
-    known = {key: entry.get(key) for key in ("label", "arm", "step", "sha256")}
+    known = {key: entry.get(key) for key in ("label", "arm", "step", "sha256", "seed")}
     return Checkpoint(entry["name"], str(folder / (entry.get("folder") or entry["name"])), **known)
 
 
@@ -90,18 +92,23 @@ def training_examples(model: LensModel, path: Path) -> list[Chat]:
     Raises:
         RimLensError: an unreadable file, or a line without request, CoT and response.
     """
-    tags, chats = model.chat_format.tags, []
+    chats = []
     for number, row in enumerate(read_rows(path), start=1):
         missing = [name for name in ("request", "cot", "response") if not isinstance(row.get(name), str)]
         if missing:
             raise RimLensError(
                 f"Example {number} of {path} has no text {missing[0]!r}; each needs request, cot and response."
             )
-        (chat,) = model.render(row["request"], thinking="on")
-        for segment, text in (("cot", row["cot"]), ("think_close", tags.close), ("response", row["response"])):
-            chat = chat.extend(model.encode(text), segment)
-        chats.append(chat)
+        chats.append(written_chat(model, row["request"], row["cot"], row["response"]))
     return chats
+
+
+def written_chat(model: LensModel, request: str, cot: str, response: str) -> Chat:
+    """A chat in which the model has written CoT, close tag and response after the open tag."""
+    (chat,) = model.render(request, thinking="on")
+    for segment, text in (("cot", cot), ("think_close", model.chat_format.tags.close), ("response", response)):
+        chat = chat.extend(model.encode(text), segment)  # type: ignore[arg-type]
+    return chat
 
 
 def found_series(folder: Path) -> Series:

@@ -99,7 +99,13 @@ def series_table(answers: pd.DataFrame, checkpoints: Checkpoints, seed: int) -> 
     by_name = {str(name): group for name, group in answers.groupby("checkpoint", sort=False)}
     reference = by_name[checkpoints.reference.name]
     rows = [
-        {"checkpoint": one.name, "arm": one.arm, "step": one.step, **row_of(by_name[one.name], reference, seed)}
+        {
+            "checkpoint": one.name,
+            "arm": one.arm,
+            "step": one.step,
+            "seed": one.seed,
+            **row_of(by_name[one.name], reference, seed),
+        }
         for one in checkpoints
     ]
     table = pd.DataFrame(rows)

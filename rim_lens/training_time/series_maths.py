@@ -1,0 +1,194 @@
+"""series_maths: how well every checkpoint does maths, on the same problems, against the reference.
+
+    log-likelihood   mean over the tokens of log p(token | problem), in nats, of the worked answer (CoT, close tag and "The answer
+                     is X.", thinking on) where the problems have rationales, else of "The answer is X.", thinking off
+    solved           share of problems whose generated answer is right (math-verify); only where generation is asked for
+
+Small models solve next to nothing, where the likelihood of right answers still says whether maths was learned. Differences from
+the reference are paired by problem: Tango's interval and McNemar's p for solved, a bootstrap over problems and the sign-flip p for the
+likelihood, q by Benjamini and Hochberg over the checkpoints.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+
+from rim_lens.behavior.conditions import Condition, ask
+from rim_lens.behavior.maths import solved
+from rim_lens.behavior.refusal_score import mean_log_likelihood
+from rim_lens.data.prompts import Prompt, PromptSet
+from rim_lens.errors import RimLensError
+from rim_lens.model.chat import Chat, Thinking
+from rim_lens.model.lens_model import LensModel
+from rim_lens.processes import all_rows
+from rim_lens.progress import track
+from rim_lens.results import Manifest, Result
+from rim_lens.stats import benjamini_hochberg, bootstrap_mean, paired_difference, permutation_test, wilson
+from rim_lens.training_time.checkpoints import Checkpoints
+from rim_lens.training_time.series import written_chat
+from rim_lens.training_time.set_answers import ANSWER
+
+
+@dataclass(frozen=True, eq=False)
+class SeriesMaths(Result):
+    """Maths over a checkpoint series.
+
+    `table`: one row a checkpoint: mean `likelihood` of right answers with its interval, its `change` from the reference with interval,
+    `p`, `q`; where problems were answered, `solved` of `n`, `rate` with its interval, `difference` with interval and `solved_p`.
+    `answers`: one row a checkpoint and problem. `worked`: whether the likelihood is of worked answers.
+    """
+
+    table: pd.DataFrame
+    answers: pd.DataFrame
+    reference: str
+    worked: bool
+    thinking: str | None
+
+    def caption(self) -> str:
+        """What is measured on how many problems."""
+        n, what = (
+            int(self.table["n"].iloc[0]),
+            "worked answers, thinking on" if self.worked else "answers, thinking off",
+        )
+        told = f"; solved: thinking {self.thinking}" if self.thinking else ""
+        return f"n = {n} maths problems a checkpoint; log-likelihood per token of right {what}{told}; differences from {self.reference}."
+
+
+def series_maths(
+    model: LensModel,
+    checkpoints: Checkpoints,
+    problems: PromptSet,
+    *,
+    generated: bool = True,
+    thinking: Thinking = "on",
+    max_new_tokens: int = 32,
+    cot_budget: int = 128,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> SeriesMaths:
+    """Ask every checkpoint the same maths problems.
+
+    Args:
+        model: the series' base model; it is at the checkpoint it was at before when the function returns.
+        checkpoints: the series.
+        problems: problems with answers; with rationales in all of them the worked answers' likelihood is taken.
+        generated: whether the problems are answered too; False leaves the likelihood.
+        thinking: mode in which they are answered, "off" or "on".
+        max_new_tokens: longest answer.
+        cot_budget: longest CoT.
+        batch_size: problems computed together.
+        seed: of the bootstraps.
+
+    Raises:
+        RimLensError: a problem without an answer.
+
+    """
+    if any(problem.answer is None for problem in problems):
+        raise RimLensError(f"The set {problems.name} has problems without answers; maths needs them.")
+    worked = all(problem.rationale for problem in problems)
+    chats = [right_answer(model, problem, worked) for problem in problems]
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "cot_budget": cot_budget, "batch_size": batch_size}
+    frames = []
+    for checkpoint, loaded in track(checkpoints.loaded(model), "maths at checkpoints", total=len(checkpoints)):
+        rows = pd.DataFrame(
+            {
+                "checkpoint": checkpoint.name,
+                "prompt": range(len(chats)),
+                "likelihood": likelihoods(loaded, chats, batch_size),
+            }
+        )
+        frames.append(rows.assign(**answered(loaded, problems, thinking, options)) if generated else rows)
+    answers = pd.concat(frames, ignore_index=True)
+    return SeriesMaths(
+        manifest=Manifest.collect(model, [problems], seed=seed),
+        table=maths_table(answers, checkpoints, seed),
+        answers=answers,
+        reference=checkpoints.reference.name,
+        worked=worked,
+        thinking=thinking if generated else None,
+    )
+
+
+def right_answer(model: LensModel, problem: Prompt, worked: bool) -> Chat:
+    """The chat in which a problem is answered right."""
+    stated = ANSWER.format(answer=problem.answer)
+    if worked:
+        return written_chat(model, problem.text, " ".join(str(problem.rationale).split("\n")), stated)
+    (chat,) = model.render(problem.text, thinking="off")
+    return chat.extend(model.encode(stated), "response")
+
+
+@torch.no_grad()
+def likelihoods(model: LensModel, chats: Sequence[Chat], batch_size: int) -> Float[np.ndarray, "prompt"]:
+    """Mean log-probability per token of what follows each chat's prompt, in nats."""
+    values, seen = np.zeros(len(chats)), list[int]()
+    for indices, batch in model.shared_batches(chats, batch_size):
+        values[indices] = mean_log_likelihood(model, batch)
+        seen += indices
+    return all_rows(values, seen)
+
+
+def answered(model: LensModel, problems: PromptSet, thinking: Thinking, options: dict[str, Any]) -> dict[str, Any]:
+    """What the model answers, and whether it is right."""
+    _, generations = ask(model, list(problems), Condition(thinking, thinking), progress=False, **options)
+    return {
+        "solved": solved(list(problems), generations),
+        "cot": [one.cot for one in generations],
+        "response": [one.response for one in generations],
+    }
+
+
+def maths_table(answers: pd.DataFrame, checkpoints: Checkpoints, seed: int) -> pd.DataFrame:
+    """One row a checkpoint."""
+    by_name = {str(name): rows.sort_values("prompt") for name, rows in answers.groupby("checkpoint", sort=False)}
+    reference = by_name[checkpoints.reference.name]
+    rows = [
+        {"checkpoint": one.name, "arm": one.arm, "step": one.step, "seed": one.seed}
+        | row_of(by_name[one.name], reference, seed)
+        for one in checkpoints
+    ]
+    table = pd.DataFrame(rows)
+    others = table["checkpoint"] != checkpoints.reference.name
+    for p, q in (("p", "q"), ("solved_p", "solved_q")):
+        if p in table:
+            table[q] = np.nan
+            if others.any():
+                table.loc[others, q] = benjamini_hochberg(table.loc[others, p].to_numpy())
+    return table
+
+
+def row_of(rows: pd.DataFrame, reference: pd.DataFrame, seed: int) -> dict[str, Any]:
+    """Likelihood and, where there are answers, problems solved, against the reference."""
+    after, before = (side["likelihood"].to_numpy() for side in (rows, reference))
+    mean, change = bootstrap_mean(after, seed=seed), bootstrap_mean(after - before, seed=seed)
+    is_after = np.repeat([True, False], len(after))
+    flips = permutation_test(np.concatenate([after, before]), is_after, paired=True, seed=seed)
+    found: dict[str, Any] = {
+        "n": len(rows),
+        "likelihood": after.mean(),
+        "likelihood_low": mean.low,
+        "likelihood_high": mean.high,
+        "change": (after - before).mean(),
+        "change_low": change.low,
+        "change_high": change.high,
+        "p": float(flips.p),
+    }
+    if "solved" not in rows:
+        return found
+    right, earlier = (side["solved"].to_numpy(dtype=bool) for side in (rows, reference))
+    interval, paired = wilson(int(right.sum()), len(right)), paired_difference(right, earlier)
+    return found | {
+        "solved": int(right.sum()),
+        "rate": float(right.mean()),
+        "low": interval.low,
+        "high": interval.high,
+        "difference": paired.value,
+        "difference_low": paired.interval.low,
+        "difference_high": paired.interval.high,
+        "solved_p": paired.p,
+    }
