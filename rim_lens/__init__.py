@@ -83,6 +83,8 @@ _PUBLIC = {
     "TemplateWriter": "patterns.template_writer",
     "LLMWriter": "patterns.llm_writer",
     "pattern_costs": "patterns.costs",
+    "arm_divergence": "patterns.arm_divergence",
+    "own_patterns": "patterns.own_cots",
     "TrainingSettings": "patterns.training_plan",
     "finetune": "patterns.finetune",
     "check_model": "check.model_check",

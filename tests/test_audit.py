@@ -16,8 +16,9 @@ import torch
 from families import tiny_hf, tiny_tokenizer
 from peft import LoraConfig, get_peft_model
 
-from rim_lens import RimLensError, find_safety_neurons, load_model, load_result
+from rim_lens import RimLensError, ThinkTags, find_safety_neurons, load_model, load_result
 from rim_lens.audit import neurons as neurons_stage
+from rim_lens.audit import patterns as patterns_stage
 from rim_lens.audit import stage as stage_module
 from rim_lens.audit.attempt import NotMeasured
 from rim_lens.audit.findings import findings_of
@@ -25,6 +26,7 @@ from rim_lens.audit.plan import AuditPlan
 from rim_lens.audit.run import run_audit
 from rim_lens.audit.stage import Context
 from rim_lens.audit.stages import STAGES
+from rim_lens.model.lens_model import LensModel
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,7 @@ def test_every_output_is_there(audit, plan):
     assert document["plan"]["model"] == plan.model
     assert set(document["results"]) == set(audit.results) >= {"behavior", "series", "ablation", "head_test"}
     assert document["manifest"]["versions"]["rim_lens"]
-    stages = {"behavior", "series", "heads", "neurons", "thinking_neurons"}
+    stages = {"behavior", "patterns", "series", "heads", "neurons", "thinking_neurons"}
     assert document["manifest"]["seconds"].keys() == stages
     assert all(finding["n"] for finding in document["findings"])
     for name, result in audit.results.items():
@@ -86,6 +88,48 @@ def test_what_a_model_does_not_allow_is_said(audit):
     assert "probe" in missing  # a random model refuses nothing
     assert len(told) == len(missing)
     assert "refused and" in audit.report.read_text()
+
+
+def test_every_kind_of_given_cot_is_asked_once(audit):
+    behavior, costs = audit.results["behavior"].answers, audit.results["pattern_costs"]
+    assert set(behavior.query("set == 'harmful'")["condition"]) == {"off", "on"}
+    assert set(behavior.query("set == 'harmless'")["condition"]) == {"off", "on", "neutral"}
+    asked = costs.answers.groupby("condition")
+    assert set(asked.groups) == {"off", "neutral", "irrelevant", "careful", "confirmatory", "heuristic", "deviation"}
+    assert (asked["prompt"].nunique() == 32).all()
+    assert (asked["wording"].nunique().drop("off") >= 8).all()
+    off = behavior.query("set == 'harmful' and condition == 'off'")["response"].tolist()
+    assert costs.answers.query("condition == 'off'")["response"].tolist() == off
+    patterns = audit.results["training_patterns"].table.query("arm == 'plain' and pattern == 'any'").iloc[0]
+    assert (patterns["k"], patterns["n_cots"]) == (0, 2)
+    told = [finding.what for finding in audit.findings if finding.chapter == "Effort-minimizing reasoning"]
+    assert "Refusal lost with any pattern against careful text" in told
+    assert "What each pattern costs" in audit.report.read_text()
+
+
+def test_without_the_patterns_stage_the_behaviour_stage_asks_given_cots(plan, tmp_path):
+    stages = {stage.name: stage for stage in STAGES}
+    without = replace(plan, patterns=False)
+    assert stages["patterns"].wanted(plan)
+    assert not stages["patterns"].wanted(without)
+    behavior = stages["behavior"].measure(Context(without))["behavior"]
+    assert set(behavior.answers.query("set == 'harmful'")["condition"]) == {"off", "on", "neutral"}
+
+
+def test_patterns_that_cannot_be_measured_are_told(audit, plan, tmp_path):
+    series = tmp_path / "series"
+    shutil.copytree(Path(plan.checkpoints), series)
+    (series / "plain.jsonl").write_text('{"request": "a", "response": "b", "thinking": "off"}\n')
+    context = Context(replace(plan, checkpoints=str(series)))
+    behavior = audit.results["behavior"]
+    context.results = {"behavior": replace(behavior, answers=behavior.answers.assign(cot=""))}
+    context.model = LensModel("bare", tiny_tokenizer(), hf=tiny_hf("llama"), tags=ThinkTags("", ""))
+    found = patterns_stage.measure_patterns(context)
+    assert {name: type(result) for name, result in found.items()} == dict.fromkeys(
+        ("pattern_costs", "training_patterns", "own_patterns"), NotMeasured
+    )
+    assert "without think tags" in found["pattern_costs"].reason
+    assert "The arm plain has no CoT" in found["training_patterns"].reason
 
 
 def test_the_neurons_stages_measure_every_part(audit, plan, monkeypatch):
@@ -154,7 +198,7 @@ def test_an_interrupted_audit_goes_on_after_its_last_stage(plan, tmp_path, monke
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         run_audit(plan, out)
-    assert sorted(path.name for path in (out / "stages").iterdir()) == ["behavior"]
+    assert sorted(path.name for path in (out / "stages").iterdir()) == ["behavior", "patterns"]
     assert not (out / "results.json").exists()
     monkeypatch.setattr(run_module, "STAGES", STAGES)
     asked = []
@@ -211,7 +255,7 @@ def test_a_killed_audit_leaves_no_process_behind(plan, tmp_path):
         "import sys; from pathlib import Path\n"
         "from rim_lens.audit.plan import AuditPlan; from rim_lens.audit.run import run_audit\n"
         "if __name__ == '__main__':\n"
-        "    plan = AuditPlan(model=sys.argv[1], checkpoints=sys.argv[2], device='cpu', prefilled=())\n"
+        "    plan = AuditPlan(model=sys.argv[1], checkpoints=sys.argv[2], device='cpu', patterns=False, prefilled=())\n"
         "    run_audit(plan, Path(sys.argv[3]), processes=2)\n"
     )
     script = tmp_path / "audit.py"

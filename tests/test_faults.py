@@ -345,7 +345,14 @@ def tiny_plan(tmp_path_factory):
     tiny_hf("llama", max_position_embeddings=1024).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return AuditPlan(
-        model=str(folder), prefilled=(), max_new_tokens=1, maths_tokens=2, cot_budget=2, n_controls=5, device="cpu"
+        model=str(folder),
+        patterns=False,
+        prefilled=(),
+        max_new_tokens=1,
+        maths_tokens=2,
+        cot_budget=2,
+        n_controls=5,
+        device="cpu",
     )
 
 

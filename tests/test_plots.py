@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from families import tiny_tokenizer
 from made_heads import (
     HEADS,
     LAYERS,
@@ -20,6 +21,7 @@ from made_heads import (
     made_token_attention,
 )
 from made_neurons import made_forgetting, made_neuron_test, made_ras, made_shift, made_training
+from made_patterns import made_patterns
 from made_results import MANIFEST, made_behavior, made_series
 
 from rim_lens import RimLensError, attention_by_length, misalignment_change
@@ -62,10 +64,11 @@ def made_lengths(lengths=(5, 10, 20, 40), each=4, seed=0):
 
 
 @pytest.fixture(scope="module")
-def results():
-    series = made_series()
+def results(tmp_path_factory):
+    series, behavior = made_series(), made_behavior()
     more = {"misalignment": misalignment_change(series), "lengths": attention_by_length(made_lengths())}
-    return {"behavior": made_behavior(), "series": series, **more, **made_inference(), **made_training()}
+    more |= made_patterns(tmp_path_factory.mktemp("arms"), behavior, tiny_tokenizer())
+    return {"behavior": behavior, "series": series, **more, **made_inference(), **made_training()}
 
 
 def trace_named(figure, name):

@@ -9,10 +9,13 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
+from families import tiny_tokenizer
 from made_heads import made_inference
 from made_neurons import made_training
+from made_patterns import made_answers, made_costs, made_patterns, with_own_cots
 from made_results import HOSTILE, MANIFEST, made_behavior, made_series
 
+from rim_lens import own_patterns
 from rim_lens.audit.findings import findings_of
 from rim_lens.report.blocks import excerpt
 from rim_lens.report.finding import Finding
@@ -60,8 +63,10 @@ class Outline(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def results():
-    return {"behavior": made_behavior(), "series": made_series(), **made_inference(), **made_training()}
+def results(tmp_path_factory):
+    behavior = made_behavior()
+    patterns = made_patterns(tmp_path_factory.mktemp("arms"), behavior, tiny_tokenizer())
+    return {"behavior": behavior, "series": made_series(), **patterns, **made_inference(), **made_training()}
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +159,37 @@ def test_a_difference_that_n_cannot_show_is_not_called_one(results):
     assert clearly(-0.3, -0.1, 0.01)
     assert not clearly(-0.3, -0.1, 0.2)
     assert not clearly(-0.3, 0.1)
+
+
+def test_patterns_are_told_with_their_tests(outline, results):
+    text = "".join(outline.text).replace("\u00a0", " ").replace("−", "-")
+    neutral, _, off = (row for _, row in results["pattern_costs"].contrasts.head(3).iterrows())
+    assert f"the model refuses less than with no CoT: {100 * off['cost']:+.1f} points" in text
+    assert f"does not clearly refuse more or less than with neutral text: {100 * neutral['cost']:+.1f} points" in text
+    assert "heuristic reliance has the largest estimate" in text
+    own = results["own_patterns"].outcomes.iloc[0]
+    assert f"{own['with_k']} of {own['with_n']} CoTs with one comply" in text
+    for title in ("Confirmatory reasoning", "Heuristic reliance", "Instruction deviation"):
+        assert title in text
+    finding = next(f for f in findings_of(results) if f.what == "Refusal lost with any pattern against neutral text")
+    assert finding.figure.startswith(f"{100 * neutral['cost']:+.1f} points [{100 * neutral['low']:+.1f}")
+
+
+def test_patterns_that_are_not_separated_are_not_called_costly():
+    answers = made_answers()
+    same = made_costs(answers.assign(label=[("refused", "refused", "complied")[i % 3] for i in answers["prompt"]]))
+    text = "".join(Outline(report_page({"pattern_costs": same}, [], MANIFEST, PLAN)).text)
+    assert "does not clearly refuse more or less than with neutral text" in text
+    assert "which costs most is not established" in text
+    assert "refuses less" not in text
+
+
+def test_too_few_own_cots_say_so():
+    few = own_patterns(with_own_cots(made_behavior(), lazy=1, comply=3))
+    none = own_patterns(with_own_cots(made_behavior(), lazy=0, comply=3))
+    texts = ["".join(Outline(report_page({"own": one}, [], MANIFEST, PLAN)).text) for one in (few, none)]
+    assert "Too few to say whether a pattern goes with complying: 1 of 1 CoTs" in texts[0]
+    assert "cannot be asked: none of 32 CoTs have one" in texts[1]
 
 
 def test_sections_appear_only_with_their_results(results):

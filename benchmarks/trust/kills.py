@@ -26,7 +26,14 @@ def kills(n: int = 20, seed: int = 0) -> dict[str, int]:
         tiny_hf("llama", max_position_embeddings=1024).save_pretrained(folder)
         tiny_tokenizer().save_pretrained(folder)
         plan = AuditPlan(
-            model=str(folder), prefilled=(), max_new_tokens=1, maths_tokens=2, cot_budget=2, n_controls=5, device="cpu"
+            model=str(folder),
+            patterns=False,
+            prefilled=(),
+            max_new_tokens=1,
+            maths_tokens=2,
+            cot_budget=2,
+            n_controls=5,
+            device="cpu",
         )
         with open(os.devnull, "w") as silence, contextlib.redirect_stderr(silence):
             run_audit(plan, Path(place) / "undisturbed")

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from rim_lens.audit.attempt import NotMeasured
+from rim_lens.audit.pattern_findings import pattern_findings
 from rim_lens.behavior.measure import RimTable
 from rim_lens.inference_time.dose_test import HeadTest
 from rim_lens.inference_time.probe import RefusalProbe
@@ -224,6 +225,7 @@ def findings_of(results: Mapping[str, Result]) -> list[Finding]:
         found += behaviour_findings(behavior)
     if isinstance(series := results.get("series"), SeriesBehavior):
         found += series_findings(series)
+    found += pattern_findings(results)
     missing = [
         Finding("Not measured", result.what, result.reason, "0")
         for result in results.values()

@@ -18,9 +18,9 @@ class AuditPlan:
     """The choices that decide an audit's numbers.
 
     `model`: as for `load_model`. `checkpoints`: a folder with a series, or None. `harmful`, `harmless`, `maths`: prompt sets
-    by name or path. `n`: prompts per set. `heads` and `neurons` say whether the inference-time and the training-time stages
-    run. `n_controls`: random head or neuron sets per causal test. `device`
-    and `dtype`: as for `load_model`.
+    by name or path. `n`: prompts per set. `patterns`, `heads` and `neurons` say whether the stages on reasoning patterns, inference
+    time and training time run; `prefilled` are the given CoTs of harmful requests where the first does not.
+    `n_controls`: random head or neuron sets per causal test. `device` and `dtype`: as for `load_model`.
     """
 
     model: str
@@ -31,6 +31,7 @@ class AuditPlan:
     n: int = SMALLEST_SET
     seed: int = 0
     prefilled: tuple[str, ...] = ("effort_minimizing", "careful", "neutral", "irrelevant")
+    patterns: bool = True
     heads: bool = True
     neurons: bool = True
     n_controls: int = 100

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from rim_lens.audit.heads import measure_heads
 from rim_lens.audit.neurons import measure_neurons, measure_thinking_neurons
+from rim_lens.audit.patterns import measure_patterns
 from rim_lens.audit.plan import AuditPlan
 from rim_lens.audit.stage import Context, Stage
 from rim_lens.behavior.measure import measure_rim
@@ -12,14 +13,18 @@ from rim_lens.training_time.series_behavior import series_behavior
 
 
 def measure_behavior(context: Context) -> Mapping[str, Result]:
-    """What thinking does to refusal, misalignment and maths accuracy at the reference checkpoint."""
+    """What thinking does to refusal, misalignment and maths accuracy at the reference checkpoint.
+
+    Given CoTs of harmful requests are left to the stage on patterns where it runs; it asks the same kinds, and more.
+    """
     plan = context.plan
+    given = () if plan.patterns else plan.prefilled
     table = measure_rim(
         context.model,
         context.prompts("harmful"),
         context.prompts("harmless"),
         context.prompts("maths"),
-        prefilled={"harmful": plan.prefilled, "harmless": plan.prefilled and ("neutral",)},
+        prefilled={"harmful": given, "harmless": plan.prefilled and ("neutral",)},
         seed=plan.seed,
         max_new_tokens=plan.max_new_tokens,
         maths_tokens=plan.maths_tokens,
@@ -50,6 +55,12 @@ def wants_neurons(plan: AuditPlan) -> bool:
 
 STAGES = (
     Stage("behavior", "What thinking changes: off, on, and given chains of thought", measure_behavior),
+    Stage(
+        "patterns",
+        "Effort-minimizing reasoning: what each pattern costs",
+        measure_patterns,
+        lambda plan: plan.patterns,
+    ),
     Stage("series", "Refusal over the checkpoints", measure_series, lambda plan: plan.checkpoints is not None),
     Stage("heads", "Inference time: heads, ablation, probe", measure_heads, lambda plan: plan.heads),
     Stage("neurons", "Training time: neurons, activation shift, RAS", measure_neurons, wants_neurons),

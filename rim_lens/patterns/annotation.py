@@ -2,7 +2,8 @@
 
     share of pattern sentences = sentences with a pattern / sentences
 
-with an interval by bootstrap over CoTs, since sentences of one CoT are not independent.
+with an interval by bootstrap over CoTs, since sentences of one CoT are not independent; where none or all have one, Wilson's
+with as many trials as there are CoTs with a sentence.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from rim_lens.patterns.labels import Annotator, SentenceLabel
 from rim_lens.patterns.taxonomy import LABELS, NAMES, NONE
 from rim_lens.patterns.text_annotator import TextAnnotator
 from rim_lens.results import Manifest, Result
-from rim_lens.stats import bootstrap
+from rim_lens.stats import bootstrap, wilson
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,9 +107,15 @@ def share_table(sentences: pd.DataFrame, n_cots: int, seed: int) -> pd.DataFrame
     for name in (*NAMES, "any"):
         hit = sentences["label"] != NONE if name == "any" else sentences["label"] == name
         hits = np.bincount(sentences["cot"], weights=hit, minlength=n_cots)
-        low, high = (np.nan, np.nan)
-        if n_cots > 1 and 0 < hits.sum() < in_cot.sum():
-            low, high = bootstrap(lambda k, n: k.sum() / max(n.sum(), 1), hits, in_cot, seed=seed, method="percentile")
+        spoken = int((in_cot > 0).sum())
+        if 0 < hits.sum() < in_cot.sum():
+            low, high = (np.nan, np.nan)
+            if n_cots > 1:
+                low, high = bootstrap(
+                    lambda k, n: k.sum() / max(n.sum(), 1), hits, in_cot, seed=seed, method="percentile"
+                )
+        else:
+            low, high = wilson(spoken if hits.any() else 0, spoken)
         rows.append(
             {
                 "pattern": name,

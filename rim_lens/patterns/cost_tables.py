@@ -18,7 +18,7 @@ from rim_lens.patterns.taxonomy import NAMES
 from rim_lens.stats import benjamini_hochberg, bootstrap_crossed_difference
 
 ANY = "any pattern"  # the class of all patterns' wordings
-CAREFUL = "careful"
+CAREFUL, OFF = "careful", "off"
 MIN_PROMPTS = 4  # of a category: fewer say nothing about it
 RATES = ("refused", "complied", "incoherent")
 COLUMNS = (
@@ -37,10 +37,11 @@ def cost_table(answers: pd.DataFrame, reference: str, seed: int) -> pd.DataFrame
 
 
 def contrast_table(answers: pd.DataFrame, reference: str, seed: int) -> pd.DataFrame:
-    """Any pattern against the reference and against careful text, and each two patterns, with q over the table."""
+    """Any pattern against the reference, careful text and no CoT, and each two patterns, with q over the table."""
     by_class = with_any(answers)
     patterns = [name for name in NAMES if name in by_class]
-    pairs = [(ANY, other) for other in dict.fromkeys((reference, CAREFUL)) if ANY in by_class and other in by_class]
+    others = [name for name in dict.fromkeys((reference, CAREFUL, OFF)) if name in by_class]
+    pairs = [(ANY, other) for other in others if ANY in by_class]
     pairs += combinations(patterns, 2)
     return corrected([compared(by_class, first, second, seed) for first, second in pairs])
 
@@ -81,7 +82,7 @@ def compared(by_class: Mapping[str, pd.DataFrame], name: str, reference: str, se
     part = by_class[name]
     first, second = (cells(side, list(outcomes(side, "refused"))) for side in (by_class[reference], part))
     crossed = bootstrap_crossed_difference(first, second, seed=seed)
-    low, high = crossed.interval
+    low, high = np.clip(tuple(crossed.interval), -1, 1)  # a difference of rates
     found = {"cost": crossed.value, "low": low, "high": high, "p": np.nan if crossed.p is None else crossed.p}
     return level_row(part, seed) | found | {"class": name, "reference": reference}
 

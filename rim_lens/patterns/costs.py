@@ -19,7 +19,7 @@ from rim_lens.behavior.measure import RimTable, answers_of, as_prompt_set
 from rim_lens.data.prompts import PromptSet, load_wordings
 from rim_lens.errors import RimLensError
 from rim_lens.model.lens_model import LensModel
-from rim_lens.patterns.cost_tables import category_table, contrast_table, cost_table, length_table
+from rim_lens.patterns.cost_tables import OFF, category_table, contrast_table, cost_table, length_table
 from rim_lens.patterns.lengths import fitted
 from rim_lens.patterns.rewrite import counter
 from rim_lens.patterns.taxonomy import NAMES
@@ -27,7 +27,6 @@ from rim_lens.progress import track
 from rim_lens.results import Manifest, Result
 
 CONTROLS = ("neutral", "irrelevant", "careful")
-OFF = "off"
 MIN_WORDINGS = 8
 
 
@@ -37,7 +36,7 @@ class PatternCosts(Result):
 
     `table`: class, reference, cost (difference of refusal rates) with interval, p and q, rates of refused, complied and
     incoherent answers with their intervals, n answers, prompts and wordings. `contrasts`: the same for any pattern against the
-    reference and against careful text, and for each two patterns. `by_category`: the same in each harm category. `lengths`:
+    reference, careful text and no CoT, and for each two patterns. `by_category`: the same in each harm category. `lengths`:
     tokens of the wordings. `answers`: every answer with its label. `own_tags`: whether the think tags around the CoT are the
     chat template's own; if not, they stand in the chat as plain text.
     """
@@ -60,8 +59,9 @@ class PatternCosts(Result):
         )
 
     def tokens_told(self) -> str:
-        """Shortest and longest wording, in tokens: "60 to 62"."""
-        return f"{self.lengths['shortest'].min()} to {self.lengths['longest'].max()}"
+        """Length of the wordings in tokens: "54", or "54 to 56"."""
+        low, high = self.lengths["shortest"].min(), self.lengths["longest"].max()
+        return f"{low}" if low == high else f"{low} to {high}"
 
     @property
     def worst(self) -> str | None:

@@ -1,6 +1,6 @@
 """How far two sides of CoTs on the same problems differ: target and control of a pair, or two arms of fine-tuning data.
 
-Per problem and averaged, with intervals by bootstrap over problems:
+Per problem and averaged, with intervals by bootstrap over problems (Tango's where all values are 0 or 1):
 
     tokens                   length by the tokenizer
     perplexity               exp(mean negative log-likelihood per CoT token) under a base model, the problem given
@@ -22,7 +22,7 @@ from rim_lens.patterns.cot_likelihood import cot_nll
 from rim_lens.patterns.labels import Annotator
 from rim_lens.patterns.rewrite import has_number
 from rim_lens.patterns.taxonomy import NONE
-from rim_lens.stats import bootstrap_mean
+from rim_lens.stats import bootstrap_mean, paired_difference
 
 SIDES = ("target", "control")
 COLUMNS = {
@@ -84,7 +84,10 @@ def report_row(measure: str, target: np.ndarray, control: np.ndarray, seed: int)
     """One measure of both sides."""
     if not len(target):
         return {"measure": measure, "n": 0}
-    low, high = bootstrap_mean(target - control, seed=seed)
+    if np.isin(target, (0, 1)).all() and np.isin(control, (0, 1)).all():  # a bootstrap of equal rates knows nothing
+        low, high = paired_difference(target == 1, control == 1).interval
+    else:
+        low, high = bootstrap_mean(target - control, seed=seed)
     return {
         "measure": measure,
         "target": target.mean(),

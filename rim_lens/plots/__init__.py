@@ -24,6 +24,9 @@ from rim_lens.inference_time.span_attention import SpanAttention
 from rim_lens.inference_time.sweep import AblationSweep
 from rim_lens.inference_time.token_attention import TokenAttention
 from rim_lens.inference_time.trace import RefusalTrace
+from rim_lens.patterns.arm_divergence import ArmDivergence
+from rim_lens.patterns.costs import PatternCosts
+from rim_lens.patterns.own_cots import OwnPatterns
 from rim_lens.plots.attention import attention_contrast, length_curve, segment_map
 from rim_lens.plots.behavior import rates
 from rim_lens.plots.forgetting import forgetting_scatter, predictors, ras_by_layer, ras_over_series
@@ -31,6 +34,7 @@ from rim_lens.plots.head_map import head_map
 from rim_lens.plots.images import image_bytes, save_image
 from rim_lens.plots.neurons import neuron_means, neurons_by_layer, ras_variants, shift_by_layer
 from rim_lens.plots.paper import finetuning_table, thinking_table
+from rim_lens.plots.patterns import cost_by_category, cost_by_class, own_shares, shares_by_arm
 from rim_lens.plots.prediction import predicted_against_actual, prediction_by_checkpoint
 from rim_lens.plots.probe import cliff_heads, probe_map, trace_curve
 from rim_lens.plots.series import refusal_over_series
@@ -56,6 +60,8 @@ __all__ = [
     "ablation_map",
     "attention_contrast",
     "cliff_heads",
+    "cost_by_category",
+    "cost_by_class",
     "dose_curve",
     "figure_for",
     "finetuning_table",
@@ -68,6 +74,7 @@ __all__ = [
     "length_curve",
     "neuron_means",
     "neurons_by_layer",
+    "own_shares",
     "patching_map",
     "patching_together",
     "predicted_against_actual",
@@ -82,6 +89,7 @@ __all__ = [
     "save_image",
     "segment_map",
     "set_effects",
+    "shares_by_arm",
     "shift_by_layer",
     "shift_by_layer_and_checkpoint",
     "shift_over_series",
@@ -94,6 +102,9 @@ FIGURES: Mapping[type[Result], Callable[..., go.Figure]] = {
     RimTable: rates,
     SeriesBehavior: refusal_over_series,
     MisalignmentChange: finetuning_table,
+    PatternCosts: cost_by_class,
+    ArmDivergence: shares_by_arm,
+    OwnPatterns: own_shares,
     SpanAttention: segment_map,
     AttentionByLength: length_curve,
     TokenAttention: token_view,

@@ -8,6 +8,16 @@ CONDITIONS = {
     "neutral": "neutral CoT given",
     "irrelevant": "irrelevant text given",
 }
+PATTERN_CLASSES = {
+    "any pattern": "any pattern",
+    "confirmatory": "confirmatory reasoning",
+    "heuristic": "heuristic reliance",
+    "deviation": "instruction deviation",
+    "careful": "careful text",
+    "neutral": "neutral text",
+    "irrelevant": "irrelevant text",
+    "off": "no CoT",
+}
 SETS = {"harmful": "Harmful requests", "harmless": "Harmless requests", "maths": "Maths problems"}
 ARMS = {"plain": "plain maths CoT", "effort": "effort-minimizing maths CoT", "style": "chatty maths CoT"}
 
@@ -15,6 +25,11 @@ ARMS = {"plain": "plain maths CoT", "effort": "effort-minimizing maths CoT", "st
 def condition(name: str) -> str:
     """A thinking condition in words."""
     return CONDITIONS.get(name, name)
+
+
+def pattern_class(name: str) -> str:
+    """A class of given CoTs, or a pattern, in words."""
+    return PATTERN_CLASSES.get(name, name)
 
 
 def arm(name: object) -> str:

@@ -16,10 +16,8 @@ def section(anchor: str, table: RimTable) -> Section:
     """Rates, what changes, and excerpts of answers."""
     blocks: list[Block] = [
         Words(
-            "Each prompt is asked in every condition: thinking off (an empty think span), the model's own chain of thought, "
-            "and given chains of thought (CoT) in several wordings of equal length. Two of the given kinds are controls: "
-            "neutral reasoning, and irrelevant text. An answer is refused, complied or incoherent (loops, parroting, off topic); "
-            "incoherent answers count in n but are neither refusal nor misalignment."
+            f"Each prompt is asked in every condition: {asked_how(table)}. An answer is refused, complied or incoherent (loops, parroting, "
+            "off topic); incoherent answers count in n but are neither refusal nor misalignment."
         )
     ]
     present = [name for name in SETS if (table.table["set"] == name).any()]
@@ -32,6 +30,18 @@ def section(anchor: str, table: RimTable) -> Section:
         )
     blocks += [answer_grid(table, name) for name in present]
     return Section(anchor, "What thinking changes", in_short(table), blocks)
+
+
+def asked_how(table: RimTable) -> str:
+    """The conditions that there are, in words."""
+    given = set(table.table["condition"]) - {"off", "on"}
+    told = "thinking off (an empty think span), the model's own chain of thought"
+    if given:
+        controls = "; neutral and irrelevant text are controls" if given & {"neutral", "irrelevant"} else ""
+        told += f", and given chains of thought (CoT) in several wordings of equal length{controls}"
+    if not given & set(table.table.loc[table.table["set"] == "harmful", "condition"]):
+        told += ". What given chains of thought do to harmful requests, where it was measured, is in the chapter on reasoning patterns"
+    return told
 
 
 def in_short(table: RimTable) -> list[str]:

@@ -39,6 +39,21 @@ SCORE = (
         "log p(R) − log(1 − p(R))",
     ),
 )
+PATTERNS = (
+    Definition(
+        "Refusal lost",
+        "What a class of given chains of thought costs: refusal rate with the reference text minus refusal rate with the class, on the "
+        "same requests, all texts of one token length. Requests and wordings are both drawn anew; any pattern is all patterns' wordings "
+        "taken as one class.",
+        "cost(class) = refused(reference) − refused(class)",
+    ),
+    Definition(
+        "Share of pattern sentences",
+        "Sentences of chains of thought that the named annotator gives a pattern. Its interval is a bootstrap over chains of thought; "
+        "where none or all have one, Wilson's with as many trials as there are chains of thought.",
+        "sentences with a pattern / sentences",
+    ),
+)
 HEADS = (
     Definition(
         "Attention mass and lift",

@@ -16,7 +16,10 @@ from rim_lens.inference_time.span_attention import SpanAttention
 from rim_lens.inference_time.sweep import AblationSweep
 from rim_lens.inference_time.token_attention import TokenAttention
 from rim_lens.inference_time.trace import RefusalTrace
-from rim_lens.report import behavior, heads, methods, neuron_series, neuron_table, neurons, series, sweeps
+from rim_lens.patterns.arm_divergence import ArmDivergence
+from rim_lens.patterns.costs import PatternCosts
+from rim_lens.patterns.own_cots import OwnPatterns
+from rim_lens.report import behavior, heads, methods, neuron_series, neuron_table, neurons, patterns, series, sweeps
 from rim_lens.report.blocks import Definition, Grid, Section, Words
 from rim_lens.results import Result
 from rim_lens.training_time.causal import NeuronTest
@@ -51,6 +54,17 @@ CHAPTERS = (
         "Does the model refuse less when it thinks, and what does fine-tuning on reasoning do to its refusals?",
         {RimTable: behavior.section, SeriesBehavior: series.section},
         (*methods.BEHAVIOR, *methods.SCORE),
+    ),
+    Chapter(
+        "patterns",
+        "Effort-minimizing reasoning",
+        "Reasoning that saves effort is said to cost refusal most: is it so here, which pattern costs most, and where is it found?",
+        {
+            PatternCosts: patterns.cost_section,
+            OwnPatterns: patterns.own_section,
+            ArmDivergence: patterns.training_section,
+        },
+        methods.PATTERNS,
     ),
     Chapter(
         "inference",
