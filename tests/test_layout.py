@@ -31,6 +31,7 @@ ROOMS = (
     "explore",
     "audit",
     "serve",
+    "evals",
     "cli",
 )
 PACKAGE = Path(rim_lens.__file__).parent
