@@ -1,4 +1,4 @@
-"""What goes wrong on real machines: killed audits, full and read-only disks, NaN, too little memory, damaged files."""
+"""What goes wrong on real machines: killed audits, full disks, NaN, damaged files; `test_memory.py` and `test_cache.py` have more."""
 
 import errno
 import resource
@@ -91,74 +91,6 @@ def test_nan_that_a_change_makes_is_not_averaged_away():
     model = tiny_model("llama", seed=3)
     with pytest.raises(RimLensError, match="NaN"), scale_heads(model, [(2, 1)], float("nan")):
         refusal_score(model, model.render(REQUESTS[:2]), R)
-
-
-# ---- memory ---------------------------------------------------------------------------------------------------------
-
-
-def cuda_is_full():
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-
-def cpu_is_full():
-    torch.empty(1 << 55)  # a real refusal by the allocator
-
-
-def roomy_for(model, rows, refuse):
-    """Passes of more than `rows` rows run out of memory; says which sizes were tried."""
-    tried = []
-
-    def check(module, args, kwargs):
-        tried.append(len(kwargs["input_ids"] if "input_ids" in kwargs else args[0]))
-        if tried[-1] > rows:
-            refuse()
-
-    model.hf.model.register_forward_pre_hook(check, with_kwargs=True)
-    return tried
-
-
-BATCHED = {
-    "refusal_score": lambda m, chats, size: refusal_score(m, chats, R, batch_size=size),
-    "generate": lambda m, chats, size: np.array(
-        [a.response_ids for a in generate(m, chats, batch_size=size, max_new_tokens=3, progress=False)]
-    ),
-    "segment_masses": lambda m, chats, size: segment_masses(m, chats, batch_size=size).numpy(),
-    "residuals": lambda m, chats, size: residuals(m, chats, batch_size=size).numpy(),
-    "neuron_activations": lambda m, chats, size: neuron_activations(m, chats, "user", batch_size=size).mean,
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "refuse"), [*((name, cuda_is_full) for name in BATCHED), ("refusal_score", cpu_is_full)]
-)
-def test_batches_are_halved_until_they_fit_and_the_numbers_are_the_same(name, refuse):
-    model = tiny_model("llama", seed=3)
-    chats = model.render(REQUESTS * 2)
-    plenty = BATCHED[name](model, chats, 8)
-    tried = roomy_for(model, 2, refuse)
-    with pytest.warns(UserWarning, match=r"measured with batch_size=2"):
-        scarce = BATCHED[name](model, chats, 8)
-    np.testing.assert_allclose(scarce, plenty, rtol=1e-4, atol=1e-4)
-    assert [size for size in dict.fromkeys(tried) if size > 2] == [8, 4]
-
-
-def test_one_prompt_that_does_not_fit_is_an_error():
-    model = tiny_model("llama", seed=3)
-    roomy_for(model, 0, cuda_is_full)
-    with pytest.raises(RimLensError, match="Not even one prompt fits into memory in refusal_score"):
-        refusal_score(model, model.render(REQUESTS), R)
-
-
-def test_other_errors_are_not_taken_for_a_lack_of_memory():
-    model = tiny_model("llama", seed=3)
-
-    def fail():
-        raise RuntimeError("size mismatch")
-
-    tried = roomy_for(model, 0, fail)
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        refusal_score(model, model.render(REQUESTS), R)
-    assert len(tried) == 1
 
 
 # ---- disks ----------------------------------------------------------------------------------------------------------

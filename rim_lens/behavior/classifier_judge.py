@@ -11,6 +11,7 @@ such as "Response refusal: yes", is read by phrases in `label_map`. No guard kno
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,6 +27,7 @@ from transformers import (
 
 from rim_lens.behavior.judge import LABELS, Judgement, Label, RefusalJudge, check_lengths
 from rim_lens.errors import RimLensError
+from rim_lens.model.fitting import AtOnce
 from rim_lens.processes import gather_items, join, share
 from rim_lens.progress import track
 
@@ -97,11 +99,11 @@ class ClassifierJudge:
             judged = [j if j.label == "incoherent" else None for j in first]
         open_items = [i for i, j in enumerate(judged) if j is None]
         mine, verdicts = share(len(open_items)), list[Judgement]()
-        starts = range(0, len(mine), self.batch_size)
-        for start in track(starts, f"judging with {self.name}", total=len(starts)):
-            chunk = [open_items[k] for k in mine[start : start + self.batch_size]]
-            pairs = [(requests[i], responses[i]) for i in chunk]
-            verdicts += self._guard(pairs) if self.generates else self._classify(pairs)
+        pairs = [(requests[open_items[k]], responses[open_items[k]]) for k in mine]
+        what = f"judging with {self.name}"
+        parts = AtOnce(self.batch_size, what, "answers").parts(pairs, self._guard if self.generates else self._classify)
+        for some in track(parts, what, total=math.ceil(len(pairs) / self.batch_size)):
+            verdicts += some
         for i, judgement in zip(open_items, gather_items(len(open_items), mine, verdicts), strict=True):
             judged[i] = judgement
         return [j for j in judged if j is not None]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from rim_lens.inference_time.run_scores import (
@@ -27,7 +27,7 @@ from rim_lens.inference_time.run_scores import (
     Region,
     cut_at_decision,
     first_changed,
-    prompt_batches,
+    over_prompts,
 )
 from rim_lens.model.batch import Batch
 from rim_lens.model.chat import Chat
@@ -81,7 +81,8 @@ def head_attributions(
     chats = [cut_at_decision(chat) for chat in chats]
     estimate = np.zeros((len(chats), model.n_layers, model.n_heads))
     spread, seen = np.zeros_like(estimate), list[int]()
-    for indices, batch, begin in prompt_batches(model, chats, first_changed(chats, region, None), "attribution"):
+
+    def estimated(indices: list[int], batch: Batch, begin: Int[Tensor, " prompt"]) -> list[int]:
         inside = (torch.arange(batch.tokens.shape[1]) >= begin[:, None])[..., None, None]
         start = int(begin.min())
         if unfit(model, start) is None:
@@ -97,6 +98,9 @@ def head_attributions(
             spread[indices, layer] = terms.square().sum(1).sqrt().cpu().numpy()
         if kept is not None and whole is not None:
             kept.keep(indices, whole)
+        return indices
+
+    for indices in over_prompts(model, chats, first_changed(chats, region, None), estimated, "attribution"):
         seen += indices
     return Attribution(all_rows(estimate, seen), all_rows(spread, seen))
 

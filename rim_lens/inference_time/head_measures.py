@@ -4,7 +4,7 @@ A measure is asked for many head sets at once. Scores take one pass a set, and w
 a batch, several sets share a pass: each row of the batch then has its own set changed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,7 @@ from rim_lens.behavior.refusal_score import RefusalTokens, log_odds, refusal_sco
 from rim_lens.data.prompts import Prompt
 from rim_lens.inference_time.run_scores import Region, score_runs
 from rim_lens.model.chat import Chat, Thinking
+from rim_lens.model.fitting import AtOnce
 from rim_lens.model.lens_model import LensModel
 from rim_lens.processes import share, sum_over_processes
 from rim_lens.progress import track
@@ -53,22 +54,27 @@ class ScoreMeasure:
     def __call__(self, sets: Sequence[HeadSet], change: Change) -> dict[str, Measured]:
         """Scores [set, prompt] under the name "refusal score, <where>"."""
         scores = torch.zeros(len(sets), len(self.chats), dtype=torch.float64)
-        batches = list(self.model.batches(self.chats, self.batch_size))
-        passes = [
-            (i, start) for i, (rows, _) in enumerate(batches) for start in range(0, len(sets), self._together(rows))
-        ]
-        for i, start in track([passes[k] for k in share(len(passes))], "refusal score under head sets"):
-            rows, batch = batches[i]
-            group = sets[start : start + self._together(rows)]
-            per_row = group[0] if len(group) == 1 else [heads for heads in group for _ in rows]
-            with change(per_row):
-                logits = self.model.decision_logits(self.model.batch(batch.chats * len(group)))
-            scores[start : start + len(group), rows] = log_odds(logits, self.tokens.ids).view(len(group), -1).cpu()
+        passes = list(self._passes(len(sets)))
+        at_once = AtOnce(self.batch_size, "refusal score under head sets", "rows")
+
+        def scored(rows: Sequence[tuple[int, int]]) -> None:
+            one, prompt = (list(column) for column in zip(*rows, strict=True))
+            with change(sets[one[0]] if len(set(one)) == 1 else [sets[i] for i in one]):
+                logits = self.model.decision_logits(self.model.batch([self.chats[i] for i in prompt]))
+            scores[one, prompt] = log_odds(logits, self.tokens.ids).cpu()
+
+        for k in track(share(len(passes)), at_once.what):
+            for _ in at_once.parts(passes[k], scored):
+                pass
         return {f"refusal score, {self.where}": Measured(sum_over_processes(scores).numpy(), is_share=False)}
 
-    def _together(self, rows: Sequence[int]) -> int:
-        """How many sets share a pass over these rows."""
-        return max(1, self.batch_size // len(rows))
+    def _passes(self, n_sets: int) -> Iterator[list[tuple[int, int]]]:
+        """The rows (set, prompt) of every pass; several sets share one where prompts are few."""
+        for prompts, _ in self.model.batches(self.chats, self.batch_size):
+            together = max(1, self.batch_size // len(prompts))
+            for start in range(0, n_sets, together):
+                group = range(start, min(start + together, n_sets))
+                yield [(one, prompt) for one in group for prompt in prompts]
 
 
 @dataclass(frozen=True)

@@ -32,13 +32,15 @@ from rim_lens.inference_time.run_scores import (
 )
 from rim_lens.intervene.recording import record_heads
 from rim_lens.intervene.selection import Head
+from rim_lens.model.batch import Batch
 from rim_lens.model.chat import Chat
+from rim_lens.model.fitting import over_batches
 from rim_lens.model.lens_model import LensModel
 from rim_lens.processes import all_rows
 from rim_lens.results import Manifest, Result
 from rim_lens.stats.bootstrap import expanded_level
 
-RESAMPLES = 2000
+RESAMPLES, CLEAN_BATCH = 2000, 16
 AlignedAt = Literal["decision", "think_close"]
 
 
@@ -184,9 +186,13 @@ def need_pairs(
 def clean_scores(model: LensModel, chats: Sequence[Chat], score: MetricFunction) -> Float64[np.ndarray, " prompt"]:
     """Scores of unchanged runs."""
     values, seen = np.empty(len(chats)), list[int]()
-    for indices, batch in model.shared_batches([cut_at_decision(chat) for chat in chats]):
-        with torch.no_grad():
-            values[indices] = score(model.decision_logits(batch)).double().cpu().numpy()
+
+    @torch.no_grad()
+    def scored(indices: list[int], batch: Batch) -> list[int]:
+        values[indices] = score(model.decision_logits(batch)).double().cpu().numpy()
+        return indices
+
+    for indices in over_batches(model, [cut_at_decision(chat) for chat in chats], CLEAN_BATCH, scored, "clean scores"):
         seen += indices
     return all_rows(values, seen)
 

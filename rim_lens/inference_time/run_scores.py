@@ -7,9 +7,10 @@ Of several processes each scores its share of the prompts, or of the sets of hea
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,7 @@ from rim_lens.model.batch import Batch
 from rim_lens.model.changed_runs import whole_passes, why_not
 from rim_lens.model.chat import Chat
 from rim_lens.model.finite import check_finite
+from rim_lens.model.fitting import AtOnce, over_batches
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.resume import ResumablePass
 from rim_lens.model.taps_fast import serves, sites_of
@@ -33,6 +35,7 @@ from rim_lens.processes import all_rows, gather_items, n_processes, rank, share
 from rim_lens.progress import track
 from rim_lens.stats import benjamini_hochberg, bootstrap_means, permutation_test
 
+T = TypeVar("T")
 MetricFunction = Callable[[Float[Tensor, "row vocab"]], Float[Tensor, " row"]]
 Metric = RefusalTokens | MetricFunction
 Region = Literal["all", "suffix", "decision"]
@@ -69,8 +72,10 @@ class CleanPasses:
             self.n_bytes += one.n_bytes
 
     def of(self, indices: Sequence[int]) -> ResumablePass | None:
-        """Hand the pass over these prompts out, once."""
-        return self.passes.pop(tuple(indices), None)
+        """Hand the pass over these prompts out, once; one over these and others is of no use any more and dropped."""
+        found = self.passes.pop(tuple(indices), None)
+        self.passes = {prompts: one for prompts, one in self.passes.items() if set(prompts).isdisjoint(indices)}
+        return found
 
 
 def score_runs(
@@ -110,34 +115,59 @@ def score_runs(
     first = first_changed(chats, region, donated)
     by_prompt = len(chats) >= n_processes() or len(head_sets) < n_processes()
     sets = list(range(len(head_sets))) if by_prompt else share(len(head_sets), layers_to_run(model, head_sets))
-    mask = one_hot([head_sets[i] for i in sets], model.n_layers, model.n_heads)
+    scorer = Scorer(model, [head_sets[i] for i in sets], metric, donated, kept, "asked for" if plain else None)
     clean, changed, seen = np.empty(len(chats)), np.empty((len(chats), len(head_sets))), list[int]()
-    why = "asked for" if plain else None
-    for indices, batch, begin in prompt_batches(model, chats, first, description, split=by_prompt):
-        runs = runs_of(batch, mask, begin, donated and donated[indices])
-        start = int(begin.min())
-        why = why or why_not(model, batch, runs, start)
-        with torch.no_grad():
-            if why:
-                base, scored = model.decision_logits(batch), whole_passes(model, batch, runs)
-            else:
-                whole = (kept and kept.of(indices)) or ResumablePass(model, batch, start)
-                base, scored = whole.logits, whole.logits_of(runs)
-            check_finite(model, batch, base)
-            clean[indices] = metric(base).double().cpu().numpy()
-            values = np.empty(len(runs))
-            for rows, logits in scored:
-                values[rows.numpy()] = metric(logits).double().cpu().numpy()
-        need_numbers(values, batch, [head_sets[i] for i in sets])
-        changed[np.ix_(indices, sets)] = values.reshape(len(indices), len(sets))
+    for indices, base, values in over_prompts(model, chats, first, scorer, description, split=by_prompt):
+        clean[indices] = base
+        changed[np.ix_(indices, sets)] = values
         seen += indices
     if by_prompt:
         clean, changed = all_rows(clean, seen), all_rows(changed, seen)
     else:
         changed = all_rows(changed.T, sets).T
-    reasons = gather_items(n_processes(), [rank()], [why])  # a process without prompts has tried nothing
+    reasons = gather_items(n_processes(), [rank()], [scorer.why])  # a process without prompts has tried nothing
     why = next((one for one in reasons if one), None)
     return RunScores(clean, changed, "plain" if why else "resumed", why or "")
+
+
+@dataclass(eq=False)
+class Scorer:
+    """Scores a batch of prompts, clean and under every set of heads; `why` runs are not resumed is found on the way."""
+
+    model: LensModel
+    head_sets: Sequence[Sequence[Head]]
+    metric: MetricFunction
+    donated: HeadRecording | None
+    kept: CleanPasses | None
+    why: str | None
+
+    def __post_init__(self) -> None:
+        self.mask = one_hot(self.head_sets, self.model.n_layers, self.model.n_heads)
+        self.at_once = AtOnce(sys.maxsize, "changed runs", "runs", inside=True)
+
+    @torch.no_grad()
+    def __call__(
+        self, indices: list[int], batch: Batch, begin: Int[Tensor, " prompt"]
+    ) -> tuple[list[int], Float64[np.ndarray, " prompt"], Float64[np.ndarray, "prompt set"]]:
+        """The prompts' indices, their clean scores and those of their changed runs."""
+        runs, start = runs_of(batch, self.mask, begin, self.donated and self.donated[indices]), int(begin.min())
+        self.why = self.why or why_not(self.model, batch, runs, start)
+        whole = None
+        if not self.why:
+            whole = (self.kept and self.kept.of(indices)) or ResumablePass(self.model, batch, start)
+        base = self.model.decision_logits(batch) if whole is None else whole.logits
+        check_finite(self.model, batch, base)
+        clean, values = self.metric(base).double().cpu().numpy(), np.empty(len(runs))
+
+        def take(rows: Tensor, logits: Tensor) -> None:
+            values[rows.numpy()] = self.metric(logits).double().cpu().numpy()
+
+        if whole is None:
+            whole_passes(self.model, batch, runs, take, self.at_once)
+        else:
+            whole.give_logits(runs, take, self.at_once)
+        need_numbers(values, batch, self.head_sets)
+        return indices, clean, values.reshape(len(indices), -1)
 
 
 def need_numbers(values: Float[np.ndarray, "run"], batch: Batch, head_sets: Sequence[Sequence[Head]]) -> None:
@@ -157,20 +187,28 @@ def layers_to_run(model: LensModel, head_sets: Sequence[Sequence[Head]]) -> list
     return [model.n_layers - min((layer for layer, _ in heads), default=model.n_layers) for heads in head_sets]
 
 
-def prompt_batches(
-    model: LensModel, chats: Sequence[Chat], first: Sequence[int], description: str, *, split: bool = True
-) -> Iterator[tuple[list[int], Batch, Int[Tensor, " prompt"]]]:
-    """Batches of (cut) chats with their indices and the first changed column of each row; short prompts go together.
+def over_prompts(
+    model: LensModel,
+    chats: Sequence[Chat],
+    first: Sequence[int],
+    work: Callable[[list[int], Batch, Int[Tensor, " prompt"]], T],
+    description: str,
+    *,
+    split: bool = True,
+) -> Iterator[T]:
+    """What `work` gives for batches of (cut) chats, called with their indices and the first changed column of each row.
 
-    With `split` only the batches of this process.
+    Short prompts go together, fewer of them where memory runs out. With `split` only the prompts of this process.
     """
     columns = max(len(chat) - column for chat, column in zip(chats, first, strict=True))
     size = min(16, math.ceil(ROWS_TO_FILL / (columns * model.n_heads)))
     total = math.ceil(len(chats) / size / (n_processes() if split else 1))
-    dealt = model.shared_batches(chats, size) if split else model.batches(chats, size)
-    for indices, batch in track(dealt, description, total=total):
+
+    def begun(indices: list[int], batch: Batch) -> T:
         padding = batch.tokens.shape[1] - torch.tensor([len(chats[i]) for i in indices])
-        yield indices, batch, torch.tensor([first[i] for i in indices]) + padding
+        return work(indices, batch, torch.tensor([first[i] for i in indices]) + padding)
+
+    return track(over_batches(model, chats, size, begun, description, split=split), description, total=total)
 
 
 def runs_of(batch: Batch, mask: Tensor, first: Int[Tensor, " prompt"], donated: HeadRecording | None) -> HeadRuns:

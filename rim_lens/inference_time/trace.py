@@ -27,6 +27,7 @@ from rim_lens.inference_time.groups import groups_of, need_distinct_requests
 from rim_lens.inference_time.probe import RefusalProbe
 from rim_lens.inference_time.write_vectors import write_vectors
 from rim_lens.model.chat import Chat
+from rim_lens.model.fitting import AtOnce
 from rim_lens.model.lens_model import LensModel
 from rim_lens.progress import track
 from rim_lens.results import Manifest, Result
@@ -108,15 +109,22 @@ def trace_refusal(
     middle = np.array([d.middle for d in directions])
     spread = np.array([d.spread for d in directions])
     readings, written = [], []
-    for start in track(range(0, len(kept), batch_size), "tracing CoTs"):
-        some = [chats[i] for i in kept[start : start + batch_size]]
-        stream = residuals(model, some, "cot", batch_size=batch_size)[:, probe.layer]
-        outputs = head_outputs(model, some, "cot", batch_size=batch_size)[:, : probe.layer]
-        parts = torch.einsum("clphd,lhd->cplh", outputs, writers)
+
+    def read(some: Sequence[Chat]) -> list[tuple[np.ndarray, np.ndarray]]:
+        stream = residuals(model, some, "cot", batch_size=len(some))[:, probe.layer]
+        outputs = head_outputs(model, some, "cot", batch_size=len(some))[:, : probe.layer]
+        parts, rows = torch.einsum("clphd,lhd->cplh", outputs, writers), []
         for row, chat in enumerate(some):
             length = int(chat.where("cot").sum())
-            readings.append((((stream[row, :length] @ vectors).double().numpy()) - middle) / spread)
-            written.append(parts[row, :length].double().numpy())
+            reading = (((stream[row, :length] @ vectors).double().numpy()) - middle) / spread
+            rows.append((reading, parts[row, :length].double().numpy()))
+        return rows
+
+    batches = AtOnce(batch_size, "tracing CoTs").parts([chats[i] for i in kept], read)
+    for rows in track(batches, "tracing CoTs", total=-(-len(kept) // batch_size)):
+        for reading, parts in rows:
+            readings.append(reading)
+            written.append(parts)
     places = [_falls(reading, window) for reading in readings]
     fall_of = np.stack([falls.max(axis=0) for falls in places])
     cliffs = [int(falls[:, 0].argmax()) + window for falls in places]

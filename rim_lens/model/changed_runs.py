@@ -1,5 +1,6 @@
 """Decision logits of many changed runs: resumed at the changed layer where the model allows it, else by whole passes."""
 
+from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -10,10 +11,12 @@ from torch import Tensor
 from rim_lens.errors import RimLensError
 from rim_lens.model.batch import Batch
 from rim_lens.model.decode import selected
+from rim_lens.model.fitting import AtOnce, out_of_memory
 from rim_lens.model.lens_model import LensModel
-from rim_lens.model.resume import LogitsOfRuns, ResumablePass, Runs, entry_layers, unfit
+from rim_lens.model.resume import ResumablePass, Runs, TakeLogits, entry_layers, unfit
 from rim_lens.model.taps import Tap
 
+ROWS_AT_ONCE = 8  # of a whole pass
 _TRIED: WeakKeyDictionary[Any, dict[bool, str | None]] = WeakKeyDictionary()  # model -> {with a prefix: why not}
 
 
@@ -31,12 +34,19 @@ def why_not(model: LensModel, batch: Batch, runs: Runs, start: int) -> str | Non
 def _differing(model: LensModel, batch: Batch, runs: Runs, start: int) -> str | None:
     """Compare the run that changes the earliest layer, resumed and in a whole pass."""
     earliest = int(entry_layers(runs, model.n_layers).argmin())
-    one = OneRun(runs, earliest)
+    one, logits = OneRun(runs, earliest), list[Tensor]()
+
+    def take(rows: Tensor, of_run: Tensor) -> None:
+        logits.append(of_run)
+
     try:
-        ((_, resumed),) = ResumablePass(model, batch, start).logits_of(one)
+        ResumablePass(model, batch, start).give_logits(one, take)
     except (RimLensError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        if out_of_memory(error):
+            raise  # says nothing about the layers
         return f"its layers cannot be called one by one ({type(error).__name__}: {error})"
-    ((_, whole),) = whole_passes(model, batch, one)
+    whole_passes(model, batch, one, take)
+    resumed, whole = logits
     tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 5e-2
     off = float((resumed - whole).abs().max() / whole.std())
     return None if off < tolerance else f"resumed logits differ from those of a whole pass (by {off:.2g} sd)"
@@ -66,8 +76,14 @@ class RunTap(Tap):
         return self.runs.change(layer, self.rows, z)
 
 
-def whole_passes(model: LensModel, batch: Batch, runs: Runs, rows_at_once: int = 8) -> LogitsOfRuns:
-    """Decision logits of every run by whole passes, some runs at a time, with the runs' indices."""
-    for rows in torch.arange(len(runs.prompt)).split(rows_at_once):
+def whole_passes(model: LensModel, batch: Batch, runs: Runs, take: TakeLogits, at_once: AtOnce | None = None) -> None:
+    """Give decision logits of every run to `take`, by whole passes over some runs at a time."""
+
+    def some_runs(some: Sequence[int]) -> None:
+        rows = torch.tensor(some)
         with torch.no_grad(), model.tap(RunTap(runs, rows)):
-            yield rows, model.decision_logits(selected(batch, runs.prompt[rows].tolist()))
+            take(rows, model.decision_logits(selected(batch, runs.prompt[rows].tolist())))
+
+    room = at_once or AtOnce(ROWS_AT_ONCE, "whole passes", "runs", inside=True)
+    for _ in room.parts(range(len(runs.prompt)), some_runs, ROWS_AT_ONCE):
+        pass

@@ -42,34 +42,33 @@ class Prefilled:
         """Number of prompts."""
         return len(self.batch)
 
-    def decision_logits(self, runs: int = 1) -> Float[Tensor, "row vocab"]:
-        """Logits of `runs` runs of every prompt under the active taps; row i is run i % runs of prompt i // runs."""
-        return Continued(self, runs).logits
+    def decision_logits(self, rows: Sequence[int]) -> Float[Tensor, "row vocab"]:
+        """Logits of one run a row under the active taps; `rows` says which of the prompts each row runs."""
+        return Continued(self, rows).logits
 
-    def answer_logits(self, answers: Int[Tensor, "prompt new"], runs: int = 1) -> Float[Tensor, "row new vocab"]:
+    def answer_logits(self, answers: Int[Tensor, "row new"], rows: Sequence[int]) -> Float[Tensor, "row new vocab"]:
         """Logits that predict each token of given answers, in one pass under the active taps; rows as above.
 
         Shorter answers may be filled up on the right: what follows a token does not change what predicts it.
         """
-        run = Continued(self, runs, at_once=answers[:, :-1])
-        return run.all_logits
+        return Continued(self, rows, at_once=answers[:, :-1]).all_logits
 
 
 class Continued:
     """Runs of prefilled prompts from the decision position on, one token a step, under the taps that are active then.
 
-    `logits` are those after the latest token; rows as in `Prefilled.decision_logits`. Tokens given `at_once` (a row a prompt)
-    are computed together with the decision position, and `all_logits` has the logits of all these columns.
+    `logits` are those after the latest token; rows as in `Prefilled.decision_logits`. Tokens given `at_once` are computed
+    together with the decision position, and `all_logits` has the logits of all these columns.
     """
 
-    def __init__(self, part: Prefilled, runs: int = 1, at_once: Int[Tensor, "prompt new"] | None = None) -> None:
-        rows = torch.arange(len(part)).repeat_interleave(runs)
-        self.model, self.batch = part.model, repeated(part.batch, rows)
+    def __init__(self, part: Prefilled, rows: Sequence[int], at_once: Int[Tensor, "row new"] | None = None) -> None:
+        prompts = torch.tensor(list(rows))
+        self.model, self.batch = part.model, repeated(part.batch, prompts)
         self.cache = DynamicCache(config=part.model.hf.config)
         for layer, (keys, values) in enumerate(part.layers):
-            self.cache.update(keys[rows.to(keys.device)], values[rows.to(values.device)], layer)
+            self.cache.update(keys[prompts.to(keys.device)], values[prompts.to(values.device)], layer)
         columns = 1
-        for token in () if at_once is None else at_once[rows.to(at_once.device)].unbind(1):
+        for token in () if at_once is None else at_once.unbind(1):
             self.batch = grown(self.batch, token, torch.full_like(token, SEGMENTS.index("response")))
             columns += 1
         self.all_logits = self._last_columns(columns)

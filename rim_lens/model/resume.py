@@ -11,7 +11,7 @@ Exact: a run's logits are those of a whole pass with the same change; `changed_r
 pass can also keep what gradients with respect to head outputs need, so that estimating comes at the cost of one backward pass.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +25,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from rim_lens.errors import RimLensError
 from rim_lens.model.batch import Batch
+from rim_lens.model.fitting import AtOnce
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.sites import Layer
 from rim_lens.model.taps_fast import serves, sites_of
@@ -34,7 +35,8 @@ CPU_ACTIVATION_BYTES = 2 << 20
 MIN_TOKENS, GPU_TOKENS = 128, 16384
 STATE_BYTES = 256 << 20  # residual streams of the runs kept at once
 ROWS_OF_LOGITS = 32
-LogitsOfRuns = Iterator[tuple[Int[Tensor, " row"], Float[Tensor, "row vocab"]]]
+# Takes the indices of some runs and their decision logits.
+TakeLogits = Callable[[Int[Tensor, " row"], Float[Tensor, "row vocab"]], Any]
 
 
 class Runs(Protocol):
@@ -183,15 +185,21 @@ class ResumablePass:
 
     # ---- the runs -------------------------------------------------------------------------------------------------
     @torch.no_grad()
-    def logits_of(self, runs: Runs) -> LogitsOfRuns:
-        """Decision logits of every run, some runs at a time, with the runs' indices."""
+    def give_logits(self, runs: Runs, take: TakeLogits, at_once: AtOnce | None = None) -> None:
+        """Give decision logits of every run to `take`, some runs at a time; fewer at a time where memory runs out."""
         entry = entry_layers(runs, len(self.layers))
         example = self.calls[0].entering
-        at_once = max(1, STATE_BYTES // (example[0].numel() * example.element_size()))
-        for group in entry.argsort(stable=True).split(at_once):
+        most = max(1, STATE_BYTES // (example[0].numel() * example.element_size()))
+
+        def climb(some: Sequence[int]) -> None:
+            group = torch.tensor(some)
             last = self._climb(runs, group, entry[group].tolist())
             for rows in torch.arange(len(group)).split(ROWS_OF_LOGITS):
-                yield group[rows], self._unembedded(last[rows])
+                take(group[rows], self._unembedded(last[rows]))
+
+        room = at_once or AtOnce(most, "resumed runs", "runs", inside=True)
+        for _ in room.parts(entry.argsort(stable=True).tolist(), climb, most):
+            pass
 
     def _climb(self, runs: Runs, group: Int[Tensor, " run"], entry: list[int]) -> Float[Tensor, "run one d_model"]:
         """Residual stream of the runs after the last layer, at the last column; `entry` is sorted."""

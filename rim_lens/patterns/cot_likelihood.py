@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from rim_lens.model.batch import Batch
+from rim_lens.model.fitting import over_batches
 from rim_lens.model.lens_model import LensModel
 
 
@@ -18,11 +20,15 @@ def cot_nll(
         model.render(problem, thinking="prefilled", cot=cot)[0] for problem, cot in zip(problems, cots, strict=True)
     ]
     found = np.full(len(chats), np.nan)
-    for indices, batch in model.batches(chats, batch_size):
+
+    def read(indices: list[int], batch: Batch) -> None:
         inside = batch.where("cot")[:, 1:]
         logits = model.logits(batch)[:, :-1][inside].float()  # the vocabulary is wide: other positions are left out
         each = logits.logsumexp(dim=-1) - logits.gather(-1, batch.tokens[:, 1:][inside][:, None]).squeeze(-1)
         row = inside.nonzero()[:, 0]
         total = torch.zeros(len(batch), device=each.device).index_add_(0, row, each)
         found[indices] = (total / inside.sum(dim=1)).cpu().numpy()
+
+    for _ in over_batches(model, chats, batch_size, read, "likelihood of CoTs", split=False):
+        pass
     return found

@@ -23,6 +23,7 @@ from rim_lens.capture.neurons import Positions, chosen_positions
 from rim_lens.data.prompts import Prompt
 from rim_lens.errors import RimLensError
 from rim_lens.model.chat import SEGMENTS, Chat
+from rim_lens.model.fitting import over_batches
 from rim_lens.model.lens_model import LensModel
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import bootstrap_mean
@@ -102,9 +103,11 @@ def neuron_table(
     if on is not None and [chat.request for chat in on] != [chat.request for chat in off]:
         raise RimLensError("The chats with thinking on must be of the same requests in the same order as the prompts.")
     effects = direct_effects(model, rows)  # first: a model without the modules is refused before any pass
+    every_chat = [*off, *(on or [])]
     with record_neurons(model, rows) as seen, torch.no_grad():
-        for _, batch in model.batches([*off, *(on or [])], batch_size):
-            model.decision_logits(batch)
+        run = model.decision_logits
+        for _ in over_batches(model, every_chat, batch_size, lambda _, batch: run(batch), "neuron_table", split=False):
+            pass
     return table_of(model, every, rows, effects, seen, off, list(on or []), n_tokens, n_prompts, positions, seed)
 
 

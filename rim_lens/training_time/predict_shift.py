@@ -24,6 +24,7 @@ from rim_lens.capture.neuron_activations import Measure, NeuronActivations
 from rim_lens.capture.neurons import Positions
 from rim_lens.errors import RimLensError
 from rim_lens.model.chat import Chat, segment_id
+from rim_lens.model.fitting import halves_batches
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.stored_weights import StoredWeights
 from rim_lens.model.swap import shown, squared_norm, swap_of
@@ -179,6 +180,7 @@ def predicted_ras(changes: list[float], nulls: list[Float[np.ndarray, "set"]]) -
     return {"ras": value, "ras_control": float(null.mean()), "ras_p": float(empirical_p(value, null, "greater"))}
 
 
+@halves_batches
 def gradient_of(model: LensModel, data: Sequence[Chat], batch_size: int) -> tuple[float, Gradients]:
     """Mean negative log-likelihood per learned token, and its gradient for every parameter."""
     if model.hf is None:

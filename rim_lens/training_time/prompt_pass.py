@@ -4,6 +4,7 @@ The pass can keep its KV cache (`Prefilled`), so that heads or neurons are ablat
 price of one token a run; tokens that all prompts begin with are computed once where no measured position is among them.
 """
 
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from rim_lens.capture.neurons import AtDecision, Positions, chosen_positions, fi
 from rim_lens.errors import RimLensError
 from rim_lens.model.batch import Batch
 from rim_lens.model.chat import SEGMENTS, Chat
+from rim_lens.model.fitting import halves_batches, out_of_memory
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.prefilled import Prefilled, can_prefill, prefilled, prefilling_pass
 from rim_lens.model.shared_prefix import prefix_first, shared_length
@@ -46,7 +48,7 @@ def pass_over(
     keep: bool = False,
     at_decision: AtDecision | None = None,
 ) -> PromptPass:
-    """Measure chats in one pass over each batch.
+    """Measure chats in one pass over each batch; where memory runs out, nothing is kept, and batches are halved.
 
     Args:
         model: the model; other active taps apply.
@@ -56,11 +58,40 @@ def pass_over(
         batch_size: chats a pass.
         attention: also read every head's attention from the decision position.
         keep: also keep what runs from the decision position on need.
-        at_decision: called with the indices and decision logits of each batch.
+        at_decision: called with the indices and decision logits of each batch, again for those of a pass that starts over.
 
     Raises:
-        RimLensError: a chat without a token at `positions`, or neurons that cannot be read.
+        RimLensError: a chat without a token at `positions`, neurons that cannot be read, or a single chat that does not fit
+            into memory.
     """
+    options: Any = {"per_prompt": per_prompt, "attention": attention, "at_decision": at_decision}
+    if keep:
+        try:
+            return prompt_pass(model, chats, positions, batch_size=batch_size, keep=True, **options)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0][:160]
+        warnings.warn(
+            f"pass_over: what runs from the decision position of {len(chats)} prompts need does not fit into memory ({reason}); "
+            "it is computed anew, a batch at a time.",
+            stacklevel=2,
+        )
+    return halves_batches(prompt_pass)(model, chats, positions, batch_size=batch_size, **options)
+
+
+def prompt_pass(
+    model: LensModel,
+    chats: Sequence[Chat],
+    positions: Positions,
+    *,
+    per_prompt: bool | Int[np.ndarray, "neuron index"] = False,
+    batch_size: int = 16,
+    attention: bool = False,
+    keep: bool = False,
+    at_decision: AtDecision | None = None,
+) -> PromptPass:
+    """`pass_over` with what fits into memory."""
     chosen = [chosen_positions(chat, positions) for chat in chats]
     empty = [number for number, where in enumerate(chosen) if not where.any()]
     if empty or not chats:

@@ -4,26 +4,31 @@ Where prompts were computed once (`Prefilled`), a run costs one token a prompt, 
 batch having its own; other models take a whole pass a set.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 
 from rim_lens.behavior.refusal_score import RefusalTokens
 from rim_lens.inference_time.head_measures import Head
 from rim_lens.inference_time.run_scores import cut_at_decision
 from rim_lens.intervene.heads import ablate_heads
 from rim_lens.intervene.selection import Where
+from rim_lens.model.batch import Batch
 from rim_lens.model.chat import Chat
+from rim_lens.model.fitting import AtOnce, over_batches
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.prefilled import Prefilled, can_prefill, prefill
-from rim_lens.processes import share, sum_over_processes
+from rim_lens.processes import n_processes, sum_over_processes
 from rim_lens.progress import track
 
+T = TypeVar("T")
+Part = Prefilled | tuple[list[int], Batch]  # prompts that were computed once, or a batch with its prompts' indices
 ROWS = 64  # of a pass that computes one token a row: more of them only move more cached keys about
 # Called with one set a row and where=: changes them for the time of a block, at "all" positions of the pass or at "decision".
 ChangeAt = Callable[..., AbstractContextManager[Any]]
@@ -42,43 +47,81 @@ def scores_of_sets(
 ) -> Float[np.ndarray, "set prompt"]:
     """Refusal score of every prompt with each set changed at its decision position; `kept` from a pass over these chats."""
     scores = torch.zeros(len(sets), len(chats), dtype=torch.float64)
-    parts: Sequence[Prefilled | tuple[Any, Any]] = kept or parts_of(model, chats, batch_size)
-    for part in track(parts, description):
-        if isinstance(part, Prefilled):
-            together, prompts = max(1, ROWS // len(part)), part.indices
-        else:
-            together, prompts = 1, part[0]
-        for start in range(0, len(sets), together):
-            group = sets[start : start + together]
-            logits = changed_logits(model, part, group, change)
-            values = tokens.score(logits).double().cpu().view(len(prompts), len(group))
-            scores[start : start + len(group), list(prompts)] = values.T
+
+    def score(part: Part, at_once: AtOnce) -> None:
+        for prompts, group, values in scores_of_part(model, part, sets, change, tokens, at_once):
+            scores[group, prompts] = values
+
+    if kept:
+        at_once = rows_at_once(description)
+        for part in track(kept, description):
+            score(part, at_once)
+    else:
+        inner, total = rows_at_once(description, inside=True), math.ceil(len(chats) / batch_size / n_processes())
+        scored = over_parts(model, chats, batch_size, lambda part: score(part, inner), description)
+        for _ in track(scored, description, total):
+            pass
     return sum_over_processes(scores).numpy()
 
 
-def parts_of(model: LensModel, chats: Sequence[Chat], batch_size: int) -> list[Any]:
-    """The chats of this process in batches, prefilled where the model allows it."""
-    mine = share(len(chats), [len(chat) for chat in chats])
-    found: list[Any] = []
-    if not mine:
-        return found
-    for rows, batch in model.batches([cut_at_decision(chats[i]) for i in mine], batch_size):
-        prompts = [mine[row] for row in rows]
-        found.append(prefill(model, prompts, batch) if can_prefill(model, batch) else (prompts, batch))
-    return found
+def rows_at_once(what: str, *, inside: bool = False) -> AtOnce:
+    """How many rows (a prompt under a set) a pass from the decision position on has."""
+    return AtOnce(ROWS, what, "rows", inside=inside)
+
+
+def over_parts(
+    model: LensModel, chats: Sequence[Chat], batch_size: int, work: Callable[[Part], T], what: str
+) -> Iterator[T]:
+    """What `work` gives for this process's chats, a batch at a time, prefilled where the model allows it."""
+
+    def begun(prompts: list[int], batch: Batch) -> T:
+        return work(prefill(model, prompts, batch) if can_prefill(model, batch) else (prompts, batch))
+
+    return over_batches(model, [cut_at_decision(chat) for chat in chats], batch_size, begun, what)
+
+
+def rows_under_sets(
+    part: Prefilled,
+    sets: Sequence[Any],
+    change: ChangeAt,
+    run: Callable[[Sequence[int]], T],
+    at_once: AtOnce,
+) -> Iterator[tuple[list[int], list[int], T]]:
+    """What `run` gives for rows of a part while each has one of the sets changed, with the rows' places in it and their sets.
+
+    All prompts of the part share a pass with as many sets as fit into `ROWS`, or fewer rows where memory runs out.
+    """
+
+    def some_rows(pairs: Sequence[tuple[int, int]]) -> tuple[list[int], list[int], T]:
+        rows, chosen = (list(column) for column in zip(*pairs, strict=True))
+        with change([sets[one] for one in chosen], where="all"):
+            return rows, chosen, run(rows)
+
+    together = max(1, ROWS // len(part))
+    for start in range(0, len(sets), together):
+        group = range(start, min(start + together, len(sets)))
+        yield from at_once.parts([(row, one) for row in range(len(part)) for one in group], some_rows)
 
 
 @torch.no_grad()
-def changed_logits(
-    model: LensModel, part: Any, group: Sequence[Any], change: ChangeAt
-) -> Float[torch.Tensor, "row vocab"]:
-    """Decision logits of every prompt under each set, prompt by prompt."""
+def scores_of_part(
+    model: LensModel, part: Part, sets: Sequence[Any], change: ChangeAt, tokens: RefusalTokens, at_once: AtOnce
+) -> Iterator[tuple[list[int], list[int], Float64[torch.Tensor, " row"]]]:
+    """Refusal score of every prompt of a part under every set, some rows at a time, with their prompts and sets."""
     if isinstance(part, Prefilled):
-        with change([one for _ in range(len(part)) for one in group], where="all"):
-            return part.decision_logits(len(group))
-    _, batch = part
-    with change([group[0]] * len(batch), where="decision"):
-        return model.decision_logits(batch)
+        ready = part
+
+        def run(rows: Sequence[int]) -> Float64[torch.Tensor, " row"]:
+            return tokens.score(ready.decision_logits(rows)).double().cpu()
+
+        for rows, chosen, values in rows_under_sets(part, sets, change, run, at_once):
+            yield [part.indices[row] for row in rows], chosen, values
+        return
+    prompts, batch = part
+    for one, units in enumerate(sets):
+        with change([units] * len(batch), where="decision"):
+            values = tokens.score(model.decision_logits(batch)).double().cpu()
+        yield prompts, [one] * len(prompts), values
 
 
 def without_heads(
