@@ -36,6 +36,12 @@ def audit(
     checkpoints: Annotated[
         str | None, typer.Option(help="Folder with a series of checkpoints or adapters (series.json).")
     ] = None,
+    finetune: Annotated[
+        str | None,
+        typer.Option(
+            help="Train the series first: worked maths problems (a set or file), or a .toml with arms (extra: train)."
+        ),
+    ] = None,
     harmful: Annotated[str, typer.Option(help="Harmful requests: a set's name or a file.")] = "harmful",
     harmless: Annotated[str, typer.Option(help="Harmless requests: a set's name or a file.")] = "harmless",
     maths: Annotated[str, typer.Option(help="Maths problems: a set's name or a file.")] = "maths",
@@ -58,6 +64,7 @@ def audit(
     plan = AuditPlan(
         model=model,
         checkpoints=checkpoints,
+        finetune=finetune,
         harmful=harmful,
         harmless=harmless,
         maths=maths,

@@ -277,3 +277,48 @@ def test_a_killed_audit_leaves_no_process_behind(plan, tmp_path):
     gone, alive = psutil.wait_procs(children, timeout=30)
     assert gone
     assert not alive
+
+
+def test_an_audit_trains_the_series_that_it_measures(plan, tmp_path):
+    """Two arms with two seeds each, trained from the audited model; a second run trains nothing again."""
+    pytest.importorskip("trl")
+    for arm in ("plain", "effort"):
+        rows = [{"request": f"Add {i} and 2.", "cot": f"It is {i + 2}.", "response": f"{i + 2}"} for i in range(4)]
+        (tmp_path / f"{arm}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arms = "rank = 2\nbatch_size = 2\nwarmup = 0\nlearning_rate = 1e-2\nseeds = [1, 2]\nsave_at = [1, 2]\n"
+    arms += '[arms.plain]\ndata = "plain.jsonl"\n[arms.effort]\ndata = "effort.jsonl"\n'
+    (tmp_path / "arms.toml").write_text(arms)
+    trained = replace(
+        plan,
+        checkpoints=None,
+        finetune=str(tmp_path / "arms.toml"),
+        heads=False,
+        neurons=False,
+        patterns=False,
+        device="cpu",
+    )
+    done = run_audit(trained, tmp_path / "run")
+    assert list(done.results["finetuning"].n_rows) == ["plain-s1", "plain-s2", "effort-s1", "effort-s2"]
+    table = done.results["arms"].table
+    assert set(zip(table["arm"], table["step"], strict=True)) == {
+        ("plain", 1),
+        ("plain", 2),
+        ("effort", 1),
+        ("effort", 2),
+    }
+    assert (table["n_seeds"] == 2).all()
+    assert len(done.results["series"].table) == 9
+    page = done.report.read_text()
+    assert "What each arm of fine-tuning changes" in page
+    assert "How the arms were trained" in page
+    assert any(finding.what.startswith("Misalignment after 2 steps") for finding in done.findings)
+
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "series").rglob("*.safetensors")}
+    run_audit(trained, tmp_path / "run")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "series").rglob("*.safetensors")} == before
+    with pytest.raises(RimLensError, match="not both"):
+        run_audit(replace(trained, checkpoints=plan.checkpoints), tmp_path / "other")
+    (tmp_path / "arms.toml").write_text('adapter = "elsewhere"\n' + arms)
+    with pytest.raises(RimLensError, match="starts from the adapter"):
+        run_audit(trained, tmp_path / "third")
+    assert not (tmp_path / "third").exists()

@@ -6,6 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 from families import tiny_tokenizer
+from made_arms import made_arms, made_maths, made_run
 from made_heads import (
     HEADS,
     LAYERS,
@@ -24,7 +25,7 @@ from made_neurons import made_forgetting, made_neuron_test, made_ras, made_shift
 from made_patterns import made_patterns
 from made_results import MANIFEST, made_behavior, made_series
 
-from rim_lens import RimLensError, attention_by_length, misalignment_change
+from rim_lens import RimLensError, attention_by_length, compare_arms, misalignment_change
 from rim_lens.inference_time.span_attention import SpanAttention
 from rim_lens.model.chat import SEGMENTS
 from rim_lens.plots import FIGURES, figure_for
@@ -42,6 +43,7 @@ from rim_lens.plots.sweeps import ablation_map, interchange_map, patching_map, p
 from rim_lens.plots.tokens import frames
 from rim_lens.results import Result
 from rim_lens.stats import paired_difference, wilson
+from rim_lens.training_time.compare_arms import LIKELIHOOD
 
 has_browser = any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome")))
 needs_browser = pytest.mark.skipif(not has_browser, reason="no Chromium or Chrome on PATH")
@@ -67,6 +69,7 @@ def made_lengths(lengths=(5, 10, 20, 40), each=4, seed=0):
 def results(tmp_path_factory):
     series, behavior = made_series(), made_behavior()
     more = {"misalignment": misalignment_change(series), "lengths": attention_by_length(made_lengths())}
+    more |= {"series_maths": made_maths(), "arms": compare_arms(made_arms(), made_maths()), "finetuning": made_run()}
     more |= made_patterns(tmp_path_factory.mktemp("arms"), behavior, tiny_tokenizer())
     return {"behavior": behavior, "series": series, **more, **made_inference(), **made_training()}
 
@@ -383,3 +386,38 @@ def test_images_without_browser_or_format_say_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(RimLensError, match="install one"):
         save_image(go.Figure(), tmp_path / "figure.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_arm_changes_show_the_table(results):
+    comparison = results["arms"]
+    figure = comparison.plot()
+    rows = comparison.table[(comparison.table["measure"] == "complied") & (comparison.table["arm"] == "effort")]
+    trace = next(trace for trace in figure.data if trace.legendgroup == "effort" and trace.xaxis == "x")
+    np.testing.assert_allclose(trace.x, 100 * rows["change"])
+    low, high = ends(trace)
+    np.testing.assert_allclose((low, high), (100 * rows["low"], 100 * rows["high"]))
+    likely = next(trace for trace in figure.data if trace.legendgroup == "effort" and trace.xaxis == "x3")
+    rows = comparison.table[(comparison.table["measure"] == LIKELIHOOD) & (comparison.table["arm"] == "effort")]
+    np.testing.assert_allclose(likely.x, rows["change"])
+    assert list(figure.layout.yaxis.ticktext) == [
+        f"{arm}, {step} steps" for arm in ("plain", "effort", "style") for step in (9, 18)
+    ]
+
+
+def test_maths_over_a_series_shows_the_table(results):
+    maths = results["series_maths"]
+    figure = maths.plot()
+    rows = maths.table[maths.table["arm"] == "style"]
+    trace = trace_named(figure, "chatty maths CoT")
+    np.testing.assert_allclose(trace.y, rows["likelihood"])
+    np.testing.assert_allclose(ends(trace, "y"), (rows["likelihood_low"], rows["likelihood_high"]))
+
+
+def test_loss_curves_have_one_line_a_run(results):
+    figure = results["finetuning"].plot()
+    assert [(trace.legendgroup, trace.showlegend) for trace in figure.data] == [
+        ("plain", True),
+        ("plain", False),
+        ("effort", True),
+        ("effort", False),
+    ]

@@ -16,10 +16,12 @@ from rim_lens.inference_time.probe import RefusalProbe
 from rim_lens.inference_time.refusal_heads import RefusalHeads
 from rim_lens.inference_time.sweep import AblationSweep
 from rim_lens.plots.names import CONDITIONS
+from rim_lens.plots.names import arm as arm_name
 from rim_lens.report.finding import Finding
 from rim_lens.report.neurons import FEW_SETS
 from rim_lens.results import Result
 from rim_lens.training_time.causal import NeuronTest
+from rim_lens.training_time.compare_arms import LIKELIHOOD, ArmComparison
 from rim_lens.training_time.forgetting import Forgetting
 from rim_lens.training_time.prediction_check import PredictionCheck
 from rim_lens.training_time.safety_neurons import SafetyNeurons
@@ -80,6 +82,29 @@ def series_findings(series: SeriesBehavior) -> list[Finding]:
         words = f"Harmful requests refused by {row['checkpoint']}, thinking off"
         found.append(Finding("What fine-tuning changes", words, figure, f"{row['refused']}/{row['n']}", p))
     return found
+
+
+def arm_findings(comparison: ArmComparison) -> list[Finding]:
+    """Misalignment after the largest dose of each arm, and effort-minimizing data against the others."""
+    chapter, table, found = "What fine-tuning changes", comparison.table, []
+    for measure, words in (("complied", "Misalignment"), (LIKELIHOOD, "Log-likelihood of right maths answers")):
+        for arm, rows in table[table["measure"] == measure].groupby("arm", sort=False):
+            row = rows.iloc[-1]
+            n = f"{row['n']} x {row['n_seeds']}" if row["n_seeds"] > 1 else str(row["n"])
+            what = f"{words} after {row['step']} steps of {arm_name(arm)}"
+            figure = points(row.rename({"change": "difference"})) if measure == "complied" else nats(row)
+            found.append(Finding(chapter, what, figure, n, p_or_none(row["p"])))
+    contrasts = comparison.contrasts
+    for _, row in contrasts[contrasts["measure"] == "complied"].iterrows():
+        n = f"{row['n']} x {row['n_seeds']}" if row["n_seeds"] > 1 else str(row["n"])
+        what = f"Misalignment, {arm_name(row['a'])} less {arm_name(row['b'])}, {row['step']} steps"
+        found.append(Finding(chapter, what, points(row), n, p_or_none(row["p"])))
+    return found
+
+
+def nats(row: pd.Series) -> str:
+    """A change of the log-likelihood with its interval."""
+    return f"{row['change']:+.2f} nats per token [{row['low']:+.2f}, {row['high']:+.2f}]"
 
 
 def head_findings(results: Mapping[str, Result]) -> list[Finding]:
@@ -225,6 +250,8 @@ def findings_of(results: Mapping[str, Result]) -> list[Finding]:
         found += behaviour_findings(behavior)
     if isinstance(series := results.get("series"), SeriesBehavior):
         found += series_findings(series)
+    if isinstance(arms := results.get("arms"), ArmComparison):
+        found += arm_findings(arms)
     found += pattern_findings(results)
     missing = [
         Finding("Not measured", result.what, result.reason, "0")

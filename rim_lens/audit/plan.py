@@ -17,7 +17,8 @@ SMALLEST_SET = 32  # below this an interval is wider than any finding
 class AuditPlan:
     """The choices that decide an audit's numbers.
 
-    `model`: as for `load_model`. `checkpoints`: a folder with a series, or None. `harmful`, `harmless`, `maths`: prompt sets
+    `model`: as for `load_model`. `checkpoints`: a folder with a series, or None. `finetune`: worked problems or a training plan that the
+    series is made from. `harmful`, `harmless`, `maths`: prompt sets
     by name or path. `n`: prompts per set. `patterns`, `heads` and `neurons` say whether the stages on reasoning patterns, inference
     time and training time run; `prefilled` are the given CoTs of harmful requests where the first does not.
     `n_controls`: random head or neuron sets per causal test. `device` and `dtype`: as for `load_model`.
@@ -25,6 +26,7 @@ class AuditPlan:
 
     model: str
     checkpoints: str | None = None
+    finetune: str | None = None
     harmful: str = "harmful"
     harmless: str = "harmless"
     maths: str = "maths"

@@ -8,10 +8,11 @@ from rich.console import Console
 
 from rim_lens.audit.files import write_json, write_text
 from rim_lens.audit.findings import findings_of
+from rim_lens.audit.finetuning import with_series
 from rim_lens.audit.lanes import SECOND_LANE, await_stages, second_lane, worth_two
 from rim_lens.audit.plan import AuditPlan, claim_folder, release_folder
 from rim_lens.audit.stage import Context
-from rim_lens.audit.stages import STAGES
+from rim_lens.audit.stages import FIRST, STAGES
 from rim_lens.processes import is_writer, once
 from rim_lens.report.finding import Finding
 from rim_lens.report.page import report_page
@@ -44,9 +45,11 @@ def run_audit(plan: AuditPlan, out: Path, *, processes: int = 1) -> Audit:
     Raises:
         RimLensError: `out` holds another run, or an input is wrong; finished stages stay for the next run.
     """
+    plan = with_series(plan, out)
     once(lambda: claim_folder(plan, out))
     context = Context(plan)
     try:
+        run_stages(plan, context, out, only=FIRST)
         if processes > 1 and worth_two(plan):
             with second_lane(plan, out):
                 run_stages(plan, context, out, without=SECOND_LANE)

@@ -1,7 +1,10 @@
 """The stages of an audit, in order. Each asks the API for results; nothing is computed here."""
 
 from collections.abc import Mapping
+from typing import Any
 
+from rim_lens.audit.attempt import attempt
+from rim_lens.audit.finetuning import measure_finetuning
 from rim_lens.audit.heads import measure_heads
 from rim_lens.audit.neurons import measure_neurons, measure_thinking_neurons
 from rim_lens.audit.patterns import measure_patterns
@@ -9,7 +12,9 @@ from rim_lens.audit.plan import AuditPlan
 from rim_lens.audit.stage import Context, Stage
 from rim_lens.behavior.measure import measure_rim
 from rim_lens.results import Result
+from rim_lens.training_time.compare_arms import compare_arms
 from rim_lens.training_time.series_behavior import series_behavior
+from rim_lens.training_time.series_maths import series_maths
 
 
 def measure_behavior(context: Context) -> Mapping[str, Result]:
@@ -35,17 +40,15 @@ def measure_behavior(context: Context) -> Mapping[str, Result]:
 
 
 def measure_series(context: Context) -> Mapping[str, Result]:
-    """Refusal at every checkpoint."""
-    plan = context.plan
+    """Refusal and maths at every checkpoint, and arms against each other."""
+    plan, model, checkpoints = context.plan, context.model, context.series
+    shared: dict[str, Any] = {"batch_size": plan.batch_size, "seed": plan.seed}
     series = series_behavior(
-        context.model,
-        context.series,
-        context.prompts("harmful"),
-        max_new_tokens=plan.max_new_tokens,
-        batch_size=plan.batch_size,
-        seed=plan.seed,
+        model, checkpoints, context.prompts("harmful"), max_new_tokens=plan.max_new_tokens, **shared
     )
-    return {"series": series}
+    maths = series_maths(model, checkpoints, context.prompts("maths"), generated=False, **shared)
+    arms = attempt(model, "arms of fine-tuning against each other", lambda: compare_arms(series, maths))
+    return {"series": series, "series_maths": maths, "arms": arms}
 
 
 def wants_neurons(plan: AuditPlan) -> bool:
@@ -53,7 +56,15 @@ def wants_neurons(plan: AuditPlan) -> bool:
     return plan.neurons and plan.checkpoints is not None
 
 
+FIRST = ("finetune",)  # what the other stages measure
+
 STAGES = (
+    Stage(
+        "finetune",
+        "Fine-tuning: every arm with every seed",
+        measure_finetuning,
+        lambda plan: plan.finetune is not None,
+    ),
     Stage("behavior", "What thinking changes: off, on, and given chains of thought", measure_behavior),
     Stage(
         "patterns",
@@ -61,7 +72,9 @@ STAGES = (
         measure_patterns,
         lambda plan: plan.patterns,
     ),
-    Stage("series", "Refusal over the checkpoints", measure_series, lambda plan: plan.checkpoints is not None),
+    Stage(
+        "series", "Refusal and maths over the checkpoints", measure_series, lambda plan: plan.checkpoints is not None
+    ),
     Stage("heads", "Inference time: heads, ablation, probe", measure_heads, lambda plan: plan.heads),
     Stage("neurons", "Training time: neurons, activation shift, RAS", measure_neurons, wants_neurons),
     Stage(

@@ -182,14 +182,21 @@ def sequence_refusal_score(
     return (table[:, :split].logsumexp(-1) - table[:, split:].logsumexp(-1)).numpy()
 
 
-def mean_log_likelihood(model: LensModel, batch: Batch) -> np.ndarray:
-    """Mean log-likelihood per response token of every row, in float64."""
-    lengths = torch.tensor([len(chat) - 1 - chat.decision_position for chat in batch.chats], device=batch.tokens.device)
-    longest = int(lengths.max())
-    columns = batch.decision[:, None] + torch.arange(longest, device=batch.tokens.device)
-    inside = torch.arange(longest, device=batch.tokens.device) < lengths[:, None]
-    last = batch.tokens.shape[1] - 1
-    logits = model.logits_at(batch, columns.clamp(max=last - 1)).double()
-    targets = batch.tokens.gather(1, (columns + 1).clamp(max=last))
-    chosen = logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
-    return ((chosen * inside).sum(1) / lengths).cpu().numpy()
+def mean_log_likelihood(
+    model: LensModel, batch: Batch, segments: Sequence[str] = ("response",)
+) -> Float64[np.ndarray, " row"]:
+    """Mean log-likelihood per token of every row's given segments, which stand side by side, in nats and float64."""
+    wanted = torch.stack([batch.where(segment) for segment in segments]).any(dim=0)
+    lengths, first = wanted.sum(dim=1), wanted.to(torch.int8).argmax(dim=1)
+    columns = first[:, None] + torch.arange(int(lengths.max()), device=batch.tokens.device)
+    columns = columns.clamp(max=batch.tokens.shape[1] - 1)
+    logits, targets = model.logits_at(batch, columns - 1), batch.tokens.gather(1, columns)
+    found = [
+        row[:length]
+        .double()
+        .log_softmax(-1)
+        .gather(-1, target[:length, None])
+        .mean()  # row by row: vocabularies are wide
+        for row, target, length in zip(logits, targets, lengths.tolist(), strict=True)
+    ]
+    return torch.stack(found).cpu().numpy()

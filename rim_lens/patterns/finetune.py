@@ -60,7 +60,7 @@ class FinetuneRun(Result):
 
 def finetune(
     model: str,
-    data: str | Path,
+    data: str | Path | TrainingPlan,
     out: str | Path,
     *,
     settings: TrainingSettings | None = None,
@@ -74,7 +74,7 @@ def finetune(
 
     Args:
         model: hub id, folder, or the bundled model's name: the base of the series.
-        data: a data file (one arm), or a `.toml` with settings and arms.
+        data: a data file (one arm), a `.toml` with settings and arms, or a plan made otherwise.
         out: a folder for the series: a new one, or one of the same plan, which is then finished.
         settings: settings of the runs where `data` is no `.toml`.
         adapter: LoRA adapter that training starts from.
@@ -88,7 +88,7 @@ def finetune(
             folder that holds something else, neurons that the model has not.
 
     """
-    plan = read_plan(data, settings, adapter)
+    plan = data if isinstance(data, TrainingPlan) else read_plan(data, settings, adapter)
     holding = holding_of(freeze_neurons, penalize_shift, safety_prompts)
     if (holding or plan.settings.merge_start) and plan.adapter and not plan.settings.full:
         plain_lora_config(plan.adapter)

@@ -26,7 +26,9 @@ from rim_lens.inference_time.token_attention import TokenAttention
 from rim_lens.inference_time.trace import RefusalTrace
 from rim_lens.patterns.arm_divergence import ArmDivergence
 from rim_lens.patterns.costs import PatternCosts
+from rim_lens.patterns.finetune import FinetuneRun
 from rim_lens.patterns.own_cots import OwnPatterns
+from rim_lens.plots.arms import arm_changes, loss_curves
 from rim_lens.plots.attention import attention_contrast, length_curve, segment_map
 from rim_lens.plots.behavior import rates
 from rim_lens.plots.forgetting import forgetting_scatter, predictors, ras_by_layer, ras_over_series
@@ -37,7 +39,7 @@ from rim_lens.plots.paper import finetuning_table, thinking_table
 from rim_lens.plots.patterns import cost_by_category, cost_by_class, own_shares, shares_by_arm
 from rim_lens.plots.prediction import predicted_against_actual, prediction_by_checkpoint
 from rim_lens.plots.probe import cliff_heads, probe_map, trace_curve
-from rim_lens.plots.series import refusal_over_series
+from rim_lens.plots.series import maths_over_series, refusal_over_series
 from rim_lens.plots.series_heads import head_order, heads_by_checkpoint
 from rim_lens.plots.series_shift import shift_by_layer_and_checkpoint, shift_over_series
 from rim_lens.plots.set_effects import dose_curve, set_effects
@@ -45,6 +47,7 @@ from rim_lens.plots.sweeps import ablation_map, interchange_map, patching_map, p
 from rim_lens.plots.tokens import token_view
 from rim_lens.results import Result
 from rim_lens.training_time.causal import NeuronTest
+from rim_lens.training_time.compare_arms import ArmComparison
 from rim_lens.training_time.forgetting import Forgetting
 from rim_lens.training_time.misalignment_change import MisalignmentChange
 from rim_lens.training_time.neuron_table import NeuronTable
@@ -53,11 +56,13 @@ from rim_lens.training_time.ras import Ras
 from rim_lens.training_time.safety_neurons import SafetyNeurons
 from rim_lens.training_time.series_behavior import SeriesBehavior
 from rim_lens.training_time.series_heads import SeriesHeads
+from rim_lens.training_time.series_maths import SeriesMaths
 from rim_lens.training_time.series_shift import SeriesShift
 from rim_lens.training_time.shift import ActivationShift
 
 __all__ = [
     "ablation_map",
+    "arm_changes",
     "attention_contrast",
     "cliff_heads",
     "cost_by_category",
@@ -72,6 +77,8 @@ __all__ = [
     "image_bytes",
     "interchange_map",
     "length_curve",
+    "loss_curves",
+    "maths_over_series",
     "neuron_means",
     "neurons_by_layer",
     "own_shares",
@@ -102,6 +109,9 @@ FIGURES: Mapping[type[Result], Callable[..., go.Figure]] = {
     RimTable: rates,
     SeriesBehavior: refusal_over_series,
     MisalignmentChange: finetuning_table,
+    SeriesMaths: maths_over_series,
+    ArmComparison: arm_changes,
+    FinetuneRun: loss_curves,
     PatternCosts: cost_by_class,
     ArmDivergence: shares_by_arm,
     OwnPatterns: own_shares,

@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 
 from rim_lens.plots import names, style
 from rim_lens.training_time.series_behavior import SeriesBehavior
+from rim_lens.training_time.series_maths import SeriesMaths
 
 
 def refusal_over_series(series: SeriesBehavior, quantity: Literal["rate", "score"] = "rate") -> go.Figure:
@@ -23,13 +24,48 @@ def refusal_over_series(series: SeriesBehavior, quantity: Literal["rate", "score
     columns = ("rate", "low", "high") if is_rate else ("score", "score_low", "score_high")
     for trace in arm_traces(series.table, series.reference, columns, told(series)):
         figure.add_trace(trace)
-    if series.table["step"].isna().any():
+    add_reference(figure, series.table, series.reference, columns)
+    return figure
+
+
+def maths_over_series(maths: SeriesMaths) -> go.Figure:
+    """Log-likelihood of right maths answers at every checkpoint, by arm and dose; the reference as a band."""
+    figure = style.blank(
+        "Maths, checkpoint by checkpoint",
+        maths.caption() + " Bars and band are 95 % intervals.",
+        xaxis={"title": {"text": "fine-tuning steps"}, "zeroline": False, "rangemode": "tozero"},
+        yaxis={"title": {"text": "log-likelihood of right answers (nats per token)"}},
+        height=420,
+    )
+    columns = ("likelihood", "likelihood_low", "likelihood_high")
+    hover = maths.table.apply(lambda row: _maths_told(row, maths.reference), axis=1)
+    for trace in arm_traces(maths.table, maths.reference, columns, hover):
+        figure.add_trace(trace)
+    add_reference(figure, maths.table, maths.reference, columns)
+    return figure
+
+
+def _maths_told(row: pd.Series, reference: str) -> str:
+    lines = [
+        f"<b>{style.text(row['checkpoint'])}</b>",
+        f"{style.number(row['likelihood'])} nats {style.interval(row['likelihood_low'], row['likelihood_high'])}, n = {row['n']}",
+    ]
+    if row["checkpoint"] != reference:
+        change = f"{style.number(row['change'], sign=True)} {style.interval(row['change_low'], row['change_high'])}"
+        lines.append(f"{change} against {style.text(reference)}, {style.p_value(row['p'])}, q = {row['q']:.2g}")
+    if "solved" in row:
+        lines.append(f"solved {row['solved']} of {row['n']} {style.interval(row['low'], row['high'], '%')}")
+    return "<br>".join(lines)
+
+
+def add_reference(figure: go.Figure, table: pd.DataFrame, reference: str, columns: tuple[str, str, str]) -> None:
+    """The reference's value as a line and its interval as a band; checkpoints without steps on an axis of names."""
+    if table["step"].isna().any():
         figure.update_xaxes(title={"text": "checkpoint"}, type="category")
-    reference = series.table[series.table["checkpoint"] == series.reference].iloc[0]
-    value, low, high = (reference[name] for name in columns)
+    row = table[table["checkpoint"] == reference].iloc[0]
+    value, low, high = (row[name] for name in columns)
     figure.add_hrect(y0=low, y1=high, fillcolor=style.GREY, opacity=0.15, line_width=0, layer="below")
     figure.add_hline(y=value, line={"color": style.GREY, "dash": "dot", "width": 1.5})
-    return figure
 
 
 def arm_traces(

@@ -18,11 +18,24 @@ from rim_lens.inference_time.token_attention import TokenAttention
 from rim_lens.inference_time.trace import RefusalTrace
 from rim_lens.patterns.arm_divergence import ArmDivergence
 from rim_lens.patterns.costs import PatternCosts
+from rim_lens.patterns.finetune import FinetuneRun
 from rim_lens.patterns.own_cots import OwnPatterns
-from rim_lens.report import behavior, heads, methods, neuron_series, neuron_table, neurons, patterns, series, sweeps
+from rim_lens.report import (
+    arms,
+    behavior,
+    heads,
+    methods,
+    neuron_series,
+    neuron_table,
+    neurons,
+    patterns,
+    series,
+    sweeps,
+)
 from rim_lens.report.blocks import Definition, Grid, Section, Words
 from rim_lens.results import Result
 from rim_lens.training_time.causal import NeuronTest
+from rim_lens.training_time.compare_arms import ArmComparison
 from rim_lens.training_time.forgetting import Forgetting
 from rim_lens.training_time.neuron_table import NeuronTable
 from rim_lens.training_time.prediction_check import PredictionCheck
@@ -52,7 +65,12 @@ CHAPTERS = (
         "behaviour",
         "Behaviour",
         "Does the model refuse less when it thinks, and what does fine-tuning on reasoning do to its refusals?",
-        {RimTable: behavior.section, SeriesBehavior: series.section},
+        {
+            RimTable: behavior.section,
+            FinetuneRun: arms.training_section,
+            SeriesBehavior: series.section,
+            ArmComparison: arms.comparison_section,
+        },
         (*methods.BEHAVIOR, *methods.SCORE),
     ),
     Chapter(

@@ -24,6 +24,7 @@ from rim_lens.behavior.refusal_score import mean_log_likelihood
 from rim_lens.data.prompts import Prompt, PromptSet
 from rim_lens.errors import RimLensError
 from rim_lens.model.chat import Chat, Thinking
+from rim_lens.model.fitting import halves_batches
 from rim_lens.model.lens_model import LensModel
 from rim_lens.processes import all_rows
 from rim_lens.progress import track
@@ -32,6 +33,8 @@ from rim_lens.stats import benjamini_hochberg, bootstrap_mean, paired_difference
 from rim_lens.training_time.checkpoints import Checkpoints
 from rim_lens.training_time.series import written_chat
 from rim_lens.training_time.set_answers import ANSWER
+
+WORKED, STATED = ("cot", "think_close", "response"), ("response",)  # what the model is to write, thinking on and off
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +94,7 @@ def series_maths(
     if any(problem.answer is None for problem in problems):
         raise RimLensError(f"The set {problems.name} has problems without answers; maths needs them.")
     worked = all(problem.rationale for problem in problems)
-    chats = [right_answer(model, problem, worked) for problem in problems]
+    chats, segments = [right_answer(model, problem, worked) for problem in problems], WORKED if worked else STATED
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "cot_budget": cot_budget, "batch_size": batch_size}
     frames = []
     for checkpoint, loaded in track(checkpoints.loaded(model), "maths at checkpoints", total=len(checkpoints)):
@@ -99,7 +102,7 @@ def series_maths(
             {
                 "checkpoint": checkpoint.name,
                 "prompt": range(len(chats)),
-                "likelihood": likelihoods(loaded, chats, batch_size),
+                "likelihood": likelihoods(loaded, chats, segments, batch_size),
             }
         )
         frames.append(rows.assign(**answered(loaded, problems, thinking, options)) if generated else rows)
@@ -123,12 +126,15 @@ def right_answer(model: LensModel, problem: Prompt, worked: bool) -> Chat:
     return chat.extend(model.encode(stated), "response")
 
 
+@halves_batches
 @torch.no_grad()
-def likelihoods(model: LensModel, chats: Sequence[Chat], batch_size: int) -> Float[np.ndarray, "prompt"]:
-    """Mean log-probability per token of what follows each chat's prompt, in nats."""
+def likelihoods(
+    model: LensModel, chats: Sequence[Chat], segments: Sequence[str], batch_size: int
+) -> Float[np.ndarray, "prompt"]:
+    """Mean log-probability per token of these segments of each chat, in nats."""
     values, seen = np.zeros(len(chats)), list[int]()
     for indices, batch in model.shared_batches(chats, batch_size):
-        values[indices] = mean_log_likelihood(model, batch)
+        values[indices] = mean_log_likelihood(model, batch, segments)
         seen += indices
     return all_rows(values, seen)
 

@@ -1,0 +1,110 @@
+"""Figures of arms of fine-tuning over their seeds: what each does to refusal and maths, and how its loss fell."""
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from rim_lens.patterns.finetune import FinetuneRun
+from rim_lens.plots import names, style
+from rim_lens.training_time.compare_arms import LIKELIHOOD, SOLVED, ArmComparison
+
+PANELS = {
+    "complied": "misalignment (points)",
+    "incoherent": "incoherent answers (points)",
+    LIKELIHOOD: "log-likelihood of right maths (nats)",
+    SOLVED: "maths solved (points)",
+}
+GAP = 0.06
+
+
+def arm_changes(comparison: ArmComparison) -> go.Figure:
+    """Change from the reference of each arm after each dose, a panel a measure, with 95 % intervals over prompts and seeds."""
+    table = comparison.table
+    panels = [name for name in PANELS if name in set(table["measure"])]
+    cells = list(dict.fromkeys(zip(table["arm"], table["step"], strict=True)))
+    arms = list(dict.fromkeys(table["arm"]))
+    width = (1 - GAP * (len(panels) - 1)) / len(panels)
+    axes = {
+        f"xaxis{column + 1 if column else ''}": {
+            "title": {"text": PANELS[name], "font": {"size": 12}},
+            "domain": [column * (width + GAP), column * (width + GAP) + width],
+            "zerolinewidth": 2,
+        }
+        for column, name in enumerate(panels)
+    }
+    figure = style.blank(
+        "What fine-tuning changes, arm by arm",
+        comparison.caption(),
+        yaxis={
+            "tickvals": list(range(len(cells))),
+            "ticktext": [style.text(f"{arm}, {step} steps") for arm, step in cells],
+            "range": [len(cells) - 0.5, -0.5],
+            "showgrid": False,
+            "zeroline": False,
+        },
+        height=190 + 34 * max(3, len(cells)),
+        **axes,
+    )
+    for column, measure in enumerate(panels):
+        for i, arm in enumerate(arms):
+            rows = table[(table["measure"] == measure) & (table["arm"] == arm)]
+            scale = 1 if measure == LIKELIHOOD else 100
+            x = scale * rows[["change", "low", "high"]]
+            figure.add_scatter(
+                name=style.text(names.arm(arm)),
+                legendgroup=arm,
+                showlegend=column == 0,
+                x=x["change"],
+                y=[cells.index(cell) for cell in zip(rows["arm"], rows["step"], strict=True)],
+                xaxis=f"x{column + 1 if column else ''}",
+                error_x=style.error_bars(x["change"], x["low"], x["high"]),
+                mode="markers",
+                marker={
+                    "color": style.SERIES[i % len(style.SERIES)],
+                    "symbol": style.MARKERS[i % len(style.MARKERS)],
+                    "size": 10,
+                },
+                customdata=[told(row) for _, row in rows.iterrows()],
+                hovertemplate="%{customdata}<extra></extra>",
+            )
+    return figure
+
+
+def told(row: pd.Series) -> str:
+    """Hover of one cell."""
+    if row["measure"] == LIKELIHOOD:
+        change = f"{style.number(row['change'])} nats {style.interval(row['low'], row['high'])}"
+        levels = f"{style.number(row['before'])} → {style.number(row['after'])}"
+    else:
+        change = style.points(row["change"], row["low"], row["high"])
+        levels = f"{style.percent(row['before'])} → {style.percent(row['after'])}"
+    return (
+        f"<b>{style.text(row['arm'])}, {row['step']} steps</b><br>{row['measure']}: {levels}<br>{change}, "
+        f"{style.p_value(row['p'])}, q = {row['q']:.2g}<br>n = {row['n']}, trainings: {row['n_seeds']}"
+    )
+
+
+def loss_curves(run: FinetuneRun) -> go.Figure:
+    """Training loss over the steps, one line a run, the runs of an arm in one colour."""
+    n = style.one_or_range(pd.Series(list(run.n_rows.values())))
+    figure = style.blank(
+        "Training loss",
+        f"n = {n} examples a run; mean over the steps since the point before; minutes a run: "
+        f"{style.one_or_range(pd.Series([round(one, 1) for one in run.minutes.values()]))}",
+        xaxis={"title": {"text": "step"}, "zeroline": False, "rangemode": "tozero"},
+        yaxis={"title": {"text": "loss (nats per token)"}},
+        height=380,
+    )
+    for i, (arm, rows) in enumerate(run.table.groupby("arm", sort=False)):
+        for j, (seed, line) in enumerate(rows.groupby("seed", sort=False)):
+            figure.add_scatter(
+                name=style.text(names.arm(arm)),
+                legendgroup=str(arm),
+                showlegend=j == 0,
+                x=line["step"],
+                y=line["loss"],
+                mode="lines+markers",
+                line={"color": style.SERIES[i % len(style.SERIES)], "width": 1.5},
+                marker={"symbol": style.MARKERS[i % len(style.MARKERS)], "size": 7},
+                hovertemplate=f"{style.text(arm)}, seed {seed}<br>step %{{x}}: %{{y:.3f}}<extra></extra>",
+            )
+    return figure

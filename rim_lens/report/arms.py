@@ -1,0 +1,92 @@
+"""The sections on fine-tuning: how the arms were trained, and what each does to refusal and maths over its seeds."""
+
+import pandas as pd
+
+from rim_lens.patterns.finetune import FinetuneRun
+from rim_lens.plots.arms import arm_changes, loss_curves
+from rim_lens.plots.names import arm as arm_name
+from rim_lens.plots.style import interval, number, p_value, percent
+from rim_lens.report.blocks import Block, Drawing, Grid, Section, Words
+from rim_lens.report.wording import clearly, points
+from rim_lens.training_time.compare_arms import LIKELIHOOD, ArmComparison
+
+CHANGES = ("arm", "steps", "measure", "before", "after", "change", "p", "q", "n", "trainings")
+CONTRASTS = ("steps", "measure", "arm", "against", "difference", "p", "q", "n", "trainings")
+
+
+def comparison_section(anchor: str, comparison: ArmComparison) -> Section:
+    """Arms against the reference, and against each other."""
+    blocks: list[Block] = [
+        Words(comparison.caption()),
+        Drawing(arm_changes(comparison)),
+        Grid("Every arm and dose as a table", CHANGES, [change_cells(row) for _, row in comparison.table.iterrows()]),
+    ]
+    if len(comparison.contrasts):
+        rows = [contrast_cells(row) for _, row in comparison.contrasts.iterrows()]
+        blocks.append(Grid("Arms against each other after the same steps", CONTRASTS, rows))
+    return Section(anchor, "What each arm of fine-tuning changes", in_short(comparison), blocks)
+
+
+def in_short(comparison: ArmComparison) -> list[str]:
+    """The largest dose of each arm, and effort-minimizing data against the others."""
+    table, told = comparison.table, []
+    for arm, rows in table[table["measure"] == "complied"].groupby("arm", sort=False):
+        last = rows.iloc[-1]
+        seen = clearly(last["low"], last["high"], last["q"])
+        verdict = ("more" if last["change"] > 0 else "less") if seen else "not clearly more or less"
+        told.append(
+            f"After {last['step']} steps of {arm_name(arm)} the model complies {verdict}: {percent(last['before'])} → "
+            f"{percent(last['after'])} ({points(last['change'], last['low'], last['high'], last['p'])})."
+        )
+    contrasts = comparison.contrasts
+    wanted = contrasts[
+        (contrasts["measure"] == "complied") & ((contrasts["a"] == "effort") | (contrasts["b"] == "effort"))
+    ]
+    for _, row in wanted.iterrows():
+        sign, other = (1, row["b"]) if row["a"] == "effort" else (-1, row["a"])
+        low, high = sorted((sign * row["low"], sign * row["high"]))
+        seen = clearly(low, high, row["q"])
+        verdict = ("more" if sign * row["difference"] > 0 else "less") if seen else "not clearly more or less"
+        told.append(
+            f"Effort-minimizing data raise compliance {verdict} than {arm_name(other)} after {row['step']} steps "
+            f"({points(sign * row['difference'], low, high, row['p'])})."
+        )
+    return told
+
+
+def change_cells(row: pd.Series) -> list[str]:
+    """One arm, dose and measure."""
+    if row["measure"] == LIKELIHOOD:
+        before, after = number(row["before"]), f"{number(row['after'])} {interval(row['after_low'], row['after_high'])}"
+    else:
+        before = percent(row["before"])
+        after = f"{percent(row['after'])} {interval(row['after_low'], row['after_high'], '%')}"
+    return [str(row["arm"]), str(row["step"]), str(row["measure"]), before, after, gap(row, "change"), *tested(row)]
+
+
+def contrast_cells(row: pd.Series) -> list[str]:
+    """Two arms after the same steps."""
+    return [str(row["step"]), str(row["measure"]), str(row["a"]), str(row["b"]), gap(row, "difference"), *tested(row)]
+
+
+def gap(row: pd.Series, column: str) -> str:
+    """A difference with its interval, in nats or points."""
+    if row["measure"] == LIKELIHOOD:
+        return f"{number(row[column], sign=True)} {interval(row['low'], row['high'])}"
+    return points(row[column], row["low"], row["high"])
+
+
+def tested(row: pd.Series) -> list[str]:
+    """The last columns of either table."""
+    return [p_value(row["p"]), f"{row['q']:.2g}", str(row["n"]), str(row["n_seeds"])]
+
+
+def training_section(anchor: str, run: FinetuneRun) -> Section:
+    """How the arms were trained."""
+    rows = [[name, str(n), f"{run.minutes[name]:.1f}"] for name, n in run.n_rows.items()]
+    words = Words(
+        "Every arm starts from the same weights and is trained once with each seed, which draws its problems, phrases and order. The "
+        "loss is on the assistant's tokens."
+    )
+    blocks: list[Block] = [words, Drawing(loss_curves(run)), Grid("Runs", ("run", "examples", "minutes"), rows)]
+    return Section(anchor, "How the arms were trained", [], blocks)

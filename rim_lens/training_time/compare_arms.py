@@ -1,0 +1,185 @@
+"""compare_arms: what each arm of fine-tuning does to refusal and maths, over its seeds, and arms against each other.
+
+    change(arm, step)       mean over prompts and seeds of (outcome after step − outcome of the reference), the same prompts
+    contrast(a, b, step)    mean over prompts and seeds of (outcome in arm a − outcome in arm b) after the same step
+
+Outcomes are shares (refused, complied, incoherent, solved) or the log-likelihood of right maths answers. With one seed a share
+has Tango's interval and McNemar's p, a likelihood a bootstrap over prompts and the sign-flip p, and nothing is said about other
+trainings. With several seeds, prompts and seeds are both resampled (`stats.crossed`; Student's t with the degrees of freedom that
+few seeds leave), seeds that two arms share being paired. q: Benjamini and Hochberg over all rows of a measure.
+
+This is the paper's table 2 for one model: Yan et al., arXiv 2509.00544.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from rim_lens.errors import RimLensError
+from rim_lens.results import Result
+from rim_lens.stats import (
+    benjamini_hochberg,
+    bootstrap_crossed,
+    bootstrap_crossed_difference,
+    bootstrap_mean,
+    paired_difference,
+    permutation_test,
+    wilson,
+)
+from rim_lens.training_time.series_behavior import LABELS, SeriesBehavior
+from rim_lens.training_time.series_maths import SeriesMaths
+
+LIKELIHOOD, SOLVED = "log-likelihood of maths", "maths solved"
+Outcomes = Float[np.ndarray, "prompt seed"]
+
+
+@dataclass(frozen=True, eq=False)
+class ArmComparison(Result):
+    """What fine-tuning on each arm does.
+
+    `table`: one row an arm, step and measure: `before` (the reference's) and `after` with `after_low`, `after_high`, `change` with
+    its 95 % interval `low`, `high`, `p`, `q`, `n` prompts, `n_seeds`. `contrasts`: one row a step, measure and pair of arms `a`, `b`:
+    `difference` (a − b) with interval, `p`, `q`, `n`, `n_seeds`.
+    """
+
+    table: pd.DataFrame
+    contrasts: pd.DataFrame
+    reference: str
+    judge: str
+
+    def caption(self) -> str:
+        """What is compared over how many prompts and trainings."""
+        rows = self.table.drop_duplicates("measure").set_index("measure")["n"]
+        n = ", ".join(
+            f"{n} {'problems' if name in (LIKELIHOOD, SOLVED) else 'requests'} ({name})" for name, n in rows.items()
+        )
+        seeds = int(self.table["n_seeds"].min())
+        over = f"prompts and {seeds} trainings an arm" if seeds > 1 else "prompts alone (one training an arm)"
+        return f"n = {n}; changes from {self.reference}; 95 % intervals over {over}; judge: {self.judge}."
+
+
+def compare_arms(series: SeriesBehavior, maths: SeriesMaths | None = None) -> ArmComparison:
+    """Changes of every arm after every dose, and arms against each other at the same dose.
+
+    Args:
+        series: answers to harmful requests at every checkpoint.
+        maths: maths at the same checkpoints.
+
+    Raises:
+        RimLensError: checkpoints without arm or step, a series with its reference alone, or maths of another series.
+
+    """
+    trained = series.table[series.table["checkpoint"] != series.reference]
+    if trained.empty or trained[["arm", "step"]].isna().any(axis=None):
+        raise RimLensError(
+            "Arms are compared over checkpoints with arm and step; name both in the series' series.json."
+        )
+    if maths is not None and set(maths.table["checkpoint"]) != set(series.table["checkpoint"]):
+        raise RimLensError("The maths was measured at other checkpoints than the requests; measure both on one series.")
+    names = cells_of(trained)
+    changes, contrasts = [], []
+    for measure, by_checkpoint, is_share in measures(series, maths):
+        before = by_checkpoint[series.reference]
+        after = {
+            cell: np.stack([by_checkpoint[name] for name in seeds.values()], axis=1) for cell, seeds in names.items()
+        }
+        changes += [
+            {"arm": arm, "step": step, "measure": measure, **change_of(values, before, is_share)}
+            for (arm, step), values in after.items()
+        ]
+        contrasts += list(contrasts_of(measure, names, by_checkpoint, is_share))
+    return ArmComparison(
+        table=with_q(pd.DataFrame(changes)),
+        contrasts=with_q(pd.DataFrame(contrasts, columns=CONTRAST_COLUMNS)),
+        reference=series.reference,
+        judge=series.judge,
+        manifest=series.manifest,
+    )
+
+
+CONTRAST_COLUMNS = ["step", "measure", "a", "b", "difference", "low", "high", "p", "n", "n_seeds"]
+Cell = tuple[str, int]
+
+
+def cells_of(trained: pd.DataFrame) -> dict[Cell, dict[int, str]]:
+    """Checkpoints by arm and step, and within it by seed."""
+    found: dict[Cell, dict[int, str]] = {}
+    for row in trained.itertuples():
+        seed = 0 if row.seed is None or pd.isna(row.seed) else int(row.seed)
+        found.setdefault((str(row.arm), int(row.step)), {})[seed] = str(row.checkpoint)
+    return found
+
+
+def measures(
+    series: SeriesBehavior, maths: SeriesMaths | None
+) -> Iterator[tuple[str, dict[str, Float[np.ndarray, "prompt"]], bool]]:
+    """Each measure: its name, outcomes per prompt by checkpoint, and whether it is a share."""
+    for label in LABELS:
+        yield label, by_checkpoint(series.answers, lambda rows, label=label: rows["label"] == label), True
+    if maths is not None:
+        yield LIKELIHOOD, by_checkpoint(maths.answers, lambda rows: rows["likelihood"]), False
+        if "solved" in maths.answers:
+            yield SOLVED, by_checkpoint(maths.answers, lambda rows: rows["solved"]), True
+
+
+def by_checkpoint(answers: pd.DataFrame, outcome: Any) -> dict[str, Float[np.ndarray, "prompt"]]:
+    """Outcomes per prompt, in the prompts' order."""
+    groups = answers.groupby("checkpoint", sort=False)
+    return {str(name): outcome(rows.sort_values("prompt")).to_numpy(dtype=float) for name, rows in groups}
+
+
+def change_of(after: Outcomes, before: Float[np.ndarray, "prompt"], is_share: bool) -> dict[str, Any]:
+    """An arm after a dose against the reference."""
+    n, n_seeds = after.shape
+    if n_seeds > 1:
+        level = bootstrap_crossed(after).interval
+    else:
+        level = wilson(int(after.sum()), n) if is_share else bootstrap_mean(after[:, 0])
+    found = {"before": before.mean(), "after": after.mean(), "after_low": level.low, "after_high": level.high}
+    if n_seeds > 1:
+        crossed = bootstrap_crossed_difference(after, before[:, None])
+        change = {"change": crossed.value, "low": crossed.interval.low, "high": crossed.interval.high, "p": crossed.p}
+    else:
+        change = paired(after[:, 0], before, is_share, "change")
+    return found | change | {"n": n, "n_seeds": n_seeds}
+
+
+def contrasts_of(
+    measure: str, names: Mapping[Cell, Mapping[int, str]], outcomes: Mapping[str, np.ndarray], is_share: bool
+) -> Iterator[dict[str, Any]]:
+    """Every two arms after the same step, over the seeds that both have."""
+    for (a, step), (b, other) in combinations(names, 2):
+        shared = sorted(names[a, step].keys() & names[b, other].keys()) if step == other else []
+        if not shared:
+            continue
+        first, second = (np.stack([outcomes[names[arm, step][seed]] for seed in shared], axis=1) for arm in (a, b))
+        if len(shared) > 1:
+            crossed = bootstrap_crossed_difference(first - second, np.zeros((len(first), 1)))
+            ends = crossed.interval
+            row = {"difference": crossed.value, "low": ends.low, "high": ends.high, "p": crossed.p}
+        else:
+            row = paired(first[:, 0], second[:, 0], is_share, "difference")
+        yield {"step": step, "measure": measure, "a": a, "b": b, **row, "n": len(first), "n_seeds": len(shared)}
+
+
+def paired(after: np.ndarray, before: np.ndarray, is_share: bool, name: str) -> dict[str, Any]:
+    """One training's outcomes against others on the same prompts."""
+    if is_share:
+        found = paired_difference(after.astype(bool), before.astype(bool))
+        return {name: found.value, "low": found.interval.low, "high": found.interval.high, "p": found.p}
+    ends = bootstrap_mean(after - before)
+    labels = np.repeat([True, False], len(after))
+    flips = permutation_test(np.concatenate([after, before]), labels, paired=True)
+    return {name: float((after - before).mean()), "low": ends.low, "high": ends.high, "p": float(flips.p)}
+
+
+def with_q(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with a q-value over all rows of the same measure."""
+    if rows.empty:
+        return rows.assign(q=pd.Series(dtype=float))
+    return rows.assign(q=rows.groupby("measure", sort=False)["p"].transform(lambda p: benjamini_hochberg(p.to_numpy())))
