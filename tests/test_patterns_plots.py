@@ -36,7 +36,7 @@ def test_costs_are_the_tables():
     np.testing.assert_allclose(low, [*pooled["low"], *rows["low"]], atol=1e-12)
     np.testing.assert_allclose(high, [*pooled["high"], *rows["high"]], atol=1e-12)
     labels = figure.layout.yaxis.ticktext
-    assert [labels[int(y)] for y in shown.y][:2] == ["any pattern", "confirmatory reasoning"]
+    assert [labels[int(y)] for y in shown.y][:2] == ["any pattern", "confirmatory<br>reasoning"]
     assert labels[int(trace_named(figure, "no CoT").y[0])] == "no CoT"
     np.testing.assert_allclose(
         trace_named(figure, "other text").x, costs.table.set_index("class").loc[["irrelevant", "careful"], "cost"]
@@ -50,14 +50,16 @@ def test_costs_are_the_tables():
 def test_costs_by_category_are_the_tables():
     costs = made_costs()
     figure = cost_by_category(costs)
-    for name, label in ((ANY, "any pattern"), ("heuristic", "heuristic reliance")):
+    for name in (ANY, "heuristic"):
         rows = costs.by_category[costs.by_category["class"] == name]
-        trace = trace_named(figure, label)
+        trace = trace_named(figure, name)
         np.testing.assert_allclose(trace.x, rows["cost"])
         np.testing.assert_allclose(ends(trace)[0], rows["low"], atol=1e-12)
+    few = costs.answers.assign(category=np.where(costs.answers["prompt"] < 3, "rare", "common"))
+    assert "1 with fewer than 4 left out" in cost_by_category(made_costs(few)).layout.title.subtitle.text
     drawn = figure.to_json()
     assert HOSTILE not in drawn
-    assert "&lt;/script&gt;" in figure.layout.yaxis.ticktext[1]
+    assert "&lt;/script&gt;" in figure.layout.yaxis.ticktext[1].replace("<br>", "")
     assert cost_by_category(made_costs(costs.answers.assign(category=None))).data == ()
 
 

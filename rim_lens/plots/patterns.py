@@ -1,12 +1,13 @@
 """Figures of reasoning patterns: what each costs in refusal, overall and by harm category, and where they are found."""
 
+import textwrap
 from collections.abc import Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from rim_lens.patterns.arm_divergence import ArmDivergence
-from rim_lens.patterns.cost_tables import ANY
+from rim_lens.patterns.cost_tables import ANY, MIN_PROMPTS
 from rim_lens.patterns.costs import PatternCosts
 from rim_lens.patterns.own_cots import OwnPatterns
 from rim_lens.patterns.taxonomy import NAMES
@@ -23,6 +24,7 @@ PATTERNS = {
     "heuristic": (style.GREEN, "diamond"),
     "deviation": (style.PURPLE, "triangle-up"),
 }
+LABEL_WIDTH = 16  # characters of a line of a label
 ALL_SENTENCES = "any"  # the row of a share table over all patterns
 
 
@@ -36,7 +38,7 @@ def cost_by_class(costs: PatternCosts) -> go.Figure:
         f"n = {style.one_or_range(rows['n_prompts'])} harmful requests; {wordings_told(costs)}; CoTs of {costs.tokens_told()} tokens; "
         "bars are 95 % intervals over requests and wordings; above zero, refusal is lost; "
         f"q < 0.05 (Benjamini-Hochberg): {', '.join(separated) or 'none'}; judge: {costs.judge}",
-        xaxis={"title": {"text": "refusal lost (share of answers)"}, "tickformat": "+.0%", "zerolinewidth": 2},
+        xaxis={"title": {"text": "refusal lost"}, "tickformat": "+.0%", "zerolinewidth": 2},
         yaxis=category_axis([names.pattern_class(name) for name in classes]),
         height=150 + 38 * len(classes),
         hovermode="closest",
@@ -60,9 +62,9 @@ def cost_by_category(costs: PatternCosts) -> go.Figure:
     n = style.one_or_range(rows["n_prompts"]) if len(rows) else "0"
     figure = style.blank(
         f"Refusal lost against {names.pattern_class(costs.reference)}, by harm category",
-        f"n = {n} requests a category; bars are 95 % intervals over requests and wordings; q is corrected over all "
+        f"n = {n} requests a category{left_out(costs)}; bars are 95 % intervals over requests and wordings; q is corrected over all "
         f"{len(costs.by_category)} comparisons, {int((costs.by_category['q'] < 0.05).sum())} of them below 0.05",
-        xaxis={"title": {"text": "refusal lost (share of answers)"}, "tickformat": "+.0%", "zerolinewidth": 2},
+        xaxis={"title": {"text": "refusal lost"}, "tickformat": "+.0%", "zerolinewidth": 2},
         yaxis=category_axis([f"{name} ({counts[name]})" for name in categories]),
         height=150 + 18 * max(2, len(shown)) * max(1, len(categories)),
         hovermode="closest",
@@ -71,8 +73,14 @@ def cost_by_category(costs: PatternCosts) -> go.Figure:
     for i, name in enumerate(shown):
         part = rows[rows["class"] == name]
         places = [categories.index(one) + (i - (len(shown) - 1) / 2) * 0.19 for one in part["category"]]
-        figure.add_trace(cost_points(part, places, names.pattern_class(name), *PATTERNS[name]))
+        figure.add_trace(cost_points(part, places, name, *PATTERNS[name]))
     return figure
+
+
+def left_out(costs: PatternCosts) -> str:
+    """How many categories have too few requests to be shown, in words."""
+    n = costs.answers["category"].dropna().nunique() - costs.by_category["category"].nunique()
+    return f", {n} with fewer than {MIN_PROMPTS} left out" if n else ""
 
 
 def cost_rows(costs: PatternCosts) -> pd.DataFrame:
@@ -142,7 +150,7 @@ def shares_by_arm(arms: ArmDivergence) -> go.Figure:
         part = arms.table[arms.table["pattern"] == (ALL_SENTENCES if name == ANY else name)]
         places = [shown.index(one) + (i - (len(PATTERNS) - 1) / 2) * 0.19 for one in part["arm"]]
         heads = [f"{names.arm(one)}: {names.pattern_class(name)}" for one in part["arm"]]
-        figure.add_trace(share_points(part, places, heads, names.pattern_class(name), *PATTERNS[name]))
+        figure.add_trace(share_points(part, places, heads, name, *PATTERNS[name]))
     return figure
 
 
@@ -191,10 +199,11 @@ def share_axis(rows: pd.DataFrame) -> dict[str, object]:
 
 
 def category_axis(labels: list[str]) -> dict[str, object]:
-    """One line a label, the first one at the top."""
+    """One place a label, the first one at the top; long labels in several lines, for narrow screens."""
+    lines = [textwrap.wrap(label.replace("_", " "), LABEL_WIDTH) for label in labels]
     return {
         "tickvals": list(range(len(labels))),
-        "ticktext": [style.text(label) for label in labels],
+        "ticktext": ["<br>".join(map(style.text, parts)) for parts in lines],
         "range": [len(labels) - 0.5, -0.5],
         "zeroline": False,
         "showgrid": False,

@@ -17,7 +17,8 @@ from rim_lens.report.blocks import Block, Definition, Definitions, Drawing, Grid
 from rim_lens.report.wording import counted
 
 SHOWN_SENTENCES, SENTENCE = 12, 120  # examples on the page, and characters of one
-COST_COLUMNS = ("class", "against", "refusal lost", "p", "q", "refused", "complied", "incoherent", "n")
+RATES = ("refused", "complied", "incoherent")
+COST_COLUMNS = ("class", "against", "refusal lost", "p", "q", *RATES, "answers", "requests", "wordings")
 
 
 def cost_section(anchor: str, costs: PatternCosts) -> Section:
@@ -49,7 +50,7 @@ def costs_in_short(costs: PatternCosts) -> list[str]:
     """Patterns together, the one that costs most, and categories, each with what n allows one to say."""
     told = []
     for _, row in costs.contrasts[costs.contrasts["class"] == ANY].iterrows():
-        told.append(f"{verdict(row, 'Given a CoT with any of the patterns, the model')}")
+        told.append(verdict(row, "Given a CoT with any of the patterns, the model"))
     patterns = costs.table[costs.table["class"].isin(NAMES)]
     if len(patterns):
         most = patterns.loc[patterns["cost"].idxmax()]
@@ -72,7 +73,11 @@ def costs_in_short(costs: PatternCosts) -> list[str]:
 def most_sentence(costs: PatternCosts, most: pd.Series) -> str:
     """The pattern with the largest cost, and whether it is separated from the reference and from the other patterns."""
     name, reference = pattern_class(most["class"]), pattern_class(costs.reference)
-    told = f"Of the single patterns {name} has the largest estimate, {lost(most)} against {reference}"
+    told = f"Of the single patterns {name} has the largest estimate against {reference}, {lost(most)}"
+    if most["cost"] <= 0:
+        told = (
+            f"No single pattern costs refusal against {reference} by its estimate; the largest is {name}, {lost(most)}"
+        )
     if costs.worst is None:
         return f"{told}; no pattern is separated from {reference}, so which costs most is not established."
     pairs = costs.contrasts[costs.contrasts[["class", "reference"]].isin(NAMES).all(axis=1)]
@@ -106,8 +111,8 @@ def cost_grid(title: str, rows: pd.DataFrame) -> Grid:
             points(row["cost"], row["low"], row["high"]),
             p_value(row["p"]) or "–",
             "–" if math.isnan(row["q"]) else f"{row['q']:.2g}",
-            *(rate_told(row, name) for name in ("refused", "complied", "incoherent")),
-            f"{row['n']} answers, {row['n_prompts']} requests, {row['n_wordings']} wordings",
+            *(rate_told(row, name) for name in RATES),
+            *(f"{row[count]}" for count in ("n", "n_prompts", "n_wordings")),
         ]
         for _, row in rows.iterrows()
     ]
