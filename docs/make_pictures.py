@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from rim_lens import load_result, misalignment_change
+from rim_lens import load_result
 from rim_lens.plots import save_image
 
 HERE = Path(__file__).resolve().parent / "images"
@@ -18,7 +18,7 @@ def main(run: str) -> None:
         "series": series.plot().update_layout(height=430),
         "heads": load_result(stages / "heads" / "ablation").plot().update_layout(height=430),
         "dose": load_result(stages / "heads" / "head_test").plot().update_layout(height=430),
-        "table2": misalignment_change(series).plot(),
+        "table2": load_result(stages / "series" / "arms").plot(),
     }
     for name, figure in pictures.items():
         print(save_image(figure, HERE / f"{name}.png", width=WIDTH, scale=1.5).name)

@@ -61,7 +61,6 @@ _PUBLIC = {
     "series_behavior": "training_time.series_behavior",
     "series_maths": "training_time.series_maths",
     "compare_arms": "training_time.compare_arms",
-    "misalignment_change": "training_time.misalignment_change",
     "given_pairs": "training_time.counterfactuals",
     "refusal_forcing_pairs": "training_time.counterfactuals",
     "teacher_forced_pairs": "training_time.counterfactuals",

@@ -94,10 +94,15 @@ def test_one_seed_is_compared_by_prompts_alone():
 
 
 def test_what_cannot_be_compared_is_said():
-    with pytest.raises(RimLensError, match="arm and step"):
-        compare_arms(made_series(steps_known=False))
     with pytest.raises(RimLensError, match="other checkpoints"):
         compare_arms(made_arms(), made_maths(seeds=(1, 2)))
+
+
+def test_checkpoints_without_arms_count_one_by_one():
+    found = compare_arms(made_series(steps_known=False))
+    assert list(found.table["arm"].unique()) == ["plain-20", "plain-80", "effort-20", "effort-80"]
+    assert found.table["step"].isna().all()
+    assert found.contrasts.empty
 
 
 def test_a_result_comes_back_as_it_was_saved(tmp_path):

@@ -25,7 +25,7 @@ from made_neurons import made_forgetting, made_neuron_test, made_ras, made_shift
 from made_patterns import made_patterns
 from made_results import MANIFEST, made_behavior, made_series
 
-from rim_lens import RimLensError, attention_by_length, compare_arms, misalignment_change
+from rim_lens import RimLensError, attention_by_length, compare_arms
 from rim_lens.inference_time.span_attention import SpanAttention
 from rim_lens.model.chat import SEGMENTS
 from rim_lens.plots import FIGURES, figure_for
@@ -34,7 +34,7 @@ from rim_lens.plots.behavior import rates
 from rim_lens.plots.forgetting import forgetting_scatter, predictors, ras_over_series
 from rim_lens.plots.images import image_bytes, save_image
 from rim_lens.plots.neurons import ras_variants, shift_by_layer
-from rim_lens.plots.paper import finetuning_table, thinking_table
+from rim_lens.plots.paper import thinking_table
 from rim_lens.plots.probe import cliff_heads, probe_map, trace_curve
 from rim_lens.plots.series import refusal_over_series
 from rim_lens.plots.set_effects import dose_curve, set_effects
@@ -68,7 +68,7 @@ def made_lengths(lengths=(5, 10, 20, 40), each=4, seed=0):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     series, behavior = made_series(), made_behavior()
-    more = {"misalignment": misalignment_change(series), "lengths": attention_by_length(made_lengths())}
+    more = {"lengths": attention_by_length(made_lengths())}
     more |= {"series_maths": made_maths(), "arms": compare_arms(made_arms(), made_maths()), "finetuning": made_run()}
     more |= made_patterns(tmp_path_factory.mktemp("arms"), behavior, tiny_tokenizer())
     return {"behavior": behavior, "series": series, **more, **made_inference(), **made_training()}
@@ -337,17 +337,18 @@ def test_table_1_needs_both_modes(results):
 
 
 def test_table_2_is_the_paired_change_of_compliance(results):
-    series, change = results["series"], results["misalignment"]
-    figure = finetuning_table(change)
+    series = results["series"]
+    figure = compare_arms(series).plot()
     answers = series.answers.set_index(["checkpoint", "prompt"])["label"] == "complied"
     labels = list(figure.layout.yaxis.ticktext)
-    for trace in figure.data:
+    shown = [trace for trace in figure.data if trace.xaxis == "x"]
+    for trace in shown:
         for x, y, low in zip(trace.x, trace.y, ends(trace)[0], strict=True):
-            name = labels[y].split(" ")[0]
+            name = labels[y].removesuffix(" steps").replace(", ", "-")
             expected = paired_difference(answers[name].to_numpy(), answers["aligned"].to_numpy())
             assert x == pytest.approx(100 * expected.value)
             assert low == pytest.approx(100 * expected.interval.low)
-    assert sum(len(trace.x) for trace in figure.data) == len(series.table) - 1
+    assert sum(len(trace.x) for trace in shown) == len(series.table) - 1
 
 
 def test_segments_of_a_chat_are_framed_row_by_row():

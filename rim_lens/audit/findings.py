@@ -17,6 +17,7 @@ from rim_lens.inference_time.refusal_heads import RefusalHeads
 from rim_lens.inference_time.sweep import AblationSweep
 from rim_lens.plots.names import CONDITIONS
 from rim_lens.plots.names import arm as arm_name
+from rim_lens.report.arms import dose
 from rim_lens.report.finding import Finding
 from rim_lens.report.neurons import FEW_SETS
 from rim_lens.results import Result
@@ -91,7 +92,7 @@ def arm_findings(comparison: ArmComparison) -> list[Finding]:
         for arm, rows in table[table["measure"] == measure].groupby("arm", sort=False):
             row = rows.iloc[-1]
             n = f"{row['n']} x {row['n_seeds']}" if row["n_seeds"] > 1 else str(row["n"])
-            what = f"{words} after {row['step']} steps of {arm_name(arm)}"
+            what = f"{words} after {dose(row)}{arm_name(arm)}"
             figure = points(row.rename({"change": "difference"})) if measure == "complied" else nats(row)
             found.append(Finding(chapter, what, figure, n, p_or_none(row["p"])))
     contrasts = comparison.contrasts

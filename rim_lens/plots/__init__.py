@@ -35,7 +35,7 @@ from rim_lens.plots.forgetting import forgetting_scatter, predictors, ras_by_lay
 from rim_lens.plots.head_map import head_map
 from rim_lens.plots.images import image_bytes, save_image
 from rim_lens.plots.neurons import neuron_means, neurons_by_layer, ras_variants, shift_by_layer
-from rim_lens.plots.paper import finetuning_table, thinking_table
+from rim_lens.plots.paper import thinking_table
 from rim_lens.plots.patterns import cost_by_category, cost_by_class, own_shares, shares_by_arm
 from rim_lens.plots.prediction import predicted_against_actual, prediction_by_checkpoint
 from rim_lens.plots.probe import cliff_heads, probe_map, trace_curve
@@ -49,7 +49,6 @@ from rim_lens.results import Result
 from rim_lens.training_time.causal import NeuronTest
 from rim_lens.training_time.compare_arms import ArmComparison
 from rim_lens.training_time.forgetting import Forgetting
-from rim_lens.training_time.misalignment_change import MisalignmentChange
 from rim_lens.training_time.neuron_table import NeuronTable
 from rim_lens.training_time.prediction_check import PredictionCheck
 from rim_lens.training_time.ras import Ras
@@ -69,7 +68,6 @@ __all__ = [
     "cost_by_class",
     "dose_curve",
     "figure_for",
-    "finetuning_table",
     "forgetting_scatter",
     "head_map",
     "head_order",
@@ -108,7 +106,6 @@ __all__ = [
 FIGURES: Mapping[type[Result], Callable[..., go.Figure]] = {
     RimTable: rates,
     SeriesBehavior: refusal_over_series,
-    MisalignmentChange: finetuning_table,
     SeriesMaths: maths_over_series,
     ArmComparison: arm_changes,
     FinetuneRun: loss_curves,

@@ -36,7 +36,7 @@ def arm_changes(comparison: ArmComparison) -> go.Figure:
         comparison.caption(),
         yaxis={
             "tickvals": list(range(len(cells))),
-            "ticktext": [style.text(f"{arm}, {step} steps") for arm, step in cells],
+            "ticktext": [style.text(cell_name(*cell)) for cell in cells],
             "range": [len(cells) - 0.5, -0.5],
             "showgrid": False,
             "zeroline": False,
@@ -69,6 +69,11 @@ def arm_changes(comparison: ArmComparison) -> go.Figure:
     return figure
 
 
+def cell_name(arm: str, step: int | None) -> str:
+    """An arm and its dose."""
+    return arm if pd.isna(step) else f"{arm}, {step} steps"
+
+
 def told(row: pd.Series) -> str:
     """Hover of one cell."""
     if row["measure"] == LIKELIHOOD:
@@ -78,7 +83,7 @@ def told(row: pd.Series) -> str:
         change = style.points(row["change"], row["low"], row["high"])
         levels = f"{style.percent(row['before'])} → {style.percent(row['after'])}"
     return (
-        f"<b>{style.text(row['arm'])}, {row['step']} steps</b><br>{row['measure']}: {levels}<br>{change}, "
+        f"<b>{style.text(cell_name(row['arm'], row['step']))}</b><br>{row['measure']}: {levels}<br>{change}, "
         f"{style.p_value(row['p'])}, q = {row['q']:.2g}<br>n = {row['n']}, trainings: {row['n_seeds']}"
     )
 

@@ -1,6 +1,6 @@
-"""The paper's tables 1 and 2 as figures: what thinking does to every model, and what fine-tuning does to one.
+"""The paper's table 1 as a figure: what thinking does to every model. Its table 2 is `rim_lens.plots.arms.arm_changes`.
 
-Source: Yan et al., "When Thinking Backfires" (arXiv 2509.00544), tables 1 and 2.
+Source: Yan et al., "When Thinking Backfires" (arXiv 2509.00544), table 1.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,6 @@ import plotly.graph_objects as go
 from rim_lens.behavior.measure import RimTable
 from rim_lens.errors import RimLensError
 from rim_lens.plots import names, style
-from rim_lens.training_time.misalignment_change import MisalignmentChange
 
 PANELS = (("harmful", "complied", "misalignment rate"), ("maths", "solved", "maths accuracy"))
 MODES = {"off": (style.BLUE, "circle"), "on": (style.VERMILION, "square")}
@@ -79,54 +78,3 @@ def _rates_of(name: str, table: RimTable) -> pd.DataFrame:
 def _rate_told(row: pd.Series) -> str:
     rate = f"{style.percent(row['rate'])} {style.interval(row['low'], row['high'], '%')}, {row['k']} of {row['n']}"
     return f"<b>{style.text(row['model'])}, {names.condition(row['condition'])}</b><br>{row['quantity']}: {rate}"
-
-
-def finetuning_table(change: MisalignmentChange) -> go.Figure:
-    """Table 2: change of the misalignment rate after fine-tuning, by arm and dose, in points."""
-    table = change.table
-    labels = [style.text(_checkpoint_label(row)) for _, row in table.iterrows()]
-    figure = style.blank(
-        "Change of misalignment after fine-tuning",
-        f"n = {style.one_or_range(table['n'])} harmful requests a checkpoint, thinking off; bars are 95 % intervals; before "
-        f"({change.reference}): {style.percent(table['before'].iloc[0])} "
-        f"{style.interval(change.reference_low, change.reference_high, '%')}; judge: {change.judge}",
-        xaxis={"title": {"text": "change of the misalignment rate (points)"}, "zerolinewidth": 2},
-        yaxis={
-            "tickvals": list(range(len(table))),
-            "ticktext": labels,
-            "range": [len(table) - 0.5, -0.5],
-            "showgrid": False,
-            "zeroline": False,
-        },
-        height=170 + 34 * max(3, len(table)),
-        legend={"traceorder": "normal"},
-    )
-    for i, (arm, rows) in enumerate(table.groupby(table["arm"].fillna("checkpoints"), sort=False)):
-        points = 100 * rows[["change", "low", "high"]]
-        figure.add_scatter(
-            name=style.text(names.arm(arm)),
-            x=points["change"],
-            y=[table.index.get_loc(index) for index in rows.index],
-            error_x=style.error_bars(points["change"], points["low"], points["high"]),
-            mode="markers",
-            marker={
-                "color": style.SERIES[i % len(style.SERIES)],
-                "symbol": style.MARKERS[i % len(style.MARKERS)],
-                "size": 10,
-            },
-            customdata=[_change_told(row) for _, row in rows.iterrows()],
-            hovertemplate="%{customdata}<extra></extra>",
-        )
-    return figure
-
-
-def _checkpoint_label(row: pd.Series) -> str:
-    return str(row["checkpoint"]) if pd.isna(row["step"]) else f"{row['checkpoint']} ({row['step']:.0f} steps)"
-
-
-def _change_told(row: pd.Series) -> str:
-    return (
-        f"<b>{style.text(row['checkpoint'])}</b><br>{style.points(row['change'], row['low'], row['high'])}, "
-        f"{style.p_value(row['p'])}, q = {row['q']:.2g}<br>{style.percent(row['before'])} → {style.percent(row['rate'])}, "
-        f"{row['k']} of {row['n']}<br>{row['gained']} requests gained, {row['lost']} lost to compliance"
-    )

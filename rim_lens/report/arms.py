@@ -35,7 +35,7 @@ def in_short(comparison: ArmComparison) -> list[str]:
         seen = clearly(last["low"], last["high"], last["q"])
         verdict = ("more" if last["change"] > 0 else "less") if seen else "not clearly more or less"
         told.append(
-            f"After {last['step']} steps of {arm_name(arm)} the model complies {verdict}: {percent(last['before'])} → "
+            f"After {dose(last)}{arm_name(arm)} the model complies {verdict}: {percent(last['before'])} → "
             f"{percent(last['after'])} ({points(last['change'], last['low'], last['high'], last['p'])})."
         )
     contrasts = comparison.contrasts
@@ -54,6 +54,11 @@ def in_short(comparison: ArmComparison) -> list[str]:
     return told
 
 
+def dose(row: pd.Series) -> str:
+    """36 steps of; nothing where steps are unknown."""
+    return "" if pd.isna(row["step"]) else f"{row['step']} steps of "
+
+
 def change_cells(row: pd.Series) -> list[str]:
     """One arm, dose and measure."""
     if row["measure"] == LIKELIHOOD:
@@ -61,7 +66,8 @@ def change_cells(row: pd.Series) -> list[str]:
     else:
         before = percent(row["before"])
         after = f"{percent(row['after'])} {interval(row['after_low'], row['after_high'], '%')}"
-    return [str(row["arm"]), str(row["step"]), str(row["measure"]), before, after, gap(row, "change"), *tested(row)]
+    step = "–" if pd.isna(row["step"]) else str(row["step"])
+    return [str(row["arm"]), step, str(row["measure"]), before, after, gap(row, "change"), *tested(row)]
 
 
 def contrast_cells(row: pd.Series) -> list[str]:

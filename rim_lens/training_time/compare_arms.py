@@ -42,7 +42,7 @@ Outcomes = Float[np.ndarray, "prompt seed"]
 class ArmComparison(Result):
     """What fine-tuning on each arm does.
 
-    `table`: one row an arm, step and measure: `before` (the reference's) and `after` with `after_low`, `after_high`, `change` with
+    `table`: one row an arm, step and measure; a checkpoint without an arm counts as one of its own name, without a step as <NA>: `before` (the reference's) and `after` with `after_low`, `after_high`, `change` with
     its 95 % interval `low`, `high`, `p`, `q`, `n` prompts, `n_seeds`. `contrasts`: one row a step, measure and pair of arms `a`, `b`:
     `difference` (a − b) with interval, `p`, `q`, `n`, `n_seeds`.
     """
@@ -71,14 +71,12 @@ def compare_arms(series: SeriesBehavior, maths: SeriesMaths | None = None) -> Ar
         maths: maths at the same checkpoints.
 
     Raises:
-        RimLensError: checkpoints without arm or step, a series with its reference alone, or maths of another series.
+        RimLensError: a series with its reference alone, or maths of another series.
 
     """
     trained = series.table[series.table["checkpoint"] != series.reference]
-    if trained.empty or trained[["arm", "step"]].isna().any(axis=None):
-        raise RimLensError(
-            "Arms are compared over checkpoints with arm and step; name both in the series' series.json."
-        )
+    if trained.empty:
+        raise RimLensError(f"The series holds only its reference {series.reference}; there is no change to measure.")
     if maths is not None and set(maths.table["checkpoint"]) != set(series.table["checkpoint"]):
         raise RimLensError("The maths was measured at other checkpoints than the requests; measure both on one series.")
     names = cells_of(trained)
@@ -103,15 +101,16 @@ def compare_arms(series: SeriesBehavior, maths: SeriesMaths | None = None) -> Ar
 
 
 CONTRAST_COLUMNS = ["step", "measure", "a", "b", "difference", "low", "high", "p", "n", "n_seeds"]
-Cell = tuple[str, int]
+Cell = tuple[str, int | None]
 
 
 def cells_of(trained: pd.DataFrame) -> dict[Cell, dict[int, str]]:
     """Checkpoints by arm and step, and within it by seed."""
     found: dict[Cell, dict[int, str]] = {}
     for row in trained.itertuples():
-        seed = 0 if row.seed is None or pd.isna(row.seed) else int(row.seed)
-        found.setdefault((str(row.arm), int(row.step)), {})[seed] = str(row.checkpoint)
+        arm = str(row.checkpoint if pd.isna(row.arm) else row.arm)
+        step, seed = (None if pd.isna(one) else int(one) for one in (row.step, row.seed))
+        found.setdefault((arm, step), {})[seed or 0] = str(row.checkpoint)
     return found
 
 
@@ -154,7 +153,8 @@ def contrasts_of(
 ) -> Iterator[dict[str, Any]]:
     """Every two arms after the same step, over the seeds that both have."""
     for (a, step), (b, other) in combinations(names, 2):
-        shared = sorted(names[a, step].keys() & names[b, other].keys()) if step == other else []
+        same_dose = step is not None and step == other
+        shared = sorted(names[a, step].keys() & names[b, other].keys()) if same_dose else []
         if not shared:
             continue
         first, second = (np.stack([outcomes[names[arm, step][seed]] for seed in shared], axis=1) for arm in (a, b))
@@ -179,7 +179,8 @@ def paired(after: np.ndarray, before: np.ndarray, is_share: bool, name: str) -> 
 
 
 def with_q(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with a q-value over all rows of the same measure."""
+    """The rows with a q-value over all rows of the same measure, and steps that may be unknown."""
+    rows = rows.astype({"step": "Int64"})
     if rows.empty:
         return rows.assign(q=pd.Series(dtype=float))
     return rows.assign(q=rows.groupby("measure", sort=False)["p"].transform(lambda p: benjamini_hochberg(p.to_numpy())))
