@@ -36,7 +36,7 @@ from rim_lens.intervene.selection import Head
 from rim_lens.model.chat import Chat
 from rim_lens.model.lens_model import LensModel
 from rim_lens.results import Manifest, Result
-from rim_lens.stats import benjamini_hochberg, bootstrap_means, permutation_test
+from rim_lens.stats import benjamini_hochberg, bootstrap_means, mean_test
 
 DIRECTIONS = ("into_harmful", "into_harmless")
 
@@ -45,7 +45,7 @@ DIRECTIONS = ("into_harmful", "into_harmless")
 class InterchangeSweep(Result):
     """What exchanging each head between a harmful request and its harmless twin does to the score.
 
-    `table` has one row per head and `direction`: mean `effect` over the n pairs, bootstrap `low`, `high`, sign-flip `p`,
+    `table` has one row per head and `direction`: mean `effect` over the n pairs, bootstrap `low`, `high`, `p` (`stats.mean_test`),
     Benjamini-Hochberg `q` over heads; ranked by the smaller of the two directions' effects towards the other run, so that
     a head comes first that both breaks refusal and makes it. `pairs` has one row per pair of the top heads and
     `intervention` ("interchange" in the harmful run, or "zero" at its decision position): the effects alone and together,
@@ -97,7 +97,7 @@ def interchange_sweep(
         metric: RefusalTokens, or a function from decision logits [row, vocab] to scores [row].
         method: "exact" (resumed at the changed layer) or "plain" (whole passes).
         n_top: the first heads of the ranking whose pairs are tested jointly.
-        n_permutations: of the sign-flip tests.
+        n_permutations: sign flips of the tests.
         seed: of permutations and bootstrap.
 
     Raises:
@@ -164,14 +164,7 @@ def _pairs(scores: RunScores, top: Sequence[Head], intervention: str, n_permutat
     alone, both = scores.effect[:, : len(top)], scores.effect[:, len(top) :]
     index = np.array(list(combinations(range(len(top)), 2))).reshape(-1, 2)
     interaction = both - alone[:, index[:, 0]] - alone[:, index[:, 1]]
-    labels = np.repeat([True, False], len(interaction))
-    p = permutation_test(
-        np.concatenate([interaction, np.zeros_like(interaction)]),
-        labels,
-        n_permutations=n_permutations,
-        seed=seed,
-        paired=True,
-    ).p
+    p = mean_test(interaction, n_permutations, seed).p
     interval = bootstrap_means(interaction, seed=seed)
     names = [f"L{layer}H{head}" for layer, head in top]
     table = pd.DataFrame(

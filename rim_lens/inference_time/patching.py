@@ -48,7 +48,7 @@ AlignedAt = Literal["decision", "think_close"]
 class PatchingSweep(Result):
     """Refusal that comes back when a head gets its think-off output, largest first.
 
-    `table` has one row per head: mean `effect` over the n prompts with interval `low`, `high`, sign-flip `p` and
+    `table` has one row per head: mean `effect` over the n prompts with interval `low`, `high`, `p` (`stats.mean_test`) and
     Benjamini-Hochberg `q`; `returned`, the share of the gap off − on, with its interval `returned_low`, `returned_high`
     (ratio of means, prompts resampled). `together` has the same for the first 1, 2, … heads of the table patched
     jointly (chosen on these prompts, so it flatters them) and for all heads of the model.
@@ -109,7 +109,7 @@ def patching_sweep(
         positions: "decision", or "think_close": every position from the close tag to the decision position.
         method: "exact" (resumed at the patched layer) or "plain" (whole passes).
         n_together: how many of the first heads are also patched jointly.
-        n_permutations: of the sign-flip test.
+        n_permutations: sign flips of the test.
         seed: of permutations and bootstrap.
 
     Raises:

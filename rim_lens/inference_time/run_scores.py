@@ -33,7 +33,7 @@ from rim_lens.model.resume import ResumablePass
 from rim_lens.model.taps_fast import serves, sites_of
 from rim_lens.processes import all_rows, gather_items, n_processes, rank, share
 from rim_lens.progress import track
-from rim_lens.stats import benjamini_hochberg, bootstrap_means, permutation_test
+from rim_lens.stats import benjamini_hochberg, bootstrap_means, mean_test
 
 T = TypeVar("T")
 MetricFunction = Callable[[Float[Tensor, "row vocab"]], Float[Tensor, " row"]]
@@ -271,15 +271,12 @@ def grid(model: LensModel, heads: Sequence[Head], values: Float[np.ndarray, "pro
 def effect_table(
     heads: Sequence[Head], effect: Float[np.ndarray, "prompt head"], *, n_tests: int, n_permutations: int, seed: int
 ) -> pd.DataFrame:
-    """Mean effect of each head over prompts with its 95 % bootstrap interval, sign-flip permutation p and BH q.
+    """Mean effect of each head over prompts with its 95 % bootstrap interval, the p of `mean_test` and BH q.
 
     Q-values count `n_tests` heads; those that were not measured enter with p = 1.
     """
     n = len(effect)
-    labels = np.repeat([True, False], n)
-    test = permutation_test(
-        np.concatenate([effect, np.zeros_like(effect)]), labels, n_permutations=n_permutations, seed=seed, paired=True
-    )
+    test = mean_test(effect, n_permutations, seed)
     interval = bootstrap_means(effect, seed=seed)
     padded = np.concatenate([test.p, np.ones(n_tests - len(heads))])
     columns: dict[str, Any] = {

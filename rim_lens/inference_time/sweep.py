@@ -47,7 +47,7 @@ class AblationSweep(Result):
     """Effect of zeroing each head on the score at the decision position, largest first.
 
     `table` has one row per measured head: mean `effect` over the n prompts in the metric's units, bootstrap interval `low`,
-    `high` (NaN for one prompt), sign-flip permutation `p` and Benjamini-Hochberg `q` over all heads of the model.
+    `high` (NaN for one prompt), `p` (`stats.mean_test`) and Benjamini-Hochberg `q` over all heads of the model.
     """
 
     table: pd.DataFrame
@@ -98,7 +98,7 @@ def ablation_sweep(
         method: "exact", "screened" or "plain"; see the module.
         positions: "all"; "suffix", from the assistant tag on (the prefix is computed once); or "decision".
         n_exact: heads measured exactly after screening, by default 7.5 % of them and at least 12.
-        n_permutations: of the sign-flip test.
+        n_permutations: sign flips of the test.
         seed: of permutations and bootstrap.
 
     Raises:

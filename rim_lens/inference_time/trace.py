@@ -40,7 +40,7 @@ class RefusalTrace(Result):
 
     `table`: one row per head below the probe's layer, the head that writes most of the fall first: `fall` (mean fall of its
     contribution across the cliff, in standard deviations) with its 95 % interval over chats, `share` of the whole fall,
-    `effect` (d_z), `p` (signs permuted over chats) and `q` over heads, n. `curve`: mean reading by relative position, with
+    `effect` (d_z), `p` (`stats.mean_test` over chats) and `q` over heads, n. `curve`: mean reading by relative position, with
     interval, the band of control directions (2.5 to 97.5 %), and the means of refused and complied chats. `chats`: one row
     per chat: reading at `start` and `end`, `fall` and relative place of the `cliff` and its token. `tokens`: every reading.
     `fall`, `control_falls` and `p`: mean fall at the cliff against control directions. `left_out`: CoTs shorter than two

@@ -26,10 +26,12 @@ from rim_lens.stats.intervals import (
     PairedDifference,
     Rate,
     mcnemar,
+    normal_quantile,
     paired_difference,
     tango,
     wilson,
 )
+from rim_lens.stats.mean_test import mean_test
 from rim_lens.stats.multiplicity import benjamini_hochberg
 from rim_lens.stats.permutation import (
     PermutationTest,
@@ -70,6 +72,7 @@ __all__ = [
     "matched_head_sets",
     "matched_neuron_sets",
     "mcnemar",
+    "mean_test",
     "normal_quantile",
     "paired_difference",
     "percentile",

@@ -34,7 +34,7 @@ from rim_lens.stats.effects import two_classes
 Seed = int | np.random.Generator
 Statistic = Literal["mean_difference", "auroc"]
 _CHUNK_ELEMENTS = 4_000_000  # float64 entries of one chunk of null statistics: 32 MB
-_ROUNDING = 1e-10  # statistics closer than this, relative to the element's scale, count as equal
+ROUNDING = 1e-10  # statistics closer than this, relative to the element's scale, count as equal
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,13 +64,14 @@ def permutation_test(
     """Test of "labels and values are unrelated" for every trailing element; NaN values give NaN for their element.
 
     Unpaired: rows are exchangeable under the null. Paired: the i-th positive row belongs to the i-th negative
-    row (same prompt, say) and labels are swapped within pairs only. The statistic is positive minus negative
+    row (same prompt, say) and labels are swapped within pairs only, which supposes differences that lie symmetrically about 0;
+    see :func:`rim_lens.stats.mean_test` for a mean of any differences. The statistic is positive minus negative
     mean, or the AUROC. Raises RimLensError when a class is empty or, if paired, the classes differ in size.
     """
     values, labels = two_classes(values, labels)
     if statistic not in ("mean_difference", "auroc"):
         raise RimLensError(f"Unknown statistic {statistic!r}; choose 'mean_difference' or 'auroc'.")
-    _check_count(n_permutations)
+    check_count(n_permutations)
     rng = np.random.default_rng(seed)
     positive, negative = int(labels.sum()), int((~labels).sum())
     scores = values.reshape(len(values), -1)
@@ -84,19 +85,14 @@ def permutation_test(
             raise RimLensError(f"A paired test needs pairs, got {positive} positive and {negative} negative rows.")
         scores = scores[labels] - scores[~labels]
         observed = np.full(positive, 1 / positive)
-        total = 2**positive
-        draws = _all_signs(positive) if total <= n_permutations else _random_signs(positive, n_permutations, rng)
+        draws, exact = sign_draws(positive, n_permutations, rng)
     else:
         observed = np.where(labels, 1 / positive, -1 / negative)
-        total = math.comb(len(labels), positive)
-        draws = (
-            _all_labellings(labels, observed)
-            if total <= n_permutations
-            else _random_orders(observed, n_permutations, rng)
-        )
+        exact = math.comb(len(labels), positive) <= n_permutations
+        draws = _all_labellings(labels, observed) if exact else _random_orders(observed, n_permutations, rng)
     welch = statistic == "mean_difference" and not paired and min(positive, negative) > 1
     size = _welch(scores, positive, negative) if welch else None
-    return _compare(observed, draws, scores, values.shape[1:], offset, exact=total <= n_permutations, size=size)
+    return _compare(observed, draws, scores, values.shape[1:], offset, exact, size=size)
 
 
 def permutation_p(
@@ -144,7 +140,7 @@ def _correlate(
     n_permutations: int,
     seed: Seed,
 ) -> PermutationTest:
-    _check_count(n_permutations)
+    check_count(n_permutations)
     n, rng = len(outcome), np.random.default_rng(seed)
     weights, scores = _unit_columns(outcome[:, None])[:, 0], _unit_columns(scores)
     exact = math.factorial(n) <= n_permutations
@@ -175,9 +171,9 @@ def _compare(
     clean = np.where(known, scores, 0.0) * inverse
     if size is None:
         scaled = np.where(known, np.abs(statistic) * inverse, 0.0)
-        threshold = scaled - _ROUNDING * np.linalg.norm(observed)
+        threshold = scaled - ROUNDING * np.linalg.norm(observed)
     else:
-        threshold = size(observed[None])[0] * (1 - _ROUNDING)
+        threshold = size(observed[None])[0] * (1 - ROUNDING)
     count = np.zeros(len(threshold))
     family_count = np.zeros(len(threshold))
     total = 0
@@ -226,7 +222,7 @@ def _welch(
         difference = np.abs(difference)
         with np.errstate(divide="ignore", invalid="ignore"):
             # A variance below rounding is none: complete separation of constants is infinitely large.
-            return np.where(difference < _ROUNDING, 0.0, difference / np.where(error < _ROUNDING, 0.0, error))
+            return np.where(difference < ROUNDING, 0.0, difference / np.where(error < ROUNDING, 0.0, error))
 
     return size
 
@@ -242,6 +238,15 @@ def _random_orders(
 def _all_orders(n: int) -> Int[np.ndarray, "order n"]:
     """All n! orders of n rows, for the few rows for which they are counted out."""
     return np.array(list(itertools.permutations(range(n))), dtype=np.int8)
+
+
+def sign_draws(
+    n_pairs: int, n_permutations: int, rng: np.random.Generator
+) -> tuple[Iterator[Float[np.ndarray, "draw pair"]], bool]:
+    """Weights of ±1/n in blocks, and whether these are all 2ⁿ."""
+    if 2**n_pairs <= n_permutations:
+        return _all_signs(n_pairs), True
+    return _random_signs(n_pairs, n_permutations, rng), False
 
 
 def _random_signs(n_pairs: int, n_draws: int, rng: np.random.Generator) -> Iterator[Float[np.ndarray, "draw pair"]]:
@@ -299,6 +304,7 @@ def _as_columns(
     return values, outcome
 
 
-def _check_count(n_permutations: int) -> None:
+def check_count(n_permutations: int) -> None:
+    """Raise for fewer than one permutation."""
     if n_permutations < 1:
         raise RimLensError(f"The number of permutations must be at least 1, got {n_permutations}.")
