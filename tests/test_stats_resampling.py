@@ -89,6 +89,42 @@ def test_crossed_difference_covers_and_keeps_its_level_with_cells_missing():
     assert rejected / runs <= 0.1
 
 
+def test_few_seeds_that_differ_are_counted_with_their_own_degrees_of_freedom():
+    seeds = np.array([[0.1, 0.4, 0.9]])
+    values = np.tile(seeds, (100, 1))  # nothing varies but the seed: Student's t over 3 seeds
+    found = bootstrap_crossed_difference(values, np.zeros((100, 1)))
+    expected = stats.ttest_1samp(seeds[0], 0)
+    assert found.p == pytest.approx(expected.pvalue)
+    low, high = found.interval
+    student = expected.confidence_interval(0.95)
+    assert low <= student.low + 1e-9
+    assert high >= student.high - 1e-9
+    assert high - low < 1.6 * (student.high - student.low)
+
+
+def test_few_seeds_times_many_prompts_keep_their_level():
+    rng, hits, rejected, runs = np.random.default_rng(6), 0, 0, 300
+    for seed in range(runs):
+        rates = 0.3 + rng.normal(0, 0.07, size=(1, 3))
+        values = (rng.random((200, 3)) < rates).astype(float) - (rng.random((200, 1)) < 0.3)
+        found = bootstrap_crossed_difference(values, np.zeros((200, 1)), n_resamples=200, seed=seed)
+        hits, rejected = hits + (0 in found.interval), rejected + (found.p < 0.05)
+    assert hits / runs >= 0.93
+    assert rejected / runs <= 0.075
+
+
+def test_crossed_p_is_the_level_at_which_the_interval_leaves_0():
+    rng = np.random.default_rng(7)
+    a = rng.normal(1.5, 1, size=(30, 1)) + rng.normal(0, 0.3, size=(1, 4)) + rng.normal(size=(30, 4))
+    p = bootstrap_crossed_difference(a, np.zeros((30, 1))).p
+    assert bootstrap_crossed_difference(a, np.zeros((30, 1)), level=1 - 0.9 * p).interval.low <= 0
+    t = [stats.t.isf(p / 2, freedom) for freedom in (29, 3)]
+    rest = a - a.mean(axis=1, keepdims=True) - a.mean(axis=0, keepdims=True) + a.mean()
+    rest = (rest**2).sum() / (29 * 3) / 120
+    prompts, wordings = a.mean(axis=1).var(ddof=1) / 30 - rest, a.mean(axis=0).var(ddof=1) / 4
+    assert math.sqrt(t[0] ** 2 * prompts + t[1] ** 2 * wordings) == pytest.approx(a.mean())
+
+
 def test_crossed_difference_finds_a_real_one_that_ignoring_pairs_would_miss():
     rng = np.random.default_rng(5)
     prompts = rng.normal(0, 3, size=(40, 1))
