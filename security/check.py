@@ -4,21 +4,26 @@
 
 1. `pip check`: no package lacks or contradicts another.
 2. Every installed package that constraints.txt pins has that version, so that what was looked at is what runs.
-3. No installed or pinned version lies below the fix of an advisory in advisories.toml.
+3. No installed or pinned version lies below the fix of an advisory in advisories.toml, and rim_lens calls nothing that an
+   advisory without a fix is about.
 
-Where a vulnerability service can be reached, `pip-audit` knows more; its database cannot be had from a package index.
+It says how many advisories were confirmed at a source. Where a vulnerability service can be reached, `pip-audit` knows more; its
+database cannot be had from a package index.
 """
 
+import ast
 import subprocess
 import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 HERE = Path(__file__).resolve().parent
+PACKAGE = HERE.parent / "rim_lens"
 CONSTRAINTS = HERE.parent / "constraints.txt"
 
 
@@ -28,12 +33,35 @@ def pinned(text: str) -> dict[str, str]:
     return {canonicalize_name(name): version for name, _, version in (x.partition("==") for x in lines if "==" in x)}
 
 
-def advisories() -> list[dict[str, str]]:
-    """The entries of advisories.toml."""
-    return tomllib.loads((HERE / "advisories.toml").read_text())["advisory"]
+def advisories() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The entries of advisories.toml: those with a fixed version, and those without."""
+    document = tomllib.loads((HERE / "advisories.toml").read_text())
+    return document["advisory"], document["unfixed"]
 
 
-def unsafe(versions: dict[str, str], known: list[dict[str, str]]) -> list[str]:
+def called(folder: Path, unfixed: list[dict[str, Any]]) -> list[str]:
+    """A line for every name in a folder's code that an advisory without a fix warns of."""
+    names = {path: names_in(path) for path in sorted(folder.rglob("*.py"))}
+    return [
+        f"{path.relative_to(folder.parent)} uses {call} of {one['package']}: {one['what']} ({one['id']}); no version fixes it"
+        for one in unfixed
+        for call in one["calls"]
+        for path, used in names.items()
+        if call in used
+    ]
+
+
+def names_in(path: Path) -> set[str]:
+    """Every name, attribute and imported name of a module."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        found |= {
+            getattr(node, field) for field in ("id", "attr", "name") if isinstance(getattr(node, field, None), str)
+        }
+    return found
+
+
+def unsafe(versions: dict[str, str], known: list[dict[str, Any]]) -> list[str]:
     """A line for every version that an advisory names."""
     found = []
     for one in known:
@@ -56,15 +84,18 @@ def main() -> int:
     """Print what is wrong; 1 where anything is."""
     installed = {canonicalize_name(one.metadata["Name"]): one.version for one in metadata.distributions()}
     wanted = pinned(CONSTRAINTS.read_text())
-    problems = unsafe(wanted, advisories()) + unsafe(installed, advisories()) + unpinned(installed, wanted)
+    known, unfixed = advisories()
+    problems = unsafe(wanted, known) + unsafe(installed, known) + called(PACKAGE, unfixed) + unpinned(installed, wanted)
     whole = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False)
     if whole.returncode:
         problems += whole.stdout.strip().splitlines()
     for line in dict.fromkeys(problems):
         print(line)
     if not problems:
+        every = known + unfixed
         print(
-            f"{len(installed)} packages: none below an advisory's fix ({len(advisories())} advisories), pins kept, pip check clean"
+            f"{len(installed)} packages: none below an advisory's fix ({len(every)} advisories, "
+            f"{sum(one['checked'] for one in every)} of them confirmed at a source), pins kept, pip check clean"
         )
     return 1 if problems else 0
 

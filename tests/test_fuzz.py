@@ -3,6 +3,7 @@
 `FUZZ_CASES=2000 pytest tests/test_fuzz.py` is the full run, more than 10,000 cases over the six tests; by default it is short.
 """
 
+import ast
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from rim_lens.results import Manifest, load_result
 from rim_lens.results_store import _sealed
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from security.check import pinned, unpinned, unsafe
+from security.check import advisories, called, pinned, unpinned, unsafe
 
 PACKAGE = Path(rim_lens.__file__).parent
 CASES = int(os.environ.get("FUZZ_CASES", "60"))
@@ -193,18 +194,97 @@ def test_a_result_that_somebody_wrote_by_hand_with_a_right_checksum(saved, data,
         path.write_bytes(content)
 
 
-def test_nothing_is_unpickled_or_evaluated_and_remote_code_is_off_unless_asked():
-    source = {path: path.read_text() for path in PACKAGE.rglob("*.py")}
-    forbidden = r"^\s*(import|from) (pickle|dill|joblib|marshal|shelve)\b|torch\.load\(|\beval\(|\bexec\(|shell=True|allow_pickle=True|read_pickle|os\.system\("
-    found = [
-        f"{path.name}: {line}"
-        for path, content in source.items()
-        for line in content.splitlines()
-        if re.search(forbidden, line) and not re.search(r"\.eval\(\)", line)
+PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+BUILTINS = {"eval", "exec", "compile", "__import__"}  # called by their names
+ATTRIBUTES = {"read_pickle", "to_pickle", "system", "popen", "extractall", "unpack_archive", "unsafe_load", "full_load"}
+LOADERS = {"torch", "joblib", "yaml", "pickle", "dill"}  # whose `load` runs what a file says
+
+
+def dangerous(source):
+    """Every construct in Python source that unpickles, evaluates, starts a shell or unpacks whatever an archive holds."""
+    return [one for node in ast.walk(ast.parse(source)) for one in [*imported(node), *called_by(node)]]
+
+
+def imported(node):
+    """Modules and functions that an import brings in."""
+    if not isinstance(node, ast.Import | ast.ImportFrom):
+        return []
+    modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names]
+    return [
+        *(name for name in modules if name.partition(".")[0] in PICKLES),
+        *(one.name for one in node.names if one.name in ATTRIBUTES),
     ]
-    assert found == []
-    assert not any("trust_remote_code=True" in content for content in source.values())
-    assert not any(re.search(r"\.extractall\(|\.unpack_archive\(", content) for content in source.values())
+
+
+def called_by(node):
+    """What a call does that it must not do."""
+    if not isinstance(node, ast.Call):
+        return []
+    function, switches = node.func, {one.arg: one.value for one in node.keywords}
+    whole, found = ast.unparse(function), []
+    if isinstance(function, ast.Name) and function.id in BUILTINS:
+        found.append(whole)
+    if isinstance(function, ast.Attribute):
+        evaluates = function.attr == "eval" and bool(node.args)  # module.eval() is a switch
+        loads = function.attr == "load" and ast.unparse(function.value) in LOADERS
+        if function.attr in ATTRIBUTES or evaluates or loads:
+            found.append(whole)
+        if function.attr == "from_pretrained" and not re.search("Tokenizer|Config|Peft", whole):
+            found += [] if {"use_safetensors", "gguf_file"} & set(switches) else [whole]
+    for name in ("allow_pickle", "shell", "trust_remote_code"):
+        if isinstance(switches.get(name), ast.Constant) and switches[name].value is True:
+            found.append(f"{name}=True")
+    return found
+
+
+def test_nothing_is_unpickled_or_evaluated_and_remote_code_is_off_unless_asked():
+    # `stored_weights` looks for safetensors files itself, and `check_adapter` for an adapter's.
+    known = {"model/stored_weights.py": ["type(self.hf).from_pretrained"]}
+    found = {str(path.relative_to(PACKAGE)): dangerous(path.read_text()) for path in PACKAGE.rglob("*.py")}
+    assert len(found) > 200
+    assert {path: names for path, names in found.items() if names != known.get(path, [])} == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle", "from dill import loads", "import torch\ntorch.load(f)", "np.load(f, allow_pickle=True)", "eval(x)",
+        "frame.eval(x)", "exec(x)", "pd.read_pickle(f)", "subprocess.run(x, shell=True)", "archive.extractall()", "yaml.load(x)",
+        "Auto.from_pretrained(x, trust_remote_code=True, use_safetensors=True)", "os.system(x)", "AutoModel.from_pretrained(x)",
+        "from shutil import unpack_archive",
+    ],
+)  # fmt: skip
+def test_the_search_for_dangerous_code_finds_it(source):
+    assert dangerous(source)
+    assert not dangerous('"""eval(x)"""\nmodel.eval()  # pickle.load\nAutoTokenizer.from_pretrained(x)\njson.load(f)')
+
+
+class Evil:
+    """Opens a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_pickled_weights_are_refused_unless_the_model_is_trusted(tmp_path):
+    import torch
+    from families import tiny_hf, tiny_tokenizer
+
+    hf = tiny_hf("llama")
+    hf.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(hf.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(RimLensError, match="save it as safetensors, or pass trust_remote_code=True"):
+        rim_lens.load_model(tmp_path)
+    assert rim_lens.load_model(tmp_path, trust_remote_code=True).n_layers == 3
+    torch.save({"a": Evil(tmp_path / "ran")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(RimLensError, match="could not be loaded"):
+        rim_lens.load_model(tmp_path)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_model_that_brings_code_is_refused_unless_asked(tmp_path):
@@ -240,3 +320,32 @@ def test_the_check_of_dependencies_sees_what_it_is_for():
     assert unpinned({"torch": "2.13.0+cpu", "numpy": "2.0"}, {"torch": "2.13.0", "numpy": "2.1"}) == [
         "numpy 2.0 is installed but 2.1 is pinned"
     ]
+
+
+def test_every_advisory_says_where_it_was_confirmed():
+    known, unfixed = advisories()
+    for one in known + unfixed:
+        assert one["package"], one
+        assert re.fullmatch(
+            r"((CVE|PYSEC)-\d{4}-\d+|GHSA(-\w{4}){3})(, ((CVE|PYSEC)-\d{4}-\d+|GHSA(-\w{4}){3}))*", one["id"]
+        ), one
+        assert one["checked"] == one["source"].startswith("https://"), one
+    assert len({one["id"] for one in known}) == len(known)
+
+
+def test_what_an_advisory_without_a_fix_is_about_is_not_called(tmp_path):
+    unfixed = [
+        {"package": "accelerate", "id": "CVE-1", "what": "reads elsewhere", "calls": ["load_checkpoint_in_model"]}
+    ]
+    package = tmp_path / "rim_lens"
+    package.mkdir()
+    (package / "good.py").write_text("# load_checkpoint_in_model is named in words alone\n")
+    assert called(package, unfixed) == []
+    for bad in (
+        "from accelerate import load_checkpoint_in_model as f",
+        "import accelerate\naccelerate.load_checkpoint_in_model(m, p)",
+    ):
+        (package / "bad.py").write_text(bad)
+        assert called(package, unfixed) == [
+            "rim_lens/bad.py uses load_checkpoint_in_model of accelerate: reads elsewhere (CVE-1); no version fixes it"
+        ]

@@ -192,7 +192,7 @@ def _load(model: str | Pipeline, device: str | torch.device | None) -> tuple[str
         kinds = " ".join(config.architectures or [])
         loader = AutoModelForSequenceClassification if "SequenceClassification" in kinds else AutoModelForCausalLM
         tokenizer = AutoTokenizer.from_pretrained(model)
-        net = loader.from_pretrained(model, dtype="auto")
+        net = loader.from_pretrained(model, dtype="auto", use_safetensors=True)
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RimLensError(f"The judge model {model} could not be loaded: {reason}") from error

@@ -54,4 +54,10 @@ def translated_hub_errors(location: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise RimLensError(f"The model {location} could not be loaded ({reason}).") from error
+        pickled = "no file named model.safetensors" in reason or "loaded with `safetensors`" in reason
+        instead = (
+            "; save it as safetensors, or pass trust_remote_code=True if you trust its pickled weights"
+            if pickled
+            else ""
+        )
+        raise RimLensError(f"The model {location} could not be loaded ({reason}){instead}.") from error

@@ -52,7 +52,7 @@ def load_model(
         device: for example "cuda" or "cpu"; CUDA where there is one by default, of several processes each its own.
         dtype: weights' type, a torch.dtype or its name; bfloat16 on CUDA and float32 on CPU by default.
         revision: branch, tag or commit on the hub.
-        trust_remote_code: run code that comes with the model; off unless asked.
+        trust_remote_code: run code that comes with the model, and read weights that are pickled; off unless asked.
         device_map: handed to transformers, for models larger than one device ("auto").
         tags: the tags that open and close thinking, where they are not `<think>` and `</think>`.
         chat_template: a Jinja template to use in place of the tokenizer's own.
@@ -142,7 +142,13 @@ def read_weights(
     try:
         with translated_hub_errors(location):
             tokenizer = AutoTokenizer.from_pretrained(location, **common)
-            hf = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, device_map=device_map, **common)
+            hf = AutoModelForCausalLM.from_pretrained(
+                location,
+                dtype=dtype,
+                device_map=device_map,
+                use_safetensors=None if trust_remote_code else True,
+                **common,
+            )
     finally:
         logging.enable_progress_bar()
     return hf, tokenizer
