@@ -6,9 +6,10 @@ import struct
 import threading
 
 import pytest
-from families import shared_model
+from families import shared_model, tiny_tokenizer
 from made_heads import made_inference, made_sweep, made_token_attention
 from made_neurons import made_training
+from made_patterns import made_patterns
 from made_results import HOSTILE, MANIFEST, made_behavior, made_series
 
 from rim_lens import ablate_heads, ablation_sweep, refusal_score, token_attention
@@ -37,8 +38,10 @@ def browser():
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    results = {"behavior": made_behavior(), "series": made_series(), **made_inference(), **made_training()}
-    path = tmp_path_factory.mktemp("page") / "report.html"
+    behavior, folder = made_behavior(), tmp_path_factory.mktemp("page")
+    results = {"behavior": behavior, "series": made_series(), **made_inference(), **made_training()}
+    results |= made_patterns(folder, behavior, tiny_tokenizer())
+    path = folder / "report.html"
     path.write_text(report_page(results, findings_of(results), MANIFEST, PLAN))
     return path.as_uri()
 
