@@ -141,8 +141,7 @@ def change_of(after: Outcomes, before: Float[np.ndarray, "prompt"], is_share: bo
         level = wilson(int(after.sum()), n) if is_share else bootstrap_mean(after[:, 0])
     found = {"before": before.mean(), "after": after.mean(), "after_low": level.low, "after_high": level.high}
     if n_seeds > 1:
-        crossed = bootstrap_crossed_difference(after, before[:, None])
-        change = {"change": crossed.value, "low": crossed.interval.low, "high": crossed.interval.high, "p": crossed.p}
+        change = crossed(after, before[:, None], is_share, "change")
     else:
         change = paired(after[:, 0], before, is_share, "change")
     return found | change | {"n": n, "n_seeds": n_seeds}
@@ -159,12 +158,17 @@ def contrasts_of(
             continue
         first, second = (np.stack([outcomes[names[arm, step][seed]] for seed in shared], axis=1) for arm in (a, b))
         if len(shared) > 1:
-            crossed = bootstrap_crossed_difference(first - second, np.zeros((len(first), 1)))
-            ends = crossed.interval
-            row = {"difference": crossed.value, "low": ends.low, "high": ends.high, "p": crossed.p}
+            row = crossed(first - second, np.zeros((len(first), 1)), is_share, "difference")
         else:
             row = paired(first[:, 0], second[:, 0], is_share, "difference")
         yield {"step": step, "measure": measure, "a": a, "b": b, **row, "n": len(first), "n_seeds": len(shared)}
+
+
+def crossed(after: Outcomes, before: Outcomes, is_share: bool, name: str) -> dict[str, Any]:
+    """Several trainings' outcomes against others on the same prompts."""
+    found = bootstrap_crossed_difference(after, before)
+    low, high = np.clip(tuple(found.interval), -1, 1) if is_share else found.interval
+    return {name: found.value, "low": float(low), "high": float(high), "p": found.p}
 
 
 def paired(after: np.ndarray, before: np.ndarray, is_share: bool, name: str) -> dict[str, Any]:
