@@ -137,20 +137,25 @@ def test_the_planted_head_stands_out_of_its_controls():
     )
     curve = found.dose_curve()
     assert list(curve["k"]) == [1, 2]
-    assert list(curve["n_controls"]) == [7, 49]
-    assert (curve["effect"] < curve["control_low"] - 5).all()
-    assert curve["p"].iloc[1] == pytest.approx(2 / 50)
-    assert curve["q"].iloc[1] == pytest.approx(4 / 50)
+    assert list(curve["n_controls"]) == [7, 63]
+    assert curve["effect"].iloc[0] < curve["control_low"].iloc[0] - 5
+    assert curve["p"].iloc[0] == pytest.approx(2 / 8)
+    # At dose 2 the seven controls that hold the planted head too do about as much, and no other does.
+    drawn = found.controls.query("k == 2")
+    with_it = drawn["heads"].str.contains("L1H2")
+    assert with_it.sum() == 7
+    assert drawn["effect"][with_it].max() < drawn["effect"][~with_it].min() - 5
+    beyond = (drawn["effect"] <= curve["effect"].iloc[1]).sum()
+    assert curve["p"].iloc[1] == pytest.approx(2 * (beyond + 1) / 64)
     chats = rendered(thinking="off")
     before = refusal_score(model, chats, tokens())
     with ablate_heads(model, [truth.refusal_head]):
         after = refusal_score(model, chats, tokens())
     assert curve["effect"].iloc[0] == pytest.approx((after - before).mean(), abs=1e-4)
-    drawn = found.controls.query("k == 2")["heads"]
-    assert drawn.is_unique
-    for heads in drawn:
+    assert drawn["heads"].is_unique
+    for heads in drawn["heads"]:
         assert [name[:2] for name in heads.split()] == ["L1", "L3"]
-        assert not {"L1H2", "L3H3"} & set(heads.split())
+        assert set(heads.split()) != {"L1H2", "L3H3"}
 
 
 def test_a_random_set_does_not_stand_out():

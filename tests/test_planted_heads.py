@@ -139,10 +139,10 @@ def test_hiding_the_cot_from_the_planted_head_brings_refusal_back():
 def test_the_causal_test_tells_planted_from_random_sets():
     model, truth = planted()
     options = {"tokens": RefusalTokens((truth.refusal_token,), ("",)), "generated": False, "n_controls": 40}
-    planted_set = causal_test(model, [truth.refusal_head, truth.cot_head], judged("off")[0][:12], **options)
+    planted_set = causal_test(model, [truth.refusal_head], judged("off")[0][:12], **options)
     row = planted_set.table.iloc[0]
     assert row["high"] < row["control_low"]
-    assert row["p"] == pytest.approx(2 / 41)
+    assert row["p"] == pytest.approx(2 / 8)  # the seven other heads of its layer
     random_set = causal_test(model, [(1, 6), (2, 5)], judged("off")[0][:12], **options)
     assert random_set.table.iloc[0]["p"] > 0.1 or abs(random_set.table.iloc[0]["effect"]) < 0.1 * abs(row["effect"])
 

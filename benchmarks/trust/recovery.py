@@ -155,9 +155,9 @@ def causal(one: Planted) -> list[Recovery]:
     """test_heads: the planted set, and random sets of as many heads, each against its own controls."""
     model, _, tokens, off, *_ = one.parts
     options = {"tokens": tokens, "generated": False, "n_controls": N_CONTROLS, "alternative": "less", "seed": one.seed}
-    planted = [REFUSAL_HEAD, SECOND_HEAD if one.family == "redundant" else (2, 5)]
+    planted = [REFUSAL_HEAD, SECOND_HEAD] if one.family == "redundant" else [REFUSAL_HEAD]
     row = test_heads(model, planted, off[:FEW], **options).table.iloc[0]
-    # Two of eight heads in one layer have 15 other pairs, so that p cannot be below 1/16.
+    # One of eight heads has 7 others in its layer, so that p cannot be below 1/8; two of one layer have 27 other pairs.
     found = row["p"] < ALPHA or row["p"] <= 1 / (row["n_controls"] + 1)
     rng, false, n_random = np.random.default_rng(one.seed), 0, 3
     free = [[h for h in range(model.n_heads) if (layer, h) not in NOT_NULL] for layer in range(model.n_layers)]

@@ -44,7 +44,7 @@ def matched_controls(
     seed: int = 0,
     measure: Measure = "magnitude",
 ) -> Int[np.ndarray, "set neuron index"]:
-    """Random sets matched on layer and on base-activation decile; the set's own neurons are left out where possible.
+    """Random sets matched on layer and on base-activation decile; any but the set itself, see `rim_lens.stats.controls`.
 
     Args:
         neurons: the set.
