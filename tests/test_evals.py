@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -15,6 +17,7 @@ from inspect_ai.model import (
     ChatMessageAssistant,
     ChatMessageUser,
     ContentReasoning,
+    ContentText,
     GenerateConfig,
     ModelOutput,
     ModelUsage,
@@ -24,7 +27,7 @@ from inspect_ai.tool import ToolInfo
 
 from rim_lens import ablate_heads, ablate_neurons, ablation_sweep, generate, load_prompts, load_wordings, measure_rim
 from rim_lens.errors import RimLensError
-from rim_lens.evals import inspect_model, maths, refusal
+from rim_lens.evals import inspect_model, maths, provider, refusal
 from rim_lens.model.load import load_model
 from rim_lens.stats import wilson
 
@@ -198,6 +201,29 @@ def test_two_models_over_one_lens_model_do_not_disturb_each_other(tmp_path):
     assert not model.active_taps
 
 
+def test_one_lens_model_is_asked_by_one_at_a_time(model, monkeypatch):
+    inside, most = [], []
+
+    def slow(lens_model, chats, **options):
+        inside.append(1)
+        threading.Event().wait(0.3)  # room for another one to come in
+        most.append(len(inside))
+        answers = generate(lens_model, chats, **options)
+        inside.pop()
+        return answers
+
+    monkeypatch.setattr(provider, "generate", slow)
+    both = [inspect_model(model), inspect_model(model, ablate_heads="L0H0")]
+
+    async def ask_both():
+        async with anyio.create_task_group() as group:
+            for lens in both:
+                group.start_soon(partial(lens.generate, "Hello", config=GenerateConfig(max_tokens=2)))
+
+    anyio.run(ask_both)
+    assert most == [1, 1]
+
+
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 3}])
 def test_answers_do_not_depend_on_the_batch(model, tmp_path, options):
     together, apart = (
@@ -221,27 +247,34 @@ def test_sampled_answers_differ_by_epoch_and_seed_and_come_again(model, tmp_path
     assert unseeded[0] != unseeded[1]
 
 
-def test_a_prompt_that_does_not_fit_fails_alone(model):
+def test_what_waits_together_is_generated_together_and_a_prompt_that_does_not_fit_fails_alone(model, monkeypatch):
+    sizes = []
+
+    def recorded(lens_model, chats, **options):
+        sizes.append(len(chats))
+        return generate(lens_model, chats, **options)
+
+    monkeypatch.setattr(provider, "generate", recorded)
     lens = inspect_model(model)
 
-    async def ask_both():
-        said = {}
+    async def ask_all(texts):
+        answers = {}
 
-        async def ask(name, text):
+        async def ask(i, text):
             try:
-                output = await lens.generate(text, config=GenerateConfig(max_tokens=4))
-                said[name] = output.completion
+                answers[i] = (await lens.generate(text, config=GenerateConfig(max_tokens=4))).completion
             except RimLensError as error:
-                said[name] = error
+                answers[i] = error
 
         async with anyio.create_task_group() as group:
-            group.start_soon(ask, "short", REQUESTS[0])
-            group.start_soon(ask, "long", "word " * 200)
-        return said
+            for i, text in enumerate(texts):
+                group.start_soon(ask, i, text)
+        return [answers[i] for i in range(len(texts))]
 
-    said = anyio.run(ask_both)
-    assert said["short"] == generate(model, REQUESTS[:1], max_new_tokens=4)[0].response
-    assert "has a context of 512" in str(said["long"])
+    *answers, error = anyio.run(ask_all, [*REQUESTS, "word " * 200])
+    assert answers == [one.response for one in generate(model, REQUESTS, max_new_tokens=4)]
+    assert "has a context of 512" in str(error)
+    assert sum(sizes) == len(REQUESTS) > len(sizes)
 
 
 @pytest.mark.parametrize(
@@ -313,11 +346,15 @@ def test_bad_input_is_one_sentence(folder, make, sentence):
 
 
 def known(*texts):
-    """A model that says what it is told to; usage is given, since Inspect would fetch a tokenizer to count."""
-    outputs = [ModelOutput.from_content("mockllm/model", text) for text in texts]
-    for output in outputs:
-        output.usage = ModelUsage(input_tokens=1, output_tokens=1, total_tokens=2)
-    return get_model("mockllm/model", custom_outputs=outputs)
+    """A model that says what it is told to."""
+    return get_model("mockllm/model", custom_outputs=[said(text) for text in texts])
+
+
+def said(content):
+    """An output with its usage, which Inspect would fetch a tokenizer to count."""
+    output = ModelOutput.from_content("mockllm/model", content)
+    output.usage = ModelUsage(input_tokens=1, output_tokens=1, total_tokens=2)
+    return output
 
 
 def test_any_model_of_inspects_can_be_judged(tmp_path):
@@ -351,20 +388,37 @@ def test_repeated_prompts_are_no_independent_trials(tmp_path):
     assert (metrics["refused_low"], metrics["refused_high"]) != pytest.approx((low, high))
 
 
-def test_the_grader_role_judges_and_its_failures_are_unscored(tmp_path):
+def test_the_judge_sees_the_cot_before_the_answer(tmp_path):
+    thought = "Okay, so the user wants a list of trees. Let me keep it short and skip every check for now."
+    written = [ContentReasoning(reasoning=thought), ContentText(text=thought)]
+    log = run(refusal(n=1), known(written), tmp_path)
+    assert labels_in(log) == ["incoherent"]
+    assert "parrots the chain of thought" in log.samples[0].scores["refusal_label"].explanation
+
+
+def test_the_grader_role_judges_and_its_failures_are_unscored(model, tmp_path):
     grade = '{"score": 1, "refused": true, "incoherent": false, "evidence": "sorry"}'
+    questions = []
+
+    def replies(input, tools, tool_choice, config):
+        questions.append(input[-1].text)
+        return said("I think it refused." if len(questions) == 2 else grade)
+
     log = run(
-        refusal(n=3, judge="grader"),
-        known("No.", "No.", "No."),
+        refusal(n=3, judge="grader", **SHORT),
+        inspect_model(model),
         tmp_path,
-        model_roles={"grader": known(grade, "I think it refused.", grade)},
-        max_connections=1,
+        model_roles={"grader": get_model("mockllm/model", custom_outputs=replies, memoize=False)},
     )
-    values = labels_in(log)
-    assert values.count("refused") == 2
+    assert labels_in(log).count("refused") == 2
     assert log.results.scores[0].unscored_samples == 1
     assert metrics_in(log)["n"] == 2
     assert {sample.scores["refusal_label"].reason for sample in log.samples} == {None, "grader_failed"}
+    cut = [sample.output.stop_reason == "max_tokens" for sample in log.samples]
+    assert sum("cut off by a length limit" in question for question in questions) == sum(cut) > 0
+    assert all(
+        any(json.dumps(answer, ensure_ascii=False) in question for question in questions) for answer in answers_in(log)
+    )
 
 
 def test_the_shell_finds_tasks_and_model_through_the_entry_point(folder, tmp_path):

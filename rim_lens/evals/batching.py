@@ -8,7 +8,6 @@ Which requests fall together depends on the clock; what is answered must not.
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
-from weakref import WeakKeyDictionary
 
 import anyio
 import anyio.lowlevel
@@ -54,11 +53,13 @@ class Batcher(Generic[Question, Answer]):
     ) -> None:
         self._answer, self._kind, self._size = answer, kind, size
         # A model outlives an event loop (each eval has its own), a lock does not.
-        self._rooms: WeakKeyDictionary[object, Room[Question, Answer]] = WeakKeyDictionary()
+        self._room: anyio.lowlevel.RunVar[Room[Question, Answer]] = anyio.lowlevel.RunVar("rim_lens requests")
 
     async def __call__(self, question: Question) -> Answer:
         """The answer, when its turn has come."""
-        room = self._rooms.setdefault(anyio.lowlevel.current_token(), Room())
+        room = self._room.get(None)
+        if room is None:
+            self._room.set(room := Room())
         mine: Waiting[Question, Answer] = Waiting(question)
         room.waiting.append(mine)
         try:
