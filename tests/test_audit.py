@@ -16,7 +16,16 @@ import torch
 from families import tiny_hf, tiny_tokenizer
 from peft import LoraConfig, get_peft_model
 
-from rim_lens import RimLensError, ThinkTags, find_safety_neurons, load_model, load_result
+from rim_lens import (
+    Checkpoints,
+    RimLensError,
+    ThinkTags,
+    find_safety_neurons,
+    load_model,
+    load_prompts,
+    load_result,
+    series_behavior,
+)
 from rim_lens.audit import neurons as neurons_stage
 from rim_lens.audit import patterns as patterns_stage
 from rim_lens.audit import stage as stage_module
@@ -288,8 +297,11 @@ def test_an_audit_trains_the_series_that_it_measures(plan, tmp_path):
     arms = "rank = 2\nbatch_size = 2\nwarmup = 0\nlearning_rate = 1e-2\nseeds = [1, 2]\nsave_at = [1, 2]\n"
     arms += '[arms.plain]\ndata = "plain.jsonl"\n[arms.effort]\ndata = "effort.jsonl"\n'
     (tmp_path / "arms.toml").write_text(arms)
+    start = tmp_path / "start"
+    shutil.copytree(Path(plan.checkpoints) / "step-3", start)
     trained = replace(
         plan,
+        model=str(start),
         checkpoints=None,
         finetune=str(tmp_path / "arms.toml"),
         heads=False,
@@ -308,6 +320,9 @@ def test_an_audit_trains_the_series_that_it_measures(plan, tmp_path):
     }
     assert (table["n_seeds"] == 2).all()
     assert len(done.results["series"].table) == 9
+    alone = series_behavior(load_model(start), Checkpoints([]), load_prompts("harmful", n=32), max_new_tokens=2)
+    scores = done.results["series"].answers.query("checkpoint == 'start'")["refusal_score"]
+    assert scores.tolist() == pytest.approx(alone.answers["refusal_score"].tolist(), abs=1e-4)  # not added twice
     page = done.report.read_text()
     assert "What each arm of fine-tuning changes" in page
     assert "How the arms were trained" in page

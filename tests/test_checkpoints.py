@@ -131,6 +131,14 @@ def test_conv1d_patterns_and_saved_modules(tmp_path):
     assert_equal(model, parameters(load_model(base, adapter=tmp_path / "lora")), atol=1e-6)
 
 
+def test_adapters_are_not_added_on_top_of_a_merged_one(folder):
+    model = load_model(folder / "base", adapter=folder / "step-2")
+    with pytest.raises(RimLensError, match="would be added on top"):
+        Checkpoints([folder / "step-10"], base=str(folder / "base")).load(model, "step-10")
+    Checkpoints([folder / "full"]).load(model, "full")  # whole weights replace what was merged
+    assert_equal(model, parameters(load_model(folder / "full")))
+
+
 def test_a_mixture_of_experts_is_swapped_whole(tmp_path):
     save_model(tmp_path / "a", "qwen3_moe", seed=0)
     save_model(tmp_path / "b", "qwen3_moe", seed=1)

@@ -11,7 +11,7 @@ from pathlib import Path
 from rim_lens.audit.plan import AuditPlan
 from rim_lens.audit.stage import Context
 from rim_lens.errors import RimLensError
-from rim_lens.model.adapter import adapter_base, is_adapter
+from rim_lens.model.adapter import base_and_adapter
 from rim_lens.patterns.finetune import finetune
 from rim_lens.patterns.training_plan import TrainingPlan, TrainingSettings, WorkedProblems, read_plan
 from rim_lens.processes import n_processes
@@ -48,17 +48,9 @@ def measure_finetuning(context: Context) -> Mapping[str, Result]:
     plan = context.plan
     assert plan.finetune is not None
     assert plan.checkpoints is not None
-    base, adapter = parts_of(plan.model)
+    base, adapter = base_and_adapter(plan.model)
     training = training_plan(plan.finetune, adapter)
     return {"finetuning": finetune(base, training, plan.checkpoints, device=plan.device)}
-
-
-def parts_of(model: str) -> tuple[str, Path | None]:
-    """Base and adapter of what an audit calls its model."""
-    folder = Path(model).expanduser()
-    if folder.is_dir() and is_adapter(folder):
-        return adapter_base(folder), folder
-    return model, None
 
 
 def training_plan(source: str, adapter: Path | None) -> TrainingPlan:

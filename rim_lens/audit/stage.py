@@ -16,6 +16,7 @@ from rim_lens.audit.files import write_json
 from rim_lens.audit.plan import AuditPlan
 from rim_lens.data.prompts import PromptSet, load_prompts
 from rim_lens.errors import RimLensError
+from rim_lens.model.adapter import base_and_adapter
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.load import load_model
 from rim_lens.processes import once
@@ -43,8 +44,12 @@ class Context:
 
     @cached_property
     def model(self) -> LensModel:
-        """The audited model: the series' reference checkpoint, or the model itself."""
-        model = load_model(self.plan.model, device=self.plan.device, dtype=self.plan.dtype)
+        """The audited model: the series' reference checkpoint, or the model itself.
+
+        A series' adapters stand on the base: an adapter that the plan names as its model is left out beside them.
+        """
+        name = self.plan.model if self.checkpoints is None else base_and_adapter(self.plan.model)[0]
+        model = load_model(name, device=self.plan.device, dtype=self.plan.dtype)
         if self.checkpoints is not None:
             self.checkpoints.check(model)
             self.checkpoints.load(model, self.checkpoints.reference)

@@ -27,6 +27,14 @@ def adapter_base(folder: Path) -> str:
     return str(base)
 
 
+def base_and_adapter(model: str) -> tuple[str, Path | None]:
+    """What a model's name stands for: itself, or the base and folder of an adapter."""
+    folder = Path(model).expanduser()
+    if folder.is_dir() and is_adapter(folder):
+        return adapter_base(folder), folder
+    return model, None
+
+
 def check_adapter(model: Any, folder: Path) -> None:
     """Compare every LoRA matrix with the linear layer it belongs to.
 

@@ -52,6 +52,7 @@ class LensModel:
         generation = getattr(hf, "generation_config", None)
         self.chat_format = ChatFormat(tokenizer, tags, generation_eos=getattr(generation, "eos_token_id", None))
         self.shape: ModelShape = shape_of(hf if hf is not None else bridge)
+        self.merged_adapter: str | None = None  # the one it was loaded with
         self.active_batch: Batch | None = None
         self.active_taps: list[Tap] = []
         self._digests: dict[str, bytes] = {}  # of parameters, until they are changed

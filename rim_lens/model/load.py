@@ -90,6 +90,7 @@ def load_model(
         hf=hf.requires_grad_(False),
         tags=tags,
     )
+    model.merged_adapter = None if adapter is None else str(adapter)
     return checked_at_load(model)
 
 

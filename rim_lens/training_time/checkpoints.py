@@ -123,7 +123,8 @@ class Checkpoints(Sequence[Checkpoint]):
         """Compare every checkpoint with the model.
 
         Raises:
-            RimLensError: a missing or changed file, another architecture or width, another vocabulary.
+            RimLensError: a missing or changed file, another architecture or width, another vocabulary, adapters for a model that
+                was loaded with one already.
 
         """
         for item in self.items:
@@ -137,6 +138,11 @@ class Checkpoints(Sequence[Checkpoint]):
         if key not in self._weights:
             swap_of(model)  # raises for models without a transformers tree
             folder = located(item)
+            if model.merged_adapter is not None and is_adapter(folder):
+                raise RimLensError(
+                    f"{model.name} was loaded with the adapter {model.merged_adapter}, and those of the checkpoints would be added on "
+                    "top of it; load the base alone with open(), and show a checkpoint with load(model, name)."
+                )
             check_sum(item, folder)
             check_vocabulary(model, folder)
             self._weights[key] = stored_weights(model.hf, folder)
