@@ -204,6 +204,29 @@ def test_a_process_killed_in_the_middle_leaves_nothing_to_trip_over(filling):
     assert is_whole(filling.target)
 
 
+def test_what_takes_the_name_is_the_whole_of_one_process(tmp_path):
+    """Two processes write other contents; whoever looks sees all of one of them from the first moment on."""
+    target = tmp_path / "cache" / "model"
+
+    def fill(name, other):
+        with filled_once(target) as work:
+            for part in range(40):
+                (work / f"{part}.bin").write_bytes(name * 100_000)
+            (tmp_path / f"{name.decode()}-full").touch()
+            while not (tmp_path / f"{other.decode()}-full").exists():  # both are complete before either takes the name
+                time.sleep(0.001)
+
+    children = [forked(lambda: fill(b"a", b"b")), forked(lambda: fill(b"b", b"a"))]
+    while not target.is_dir():
+        time.sleep(0.0005)
+    seen = {path.read_bytes() for path in target.iterdir()}
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    assert len(list(target.iterdir())) == 40
+    assert {path.read_bytes() for path in target.iterdir()} == seen
+    assert seen in ({b"a" * 100_000}, {b"b" * 100_000})
+    assert [path.name for path in target.parent.iterdir()] == ["model"]
+
+
 def test_what_a_living_process_fills_is_not_taken_for_abandoned(tmp_path):
     with filled_once(tmp_path / "model") as first:
         (first / "weights").write_bytes(b"1")

@@ -9,6 +9,8 @@ import os
 import re
 import sys
 import warnings
+from dataclasses import fields, replace
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -139,8 +141,6 @@ def test_any_conversation_is_rendered_or_refused(messages):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "result"
-    from dataclasses import replace
-
     replace(made_sweep(), manifest=Manifest.collect()).save(folder)
     return folder
 
@@ -300,16 +300,80 @@ def test_a_model_that_brings_code_is_refused_unless_asked(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+class Reader(HTMLParser):
+    """Tags and text of a fragment as a browser would take them."""
+
+    def __init__(self, fragment):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(fragment)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        self.tags.append(tag)
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def only_text(fragment):
+    """The text of a fragment in which every "<" opens one of the package's own tags."""
+    read = Reader(fragment)
+    assert not {"script", "img"} & set(read.tags)
+    assert fragment.count("<") == len(read.tags)
+    return read.text
+
+
 def test_notebook_and_report_escape_what_a_model_or_a_prompt_says():
     from made_results import HOSTILE, MANIFEST
 
     from rim_lens.report.page import report_page
 
-    result = made_sweep()
+    result = replace(made_sweep(), metric=f"score, {HOSTILE}")
     result.table.loc[0, "name"] = HOSTILE
-    assert "<script>" in HOSTILE or "<img" in HOSTILE or "</script>" in HOSTILE
-    assert HOSTILE not in result._repr_html_()
+    assert "</script>" in HOSTILE
+    assert "<img" in HOSTILE
+    assert only_text(result._repr_html_()).count(HOSTILE) == 2  # in the caption and in the table
     assert HOSTILE not in report_page({"ablation": result}, [], MANIFEST, {"model": HOSTILE})
+
+
+def test_a_chat_in_a_notebook_is_text():
+    from made_results import HOSTILE
+
+    chat = chat_format("smollm2").render(HOSTILE, thinking="prefilled", cot=f"so {HOSTILE}")
+    assert only_text(chat._repr_html_()).count(HOSTILE) == 2
+    decided = replace(chat, decode=lambda ids: HOSTILE)
+    assert (
+        only_text(decided._repr_html_()).count(HOSTILE.replace("'", "\\'"))
+        + only_text(decided._repr_html_()).count(HOSTILE)
+        >= 3
+    )
+
+
+def test_linked_views_in_a_notebook_are_text():
+    import pandas as pd
+    from made_results import HOSTILE
+
+    from rim_lens.explore.answers import Answer
+    from rim_lens.explore.markup import answer_html, table_html, tokens_html
+
+    said = Answer(**{field.name: HOSTILE for field in fields(Answer)} | {"score": 1.5})
+    assert only_text(answer_html(HOSTILE, said)).count(HOSTILE) == 4  # title, label, CoT, answer
+    assert only_text(table_html(HOSTILE, pd.DataFrame({HOSTILE: [HOSTILE]}))).count(HOSTILE) == 3
+    tokens = pd.DataFrame({"segment": ["user", "cot"], "weight": [0.2, 0.8], "text": [HOSTILE, "<"]})
+    assert only_text(tokens_html(HOSTILE, tokens)).count(HOSTILE) == 2
+
+
+def test_text_in_figures_is_text():
+    from made_results import HOSTILE
+
+    from rim_lens.plots import style
+
+    assert only_text(style.text(HOSTILE)) == HOSTILE
+    assert HOSTILE not in style.text(HOSTILE)
 
 
 def test_the_check_of_dependencies_sees_what_it_is_for():
