@@ -24,6 +24,7 @@ from rim_lens.inference_time.patching import patching_sweep
 from rim_lens.inference_time.span_attention import span_attention
 from rim_lens.inference_time.sweep import ablation_sweep
 from rim_lens.intervene import ablate_heads
+from rim_lens.training_time.causal import test_neurons as causal_test
 from rim_lens.training_time.safety_neurons import find_safety_neurons
 
 NAMES = ("mean", "variance", "magnitude", "firing_rate", "prompt_mean", "prompt_magnitude", "prompt_tokens")
@@ -35,7 +36,14 @@ def measurement() -> dict[str, np.ndarray]:
     """Everything that is split over processes, on tiny models; in float64, since other batches round otherwise."""
     model = tiny_model("llama")
     model.hf.double()
-    return {**neurons(), **answers(model), **scores(model), **activations(model), **sweeps(model)}
+    return {
+        **neurons(),
+        **answers(model),
+        **scores(model),
+        **activations(model),
+        **sweeps(model),
+        **neuron_tests(model),
+    }
 
 
 def neurons():
@@ -76,6 +84,18 @@ def scores(model):
         "sequence": sequence_refusal_score(model, chats, batch_size=5),
         "under sets": changed["refusal score, here"].values,
     }
+
+
+def neuron_tests(model):
+    """Answers and likelihoods with sets of neurons ablated from the decision position on: prompts are split."""
+    problems = [Prompt(f"{i} and {i}?", "maths", f"m{i}", answer=f"{i}") for i in range(5)]
+    controls = np.array([[(0, 4), (1, 6)], [(1, 2), (2, 3)]])
+    n = {"n_controls": 2, "n_generated_controls": 1, "n_maths_controls": 2}
+    found = causal_test(
+        model, [(0, 3), (1, 5)], model.render(REQUESTS), maths=problems, solve=False, positions="from_decision",
+        controls=controls, tokens=TOKENS, max_new_tokens=4, **n,
+    )  # fmt: skip
+    return {"neurons before": found.prompts["before"].to_numpy(), "neurons after": found.prompts["after"].to_numpy()}
 
 
 def activations(model):
