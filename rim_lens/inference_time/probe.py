@@ -2,11 +2,11 @@
 
     direction = mean residual of refused chats − mean residual of complied chats      (Arditi et al. 2024, eq. 1)
 
-Fitted and scored on different folds: AUROC, d', permutation p with refitting, q over all cells. Layer l is the residual
+Fitted and scored on different folds: AUROC, d' (intervals: `probe_intervals`), permutation p with refitting, q over all cells. Layer l is the residual
 stream entering layer l; layer n_layers is the stream after the last block. The direction used further on is that of the
 decision position in the layer with the largest cross-validated AUROC; what it is worth is said by `selected`, where the
 layer, too, was chosen without the fold it was scored on. Unsupervised variant: the first principal component of paired differences (harmful minus harmless
-twin, or thinking off minus on), fitted without the requests of the scored fold.
+twin, or thinking off minus on), fitted without the requests of the scored fold; its intervals take the component as given.
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,7 @@ from rim_lens.behavior.judge import Judgement
 from rim_lens.errors import RimLensError
 from rim_lens.inference_time.groups import groups_of, need_distinct_requests, need_groups
 from rim_lens.inference_time.probe_fit import (
-    Gram,
-    auroc_interval,
+    best_cell,
     folds_of,
     grams,
     held_out_scores,
@@ -29,12 +28,12 @@ from rim_lens.inference_time.probe_fit import (
     permutation_p,
     within_folds,
 )
+from rim_lens.inference_time.probe_intervals import held_out_statistics, selected_layer, supervised_statistics
 from rim_lens.inference_time.template_positions import shared_template, template_residuals
 from rim_lens.model.chat import Chat
 from rim_lens.model.lens_model import LensModel
 from rim_lens.results import Manifest, Result
-from rim_lens.stats import auroc, benjamini_hochberg, d_prime
-from rim_lens.stats.effects import standardised_interval
+from rim_lens.stats import auroc, benjamini_hochberg
 
 N_CONTROLS = 50
 
@@ -138,7 +137,7 @@ def probe_refusal(
     scores = held_out_scores(gram, refused[:, None], fold)[:, 0]
     area = auroc(scores, refused)
     shape = x.shape[1:3]
-    supervised = _statistics(scores, refused)
+    supervised = supervised_statistics(gram, scores, refused, fold)
     supervised["p"] = permutation_p(gram, refused, fold, area, n_permutations, rng)
     supervised["q"] = benjamini_hochberg(supervised["p"])
     tables = [_table("supervised", supervised, template.labels, shape, refused)]
@@ -146,11 +145,11 @@ def probe_refusal(
     if len(plus):
         pair_requests = [(a.request, b.request) for a, b in zip(plus, minus, strict=True)]
         unsupervised, held = _unsupervised(x, sides[0] - sides[1], rows, pair_requests, fold)
-        statistics = _statistics(held.reshape(len(rows), -1), refused)
+        statistics = held_out_statistics(held.reshape(len(rows), -1), refused)
         tables.append(_table("unsupervised", statistics, template.labels, shape, refused))
     difference = x[refused].mean(axis=0) - x[~refused].mean(axis=0)
     decision = np.arange(shape[0]) * shape[1] + shape[1] - 1
-    layer = _best(scores[:, decision], refused)
+    layer = best_cell(scores[:, decision], refused)
     cell = x[:, layer, -1].astype(np.float64)
     return RefusalProbe(
         table=pd.concat(tables, ignore_index=True),
@@ -160,32 +159,11 @@ def probe_refusal(
         layer=layer,
         chosen=_direction(cell, refused),
         controls=[_direction(cell, within_folds(refused, fold, rng)) for _ in range(N_CONTROLS)],
-        selected=_selected(gram[decision], refused, fold),
+        selected=selected_layer(gram[decision], refused, fold),
         n_folds=n_folds,
         left_out=groups.n_left_out,
         manifest=Manifest.collect(model, seed=seed, n_permutations=n_permutations),
     )
-
-
-def _statistics(
-    scores: Float[np.ndarray, "row cell"], refused: Bool[np.ndarray, "row"]
-) -> dict[str, Float[np.ndarray, "cell"]]:
-    """AUROC and d' with intervals that take held-out scores for independent rows.
-
-    They are not quite: folds share most of the rows that they were fitted on. By simulation such 95 % intervals cover the
-    value of the fitted directions 85 to 95 % of the time; the permutation p, which refits, keeps its level.
-    """
-    area = auroc(scores, refused)
-    low, high = auroc_interval(area, int(refused.sum()), int((~refused).sum()))
-    d_low, d_high = standardised_interval([scores[refused], scores[~refused]], (0.5, 0.5))
-    return {
-        "auroc": area,
-        "auroc_low": low,
-        "auroc_high": high,
-        "d_prime": d_prime(scores, refused),
-        "d_prime_low": d_low,
-        "d_prime_high": d_high,
-    }
 
 
 def _table(
@@ -225,27 +203,6 @@ def _unsupervised(
             values = x[:, *cell] @ direction
             scores[tested, *cell] = values[tested] - values[~tested].mean()
     return directions, scores
-
-
-def _best(scores: Float[np.ndarray, "row cell"], refused: Bool[np.ndarray, "row"]) -> int:
-    """The column with the largest AUROC; d' decides between equals."""
-    return int(np.lexsort((d_prime(scores, refused), np.round(auroc(scores, refused), 6)))[-1])
-
-
-def _selected(gram: Gram, refused: Bool[np.ndarray, "row"], fold: Int[np.ndarray, "row"]) -> dict[str, float]:
-    """AUROC of scores whose layer was chosen by a cross-validation within the other folds."""
-    outer = held_out_scores(gram, refused[:, None], fold)[:, 0]
-    chosen = np.empty(len(refused))
-    for held in np.unique(fold):
-        rest = np.flatnonzero(fold != held)
-        inner_fold = fold[rest] if len(np.unique(fold[rest])) > 1 else np.arange(len(rest)) % 2
-        inner = held_out_scores(gram[:, rest][:, :, rest], refused[rest][:, None], inner_fold)[:, 0]
-        cell = _best(inner, refused[rest])
-        spread = inner[:, cell].std() or 1.0
-        chosen[fold == held] = outer[fold == held, cell] / spread
-    area = auroc(chosen, refused)
-    low, high = auroc_interval(area, int(refused.sum()), int((~refused).sum()))
-    return {"auroc": float(area), "low": float(low), "high": float(high), "n": float(len(refused))}
 
 
 def _unit(vectors: Float[np.ndarray, "... d_model"]) -> Float[np.ndarray, "... d_model"]:

@@ -10,12 +10,12 @@ difference is what is looked for), oriented along the mean difference; it uses n
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from rim_lens.stats import auroc
+from rim_lens.stats import auroc, d_prime
 from rim_lens.stats.intervals import normal_quantile
 
 Gram = Float[np.ndarray, "cell row row"]
 ROUNDING = 1e-5  # of the largest value: what padding and batch order do to float32 activations
-_BLOCK = 32  # permutations scored together
+BLOCK = 32  # permutations scored together
 
 
 def grams(values: Float[np.ndarray, "row depth position d_model"]) -> Gram:
@@ -42,12 +42,18 @@ def folds_of(labels: Bool[np.ndarray, "row"], n_folds: int, rng: np.random.Gener
 
 
 def held_out_scores(
-    gram: Gram, labels: Bool[np.ndarray, "row draw"], fold: Int[np.ndarray, "row"]
+    gram: Gram,
+    labels: Bool[np.ndarray, "row draw"],
+    fold: Int[np.ndarray, "row"],
+    kept: Bool[np.ndarray, "row draw"] | None = None,
 ) -> Float[np.ndarray, "row draw cell"]:
-    """Score of every row on the direction fitted without its fold, for several labellings (draws) at once."""
+    """Score of every row on the direction fitted without its fold, for several labellings (draws) at once.
+
+    `kept`: the rows that each draw may be fitted on; all where not given.
+    """
     scores = np.empty((len(gram), *labels.shape))
     for held in np.unique(fold):
-        fitted = (fold != held)[:, None]
+        fitted = (fold != held)[:, None] if kept is None else (fold != held)[:, None] & kept
         plus, minus = labels & fitted, ~labels & fitted
         plus, minus = ((side / side.sum(axis=0)).astype(gram.dtype) for side in (plus, minus))
         projected = gram @ (plus - minus)  # [cell, row, draw]
@@ -70,8 +76,8 @@ def permutation_p(
 ) -> Float[np.ndarray, "cell"]:
     """(relabellings whose refitted AUROC is at least the observed + 1) / (m + 1); labels move within folds."""
     count = np.zeros(len(gram))
-    for start in range(0, n_permutations, _BLOCK):
-        size = min(_BLOCK, n_permutations - start)
+    for start in range(0, n_permutations, BLOCK):
+        size = min(BLOCK, n_permutations - start)
         drawn = np.stack([within_folds(labels, fold, rng) for _ in range(size)], axis=1)
         scores = held_out_scores(gram, drawn, fold)
         for draw in range(size):
@@ -104,18 +110,21 @@ def leading_difference(differences: Float[np.ndarray, "pair d_model"], scale: fl
 
 
 def auroc_interval(
-    area: Float[np.ndarray, "..."], n_plus: int, n_minus: int, level: float = 0.95
+    area: Float[np.ndarray, "..."],
+    n_plus: int,
+    n_minus: int,
+    level: float = 0.95,
+    inflated: Float[np.ndarray, "..."] | float = 1.0,
 ) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
     """Score-type interval of an AUROC from its value and the group sizes; not degenerate at 0 and 1.
 
-    All θ with (area − θ)² ≤ z² V(θ), V(θ) = θ(1−θ)/(mn) · [1 + (n* − 1)((1−θ)/(2−θ) + θ/(1+θ))], n* = (m + n)/2
-    (Newcombe 2006, Statistics in Medicine 25, method 5), found by bisection.
+    All θ with (area − θ)² ≤ z² V(θ), V of `auroc_variance` times `inflated` (Newcombe 2006, Statistics in Medicine 25,
+    method 5), found by bisection.
     """
-    z, middle = normal_quantile(level), (n_plus + n_minus) / 2
+    z = normal_quantile(level)
 
     def reached(theta: np.ndarray) -> np.ndarray:
-        spread = 1 + (middle - 1) * ((1 - theta) / (2 - theta) + theta / (1 + theta))
-        return (area - theta) ** 2 <= z**2 * theta * (1 - theta) * spread / (n_plus * n_minus)
+        return (area - theta) ** 2 <= z**2 * inflated * auroc_variance(theta, n_plus, n_minus)
 
     area = np.asarray(area, dtype=np.float64)
     ends = []
@@ -127,3 +136,14 @@ def auroc_interval(
             inside, outside = np.where(ok, half, inside), np.where(ok, outside, half)
         ends.append(inside)
     return ends[0], ends[1]
+
+
+def auroc_variance(theta: Float[np.ndarray, "..."], n_plus: int, n_minus: int) -> Float[np.ndarray, "..."]:
+    """V(θ) = θ(1−θ)/(mn) · [1 + (n* − 1)((1−θ)/(2−θ) + θ/(1+θ))], n* = (m + n)/2, of m + n independent scores (Newcombe 2006)."""
+    spread = 1 + ((n_plus + n_minus) / 2 - 1) * ((1 - theta) / (2 - theta) + theta / (1 + theta))
+    return theta * (1 - theta) * spread / (n_plus * n_minus)
+
+
+def best_cell(scores: Float[np.ndarray, "row cell"], refused: Bool[np.ndarray, "row"]) -> int:
+    """The column with the largest AUROC; d' decides between equals."""
+    return int(np.lexsort((d_prime(scores, refused), np.round(auroc(scores, refused), 6)))[-1])
