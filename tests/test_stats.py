@@ -26,6 +26,7 @@ from rim_lens.stats import (
     rank_correlation_test,
     tango,
     wilson,
+    wilson_of_groups,
 )
 
 BRUTE = {
@@ -311,3 +312,24 @@ def test_benjamini_hochberg_passes_nan_by():
     assert np.isnan(benjamini_hochberg(np.array([np.nan]))).all()
     with pytest.raises(RimLensError, match="between 0 and 1"):
         benjamini_hochberg(np.array([1.2]))
+
+
+def test_wilson_of_groups_is_wilsons_for_single_trials_and_wider_where_groups_agree():
+    hits = (np.arange(40) < 9).astype(float)
+    single = wilson_of_groups(hits, np.ones(40))
+    assert tuple(single) == pytest.approx(tuple(wilson(9, 40)), abs=0.01)
+    alike = wilson_of_groups(5 * hits, np.full(40, 5))
+    assert tuple(alike) == pytest.approx(tuple(single), abs=0.01)
+    assert wilson_of_groups(np.zeros(12), np.full(12, 8)) == wilson(0, 12)
+    assert wilson_of_groups(np.full(12, 8), np.full(12, 8)) == wilson(12, 12)
+    assert math.isnan(wilson_of_groups(np.array([1]), np.array([4])).low)
+    with pytest.raises(RimLensError, match="0 <= hits <= size"):
+        wilson_of_groups(np.array([3, 1]), np.array([2, 5]))
+
+
+def test_wilson_of_groups_covers():
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(400):
+        sizes = rng.integers(3, 12, 30)
+        covered += 0.1 in wilson_of_groups(rng.binomial(sizes, rng.beta(0.4, 3.6, 30)), sizes)
+    assert 0.92 <= covered / 400 <= 0.985

@@ -44,7 +44,5 @@ def measure_patterns(context: Context) -> Mapping[str, Result]:
             "patterns in the fine-tuning data",
             lambda: arm_divergence(files, tokenizer=model, n=TRAINING_PROBLEMS, seed=plan.seed),
         )
-    found["own_patterns"] = attempt(
-        model, "patterns in the model's own CoTs", lambda: own_patterns(behavior, seed=plan.seed)
-    )
+    found["own_patterns"] = attempt(model, "patterns in the model's own CoTs", lambda: own_patterns(behavior))
     return found

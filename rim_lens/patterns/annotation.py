@@ -2,8 +2,8 @@
 
     share of pattern sentences = sentences with a pattern / sentences
 
-with an interval by bootstrap over CoTs, since sentences of one CoT are not independent; where none or all have one, Wilson's
-with as many trials as there are CoTs with a sentence.
+with Wilson's interval for as many trials as the sentences are worth (`stats.wilson_of_groups`), since sentences of one CoT are not
+independent.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from rim_lens.patterns.labels import Annotator, SentenceLabel
 from rim_lens.patterns.taxonomy import LABELS, NAMES, NONE
 from rim_lens.patterns.text_annotator import TextAnnotator
 from rim_lens.results import Manifest, Result
-from rim_lens.stats import bootstrap, wilson
+from rim_lens.stats import wilson_of_groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,6 @@ def annotate_reasoning(
     annotator: Annotator | None = None,
     *,
     problems: Sequence[str] | None = None,
-    seed: int = 0,
 ) -> Annotations:
     """Label every sentence of every CoT with a pattern or `none`.
 
@@ -57,7 +56,6 @@ def annotate_reasoning(
         cots: texts of CoTs; empty ones have no sentences.
         annotator: `TextAnnotator()` by default, which needs no model; `LLMAnnotator(url, model)` asks one.
         problems: the requests that the CoTs answer, shown to annotators that ask a model.
-        seed: of the bootstrap over CoTs.
 
     Raises:
         RimLensError: no CoT with text, a single string, or numbers that do not match.
@@ -77,8 +75,8 @@ def annotate_reasoning(
     ]
     frame = pd.DataFrame(rows)
     return Annotations(
-        manifest=Manifest.collect(seed=seed, annotator=annotator.name),
-        table=share_table(frame, len(cots), seed),
+        manifest=Manifest.collect(annotator=annotator.name),
+        table=share_table(frame, len(cots)),
         sentences=frame,
         annotator=annotator.name,
         n_cots=len(cots),
@@ -100,22 +98,14 @@ def row_of(number: int, place: int, cot: str, sentence: Sentence, label: Sentenc
     }
 
 
-def share_table(sentences: pd.DataFrame, n_cots: int, seed: int) -> pd.DataFrame:
+def share_table(sentences: pd.DataFrame, n_cots: int) -> pd.DataFrame:
     """Sentences with each pattern and with any: number, share with its interval, and CoTs that have one."""
     in_cot = np.bincount(sentences["cot"], minlength=n_cots)
     rows = []
     for name in (*NAMES, "any"):
         hit = sentences["label"] != NONE if name == "any" else sentences["label"] == name
         hits = np.bincount(sentences["cot"], weights=hit, minlength=n_cots)
-        spoken = int((in_cot > 0).sum())
-        if 0 < hits.sum() < in_cot.sum():
-            low, high = (np.nan, np.nan)
-            if n_cots > 1:
-                low, high = bootstrap(
-                    lambda k, n: k.sum() / max(n.sum(), 1), hits, in_cot, seed=seed, method="percentile"
-                )
-        else:
-            low, high = wilson(spoken if hits.any() else 0, spoken)
+        low, high = wilson_of_groups(hits, in_cot)
         rows.append(
             {
                 "pattern": name,

@@ -86,9 +86,7 @@ def arm_divergence(
             raise RimLensError(f"The arm {arm} has no CoT in {files[arm]}; give rows with a cot.")
     count, tables, sentences, about = counter(tokenizer), [], [], []
     for arm, rows in with_cot.items():
-        found = annotate_reasoning(
-            [row.cot for row in rows], annotator, problems=[row.request for row in rows], seed=seed
-        )
+        found = annotate_reasoning([row.cot for row in rows], annotator, problems=[row.request for row in rows])
         tables.append(found.table.assign(arm=arm))
         patterned = found.sentences[found.sentences["label"] != NONE]
         sentences.append(patterned.assign(arm=arm))

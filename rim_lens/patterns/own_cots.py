@@ -54,7 +54,7 @@ class OwnPatterns(Result):
 
 
 def own_patterns(
-    measured: RimTable, annotator: Annotator | None = None, *, set_name: str = "harmful", seed: int = 0
+    measured: RimTable, annotator: Annotator | None = None, *, set_name: str = "harmful"
 ) -> OwnPatterns:
     """Label the CoTs that a model wrote with thinking on, and compare them with its answers.
 
@@ -62,7 +62,6 @@ def own_patterns(
         measured: the table of `measure_rim`, with thinking on.
         annotator: `TextAnnotator()` by default.
         set_name: whose answers: `harmful` or `harmless`.
-        seed: of the bootstrap over CoTs.
 
     Raises:
         RimLensError: no answers with thinking on, or no CoT with a sentence.
@@ -72,7 +71,7 @@ def own_patterns(
     if answers.empty:
         raise RimLensError(f"The table has no answers to the {set_name} set with thinking on; measure them first.")
     answers = answers.sort_values("prompt")
-    found = annotate_reasoning(list(answers["cot"]), annotator, problems=list(answers["request"]), seed=seed)
+    found = annotate_reasoning(list(answers["cot"]), annotator, problems=list(answers["request"]))
     frame = found.sentences
     n_sentences = np.bincount(frame["cot"], minlength=len(answers))
     patterned = np.bincount(frame["cot"], weights=frame["label"] != NONE, minlength=len(answers)) > 0
@@ -80,7 +79,7 @@ def own_patterns(
     labels = answers["label"].to_numpy()
     shown = frame[frame["label"] != NONE]
     return OwnPatterns(
-        manifest=Manifest.collect(seed=seed, annotator=found.annotator, set=set_name),
+        manifest=Manifest.collect(annotator=found.annotator, set=set_name),
         table=found.table.assign(n_cots=int(spoken.sum())),
         outcomes=pd.DataFrame(
             [outcome_row(name, labels[spoken] == name, patterned[spoken], n_sentences[spoken]) for name in OUTCOMES]

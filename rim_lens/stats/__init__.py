@@ -30,6 +30,7 @@ from rim_lens.stats.intervals import (
     paired_difference,
     tango,
     wilson,
+    wilson_of_groups,
 )
 from rim_lens.stats.mean_test import mean_test
 from rim_lens.stats.multiplicity import benjamini_hochberg
@@ -81,4 +82,5 @@ __all__ = [
     "rank_correlation_test",
     "tango",
     "wilson",
+    "wilson_of_groups",
 ]

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from scipy import optimize, stats
 
 from rim_lens.errors import RimLensError
@@ -61,11 +61,43 @@ def wilson(k: int, n: int, level: float = 0.95) -> Interval:
     if n == 0:
         return Interval(math.nan, math.nan, level)
     rate = k / n
-    centre = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z * math.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    centre, half = _score_ends(rate, n, z)
     low = 0.0 if k == 0 else max(0.0, centre - half)
     high = 1.0 if k == n else min(1.0, centre + half)
     return Interval(low, high, level)
+
+
+def wilson_of_groups(
+    hits: Float[np.ndarray, "group"], sizes: Float[np.ndarray, "group"], level: float = 0.95
+) -> Interval:
+    """Wilson's interval of a share whose trials come in independent groups, such as the sentences of several CoTs.
+
+    n is the effective number of trials, p(1 − p) / V, at most Σ sizes, V the variance of the ratio Σ hits / Σ sizes over groups, and
+    Student's t with (groups − 1) degrees of freedom stands for z (Korn and Graubard 1998). Where all trials agree each group
+    counts as one. NaN ends for fewer than 2 groups. Raises RimLensError unless 0 <= hits <= sizes.
+    """
+    hits, sizes = (np.asarray(side, dtype=np.float64) for side in (hits, sizes))
+    if hits.ndim != 1 or hits.shape != sizes.shape or (hits < 0).any() or (hits > sizes).any():
+        raise RimLensError("A share over groups needs 0 <= hits <= size for every group; check what was counted.")
+    hits, sizes = hits[sizes > 0], sizes[sizes > 0]
+    groups = len(hits)
+    if groups < 2:
+        return Interval(math.nan, math.nan, level)
+    total = float(sizes.sum())
+    share = float(hits.sum()) / total
+    if share in (0.0, 1.0):
+        return wilson(int(share) * groups, groups, level)
+    variance = float(((hits - share * sizes) / total).var(ddof=1)) * groups
+    n = total if variance == 0 else min(total, share * (1 - share) / variance)
+    t = float(stats.t.ppf((1 + level) / 2, groups - 1))
+    centre, half = _score_ends(share, n, t)
+    return Interval(max(0.0, centre - half), min(1.0, centre + half), level)
+
+
+def _score_ends(rate: float, n: float, z: float) -> tuple[float, float]:
+    """Middle and half width of Wilson's interval."""
+    centre = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
+    return centre, z * math.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
 
 
 @dataclass(frozen=True)
