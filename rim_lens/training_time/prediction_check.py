@@ -150,7 +150,7 @@ def compared(
         "actual": float(relative_change(np.array(whole[2]), np.array(whole[3]))),
     }
     for name, kind in (("r", pearson), ("rho", spearman)):
-        low, high = percentiles(kind(mine[0][drawn], mine[1][drawn]))
+        low, high = percentiles(kind(mine[0][drawn], mine[1][drawn]), len(rows))
         row |= {name: float(kind(mine[0][None], mine[1][None])[0]), f"{name}_low": low, f"{name}_high": high}
     null = np.nan_to_num(pearson(of_sets(ahead, controls), of_sets(seen, controls)))
     row |= {

@@ -4,8 +4,9 @@ effect      refusal score without the head at the decision position − with it,
 attention   mass from the decision position to the empty think span, or to the CoT where the chats have one
 
 Random heads are drawn from the chosen ones' layers. Whether heads keep their roles is told by Spearman's correlation over heads
-with the reference checkpoint: of effects over chosen and random heads, of attention over all heads. Intervals: percentiles of a
-bootstrap over prompts, both checkpoints on the same prompts. Two measurements of one thing correlate less than perfectly; how
+with the reference checkpoint: of effects over chosen and random heads, of attention over all heads. Intervals: a bootstrap over
+prompts, both checkpoints on the same prompts, for the correlation that as many prompts show (`row_correlations.about`). Two
+measurements of one thing correlate less than perfectly; how
 much the reference correlates with itself, one random half of the prompts against the other, is given beside.
 """
 
@@ -27,7 +28,7 @@ from rim_lens.model.lens_model import LensModel
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import bootstrap_mean
 from rim_lens.training_time.checkpoints import Checkpoints
-from rim_lens.training_time.row_correlations import percentiles, spearman
+from rim_lens.training_time.row_correlations import about, spearman
 from rim_lens.training_time.series_measures import AtCheckpoint, measure_series
 from rim_lens.training_time.shift import prompt_resamples
 
@@ -201,10 +202,10 @@ def kept_order(
     after: Float[np.ndarray, "prompt head"],
     weights: Float[np.ndarray, "resample prompt"],
 ) -> dict[str, float]:
-    """Spearman's correlation over heads of the means before and after, with percentiles over resampled prompts."""
-    low, high = percentiles(spearman(weights @ before, weights @ after))
-    value = spearman(before.mean(axis=0)[None], after.mean(axis=0)[None])[0]
-    return {name: float(value), f"{name}_low": low, f"{name}_high": high}
+    """Spearman's correlation over heads of the means before and after, and where it lies with as many other prompts."""
+    value = float(spearman(before.mean(axis=0)[None], after.mean(axis=0)[None])[0])
+    low, high = about(value, spearman(weights @ before, weights @ after), len(before))
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
 def by_halves(values: Float[np.ndarray, "prompt head"], seed: int) -> float:
