@@ -4,7 +4,7 @@
     contrast(a, b, step)    mean over prompts and seeds of (outcome in arm a − outcome in arm b) after the same step
 
 Outcomes are shares (refused, complied, incoherent, solved) or the log-likelihood of right maths answers. With one seed a share
-has Tango's interval and McNemar's p, a likelihood a bootstrap over prompts and the sign-flip p, and nothing is said about other
+has Tango's interval and McNemar's p, a likelihood a bootstrap over prompts and the p of `stats.mean_test`, and nothing is said about other
 trainings. With several seeds, prompts and seeds are both resampled (`stats.crossed`; Student's t with the degrees of freedom that
 few seeds leave), seeds that two arms share being paired. q: Benjamini and Hochberg over all rows of a measure.
 
@@ -27,8 +27,8 @@ from rim_lens.stats import (
     bootstrap_crossed,
     bootstrap_crossed_difference,
     bootstrap_mean,
+    mean_test,
     paired_difference,
-    permutation_test,
     wilson,
 )
 from rim_lens.training_time.series_behavior import LABELS, SeriesBehavior
@@ -177,9 +177,8 @@ def paired(after: np.ndarray, before: np.ndarray, is_share: bool, name: str) -> 
         found = paired_difference(after.astype(bool), before.astype(bool))
         return {name: found.value, "low": found.interval.low, "high": found.interval.high, "p": found.p}
     ends = bootstrap_mean(after - before)
-    labels = np.repeat([True, False], len(after))
-    flips = permutation_test(np.concatenate([after, before]), labels, paired=True)
-    return {name: float((after - before).mean()), "low": ends.low, "high": ends.high, "p": float(flips.p)}
+    p = float(mean_test(after - before).p)
+    return {name: float((after - before).mean()), "low": ends.low, "high": ends.high, "p": p}
 
 
 def with_q(rows: pd.DataFrame) -> pd.DataFrame:

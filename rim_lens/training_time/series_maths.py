@@ -5,7 +5,7 @@
     solved           share of problems whose generated answer is right (math-verify); only where generation is asked for
 
 Small models solve next to nothing, where the likelihood of right answers still says whether maths was learned. Differences from
-the reference are paired by problem: Tango's interval and McNemar's p for solved, a bootstrap over problems and the sign-flip p for the
+the reference are paired by problem: Tango's interval and McNemar's p for solved, a bootstrap over problems and the p of `mean_test` for the
 likelihood, q by Benjamini and Hochberg over the checkpoints.
 """
 
@@ -29,7 +29,7 @@ from rim_lens.model.lens_model import LensModel
 from rim_lens.processes import all_rows
 from rim_lens.progress import track
 from rim_lens.results import Manifest, Result
-from rim_lens.stats import benjamini_hochberg, bootstrap_mean, paired_difference, permutation_test, wilson
+from rim_lens.stats import benjamini_hochberg, bootstrap_mean, mean_test, paired_difference, wilson
 from rim_lens.training_time.checkpoints import Checkpoints
 from rim_lens.training_time.series import written_chat
 from rim_lens.training_time.set_answers import ANSWER
@@ -172,8 +172,6 @@ def row_of(rows: pd.DataFrame, reference: pd.DataFrame, seed: int) -> dict[str, 
     """Likelihood and, where there are answers, problems solved, against the reference."""
     after, before = (side["likelihood"].to_numpy() for side in (rows, reference))
     mean, change = bootstrap_mean(after, seed=seed), bootstrap_mean(after - before, seed=seed)
-    is_after = np.repeat([True, False], len(after))
-    flips = permutation_test(np.concatenate([after, before]), is_after, paired=True, seed=seed)
     found: dict[str, Any] = {
         "n": len(rows),
         "likelihood": after.mean(),
@@ -182,7 +180,7 @@ def row_of(rows: pd.DataFrame, reference: pd.DataFrame, seed: int) -> dict[str, 
         "change": (after - before).mean(),
         "change_low": change.low,
         "change_high": change.high,
-        "p": float(flips.p),
+        "p": float(mean_test(after - before, seed=seed).p),
     }
     if "solved" not in rows:
         return found
