@@ -6,7 +6,9 @@ from scipy.stats import binom
 
 import benchmarks.trust.coverage
 import benchmarks.trust.neuron_coverage
+import benchmarks.trust.pattern_coverage
 import benchmarks.trust.pvalues
+import benchmarks.trust.series_coverage
 from benchmarks.trust.simulated import calibration_studies, coverage_studies
 
 RUNS = 100
@@ -15,12 +17,22 @@ SLOW = {
     "jaccard_of_a_choice",
     "probe_statistics",
     "probe_p",
+    "probe_layer",
+    "kappas",
+    "changes_over_seeds",
+    "changes_over_seeds_p",
+    "better_predictor",
+    "mean_power",  # no null
     "correlations_over_checkpoints",
     "correlation_p",
 }
 # What is known to fall short, and by how much; docs/trust.md says why.
-FALLS_SHORT = {("Wilson", "rate 0.03"): 0.91, ("mean, bootstrap over prompts", "skewed"): 0.92}
-TOO_EAGER = {("sign flips of pairs", "skewed")}
+FALLS_SHORT = {
+    ("Wilson", "rate 0.03"): 0.91,
+    ("mean, bootstrap over prompts", "skewed"): 0.92,
+    ("mean, bootstrap over prompts", "skewed", "4"): 0.85,
+}
+TOO_EAGER = {("sign flips alone, for comparison", "skewed")}
 
 
 def short_names(studies):
@@ -31,6 +43,7 @@ def short_names(studies):
 def test_intervals_cover_the_truth(study):
     for row in study(np.random.default_rng(1), RUNS):
         promised = FALLS_SHORT.get((row.interval, row.data), 0.93)
+        promised = FALLS_SHORT.get((row.interval, row.data, row.n), promised)
         fewest = binom.ppf(1e-3, row.runs, promised) / row.runs
         assert row.covered >= fewest, row
 

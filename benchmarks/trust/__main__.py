@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.trust import coverage, neuron_coverage, probe_coverage, pvalues
+from benchmarks.trust import coverage, neuron_coverage, pattern_coverage, probe_coverage, pvalues, series_coverage
 from benchmarks.trust.kills import kills
 from benchmarks.trust.recovery import recoveries
 from benchmarks.trust.simulated import calibration_studies, coverage_studies
@@ -26,7 +26,8 @@ from benchmarks.trust.tables import write_tables
 
 LATEST = Path(__file__).with_name("latest.json")
 ROOT = Path(__file__).resolve().parents[2]
-SIMULATIONS = (pvalues, coverage, neuron_coverage, probe_coverage)  # modules that register their studies when imported
+# Modules that register their studies when imported.
+SIMULATIONS = (pvalues, coverage, neuron_coverage, probe_coverage, pattern_coverage, series_coverage)
 RUNS, SEEDS, KILLS, FUZZ_CASES = 1000, 10, 20, 2000
 
 

@@ -6,6 +6,7 @@ from benchmarks.trust.simulated import SHAPES, Coverage, coverage, covers
 from rim_lens.inference_time.contrast import group_contrast, pair_contrast, rank_contrast
 from rim_lens.inference_time.patching import returned_table
 from rim_lens.inference_time.probe_fit import auroc_interval
+from rim_lens.inference_time.set_effects import recovered_share
 from rim_lens.stats import (
     auroc,
     bootstrap_crossed,
@@ -18,7 +19,7 @@ from rim_lens.stats import (
 )
 from rim_lens.stats.line import fitted_line
 
-RATES = "measure_rim, series_behavior"
+RATES = "measure_rim, series_behavior, compare_arms, arm_divergence"
 
 
 @covers
@@ -49,10 +50,10 @@ def tango_of_paired_rates(rng: np.random.Generator, runs: int) -> list[Coverage]
 def mean_of_scores(rng: np.random.Generator, runs: int) -> list[Coverage]:
     """Effects of heads, refusal scores, drops: one value a prompt."""
     rows = []
-    for n in (8, 16, 32, 96):
+    for n in (4, 8, 16, 32, 96):
         for name, draw in SHAPES.items():
             low, high = bootstrap_means(draw(rng, (n, runs), 0.3), seed=int(rng.integers(1 << 30)))
-            where = "sweeps, test_heads, test_neurons, forgetting_table, trace_refusal"
+            where = "sweeps, test_heads, test_neurons, forgetting_table, trace_refusal, heads_over_series, attention_by_length"
             rows.append(coverage(("mean, bootstrap over prompts", where, name, str(n)), 0.3, low, high))
     return rows
 
@@ -67,8 +68,13 @@ def ratio_of_means(rng: np.random.Generator, runs: int) -> list[Coverage]:
             effect = 0.4 * gap + rng.normal(0, 0.4, (n, runs))
             tables = [returned_table(effect[:, [i]], gap[:, i], seed=i) for i in range(runs)]
             low, high = (np.array([float(one[f"returned_{end}"].iloc[0]) for one in tables]) for end in ("low", "high"))
-            names = ("share of a gap, ratio of means", "patching_sweep, restore_refusal", data, str(n))
+            names = ("share of a gap, ratio of means", "patching_sweep", data, str(n))
             rows.append(coverage(names, 0.4, low, high))
+            if n == 16:  # the same by another function, which takes longer
+                zero = np.zeros(n)
+                ends = [tuple(recovered_share(zero, effect[:, i], gap[:, i], i)[1]) for i in range(runs)]
+                names = ("share of a gap, recovered", "restore_refusal", data, str(n))
+                rows.append(coverage(names, 0.4, *np.array(ends).T))
     return rows
 
 
@@ -139,7 +145,7 @@ def crossed_means(rng: np.random.Generator, runs: int) -> list[Coverage]:
             between.append(tuple(bootstrap_crossed_difference(first, second, 1000, seed=i).interval))
         n = f"{n_prompts} × {n_wordings}"
         for name, intervals in (("mean", found), ("difference", between)):
-            names = (f"{name} over prompts and wordings", "measure_rim", "normal, wordings vary", n)
+            names = (f"{name} over prompts and wordings", "measure_rim, pattern_costs", "normal, wordings vary", n)
             rows.append(coverage(names, 0.0, *np.array(intervals).T))
     return rows
 
@@ -158,7 +164,11 @@ def crossed_rates(rng: np.random.Generator, runs: int) -> list[Coverage]:
         between.append(tuple(bootstrap_crossed_difference(first, second, 1000, seed=i).interval))
     n = f"{n_prompts} × {n_wordings}"
     return [
-        coverage((f"{name} over prompts and wordings", "measure_rim", "answers 0 and 1", n), value, *np.array(x).T)
+        coverage(
+            (f"{name} over prompts and wordings", "measure_rim, pattern_costs", "answers 0 and 1", n),
+            value,
+            *np.array(x).T,
+        )
         for name, value, x in (("rate", truth, found), ("difference", 0.0, between))
     ]
 

@@ -4,13 +4,17 @@ import numpy as np
 
 from benchmarks.trust.simulated import SHAPES, Calibration, calibrates, calibration
 from rim_lens.inference_time.set_effects import set_effect
+from rim_lens.patterns.own_cots import fisher
 from rim_lens.stats import (
+    activation_deciles,
     benjamini_hochberg,
     bootstrap_crossed_difference,
     correlation,
     empirical_p,
     matched_head_sets,
+    matched_neuron_sets,
     mcnemar,
+    mean_test,
     permutation_test,
     rank_correlation_test,
 )
@@ -33,7 +37,7 @@ def mcnemar_p(rng: np.random.Generator, runs: int) -> list[Calibration]:
 
 @calibrates
 def permutation_p(rng: np.random.Generator, runs: int) -> list[Calibration]:
-    """Means of two groups, AUROC, paired signs; in the groups' case also with unequal size and spread, which they assume away."""
+    """Means of two groups, also of unequal size and spread."""
     rows = []
     for name, draw in SHAPES.items():
         for n, m in ((6, 6), (24, 8)):
@@ -44,12 +48,55 @@ def permutation_p(rng: np.random.Generator, runs: int) -> list[Calibration]:
     found = permutation_test(uneven, np.arange(32) < 24, n_permutations=PERMUTATIONS)
     names = ("permutation, two groups", "find_refusal_heads", "smaller group spread 3 ×", "24+8")
     rows.append(calibration(names, found.p))
-    for name in ("normal", "skewed"):
-        for n in (8, 32):
-            values = np.concatenate([SHAPES[name](rng, (n, runs)), np.zeros((n, runs))])
-            found = permutation_test(values, np.arange(2 * n) < n, n_permutations=PERMUTATIONS, paired=True)
-            names = ("sign flips of pairs", "sweeps, find_refusal_heads, trace_refusal", name, str(n))
+    return rows
+
+
+@calibrates
+def mean_p(rng: np.random.Generator, runs: int) -> list[Calibration]:
+    """Effects of heads whose mean is 0, and for comparison of normal ones whose mean is not; sign flips alone beside."""
+    rows = []
+    for name, draw in SHAPES.items():
+        for n in (8, 16, 32, 96):
+            values = draw(rng, (n, runs))
+            found = mean_test(values, PERMUTATIONS)
+            names = ("mean effect", "sweeps, find_refusal_heads, trace_refusal, compare_arms", name, str(n))
             rows.append(calibration(names, found.p))
+            names = ("sign flips alone, for comparison", "", name, str(n))
+            rows.append(calibration(names, permutation_p_of(values)))
+    return rows
+
+
+@calibrates
+def mean_power(rng: np.random.Generator, runs: int) -> list[Calibration]:
+    """Not a null: how often a normal mean effect of 0.5 and 1 standard deviation is found, beside sign flips alone."""
+    rows = []
+    for n in (8, 16, 32):
+        for mean in (0.5, 1.0):
+            values = SHAPES["normal"](rng, (n, runs), mean)
+            both = {
+                "mean effect": mean_test(values, PERMUTATIONS).p,
+                "sign flips alone": permutation_p_of(values),
+            }
+            for name, p in both.items():
+                rows.append(calibration((f"{name}: power", "", f"normal, mean {mean:g} sd", str(n)), p))
+    return rows
+
+
+def permutation_p_of(values: np.ndarray) -> np.ndarray:
+    """Sign flips of values against 0."""
+    n = len(values)
+    both = np.concatenate([values, np.zeros_like(values)])
+    return permutation_test(both, np.arange(2 * n) < n, n_permutations=PERMUTATIONS, paired=True).p
+
+
+@calibrates
+def fisher_p(rng: np.random.Generator, runs: int) -> list[Calibration]:
+    """Compliance with and without a pattern in the CoT, alike."""
+    rows = []
+    for n, other in ((12, 20), (40, 60)):
+        hits = rng.binomial(n, 0.3, runs), rng.binomial(other, 0.3, runs)
+        p = np.array([fisher(int(a), n, int(b), other)["p"] for a, b in zip(*hits, strict=True)])
+        rows.append(calibration(("Fisher, exact", "own_patterns", "rate 0.3 in both", f"{n}+{other}"), p))
     return rows
 
 
@@ -101,18 +148,38 @@ def control_p(rng: np.random.Generator, runs: int) -> list[Calibration]:
                 str(n_controls),
             )
             rows.append(calibration(names, p))
-    for k in (1, 4):
+    for n_heads, k in ((16, 1), (9, 4), (16, 4), (9, 8)):
         p = []
         for i in range(runs):
-            effect = rng.exponential(size=(12, 16))
-            heads = [(int(layer), int(rng.integers(16))) for layer in rng.choice(12, k, replace=False)]
-            sets = matched_head_sets(heads, 16, 15 if k == 1 else 100, seed=i)
+            effect = rng.exponential(size=(12, n_heads))
+            heads = [(int(layer), int(rng.integers(n_heads))) for layer in rng.choice(12, k, replace=False)]
+            sets = matched_head_sets(heads, n_heads, n_heads - 1 if k == 1 else 100, seed=i)
             total = [[sum(effect[one] for one in heads) for heads in group] for group in ([heads], sets)]
             one = set_effect(
                 np.zeros(2), np.full(2, total[0][0]), np.repeat(total[1], 2).reshape(-1, 2), is_share=False
             )
             p.append(one["p"])
-        names = ("place among matched head sets", "test_heads", f"a random set of {k}", str(len(sets)))
+        names = ("place among matched head sets", "test_heads", f"random, {k} heads, {n_heads} a layer", str(len(sets)))
+        rows.append(calibration(names, np.array(p)))
+    return rows
+
+
+@calibrates
+def neuron_control_p(rng: np.random.Generator, runs: int) -> list[Calibration]:
+    """Random sets of neurons, some of which crowd one decile, among matched ones."""
+    rows = []
+    for size, crowd in ((30, 1.0), (60, 0.1)):
+        p = []
+        for i in range(runs):
+            base, effect = rng.exponential(size=(2, 4, 200))
+            weight = np.where(activation_deciles(base) == 9, 1.0, crowd).ravel()
+            chosen = rng.choice(800, size, replace=False, p=weight / weight.sum())
+            neurons = np.stack(np.unravel_index(chosen, base.shape), axis=1)
+            sets = matched_neuron_sets(neurons, base, 100, seed=i)
+            null = effect[tuple(np.moveaxis(sets, -1, 0))].mean(axis=1)
+            p.append(empirical_p(effect[tuple(neurons.T)].mean(), null, "greater"))
+        data = f"random, {size} of 800" + (", crowded" if crowd < 1 else "")
+        names = ("place among matched neuron sets", "test_neurons, ras, activation_shift", data, "100")
         rows.append(calibration(names, np.array(p)))
     return rows
 
