@@ -53,9 +53,7 @@ class OwnPatterns(Result):
         )
 
 
-def own_patterns(
-    measured: RimTable, annotator: Annotator | None = None, *, set_name: str = "harmful"
-) -> OwnPatterns:
+def own_patterns(measured: RimTable, annotator: Annotator | None = None, *, set_name: str = "harmful") -> OwnPatterns:
     """Label the CoTs that a model wrote with thinking on, and compare them with its answers.
 
     Args:

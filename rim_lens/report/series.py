@@ -37,7 +37,9 @@ def in_short(series: SeriesBehavior) -> list[str]:
     ]
     others = table[table["checkpoint"] != series.reference]
     for name, rows in others.groupby(others["arm"].fillna(""), sort=False):
-        if name and rows["seed"].nunique() <= 1:  # several trainings of an arm are told together, in a section of their own
+        if (
+            name and rows["seed"].nunique() <= 1
+        ):  # several trainings of an arm are told together, in a section of their own
             told.append(arm_sentence(str(name), rows.iloc[-1]))
     fewer = others[(others["difference"] < 0) & (others["q"] < 0.05)]
     told.append(
