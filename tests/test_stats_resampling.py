@@ -308,3 +308,17 @@ def test_one_hit_among_wordings_leaves_no_interval_without_zero():
     low, high = found.interval
     assert low <= 0 < high
     assert (low, high) == pytest.approx((min(low, tango(1, 0, 32).low), max(high, tango(1, 0, 32).high)))
+
+
+def test_seeds_that_agree_by_chance_are_not_known_without_error():
+    """Three seeds with the same count of answers: the interval is that over prompts, each with the mean over its seeds."""
+    values = np.zeros((40, 3))
+    for seed, places in enumerate(([0, 1, 2, 3], [2, 3, 4, 5], [6, 7, 8, 9])):
+        values[places, seed] = 1
+    found = bootstrap_crossed_difference(values, np.zeros((40, 1)))
+    by_prompt = values.mean(axis=1)
+    t = stats.ttest_1samp(by_prompt, 0)
+    low, high = t.confidence_interval()
+    assert found.p == pytest.approx(t.pvalue, rel=1e-6)
+    assert found.interval.low <= low + 1e-9
+    assert found.interval.high >= high - 1e-9

@@ -3,10 +3,11 @@
 Wordings may be anything that is sampled beside the prompts, such as seeds of a training. The cell of prompt i and wording j is
 taken as mean + prompt effect + wording effect + rest, and the half width of the interval is Howe's (1974),
 
-    h² = t²_{n−1} (V_prompts − V_rest) + t²_{w−1} V_wordings
+    h² = max( t²_{n−1} (V_prompts − V_rest) + t²_{w−1} V_wordings,  t²_{n−1} V_prompts )
 
 V_prompts and V_wordings from how far each prompt and wording moves the mean, V_rest from the residuals of the additive fit. Each
-part has the quantile of its own degrees of freedom: with 3 wordings that differ, t₂. (Satterthwaite's common degrees of freedom
+part has the quantile of its own degrees of freedom: with 3 wordings that differ, t₂; and what few wordings happen to agree on is
+never known better than over prompts alone, these wordings given. (Satterthwaite's common degrees of freedom
 are taken for many where few seeds happen to agree: p < 0.05 in 10 % over 3 seeds × 200 prompts.) The interval is the mean ± h,
 no narrower than the percentiles of a resample stretched to h: prompts and wordings are resampled independently, a cell weighted by
 the product of their counts (the pigeonhole bootstrap, McCullagh 2000, Owen 2007). p is the level at which the mean ± h reaches 0.
@@ -72,7 +73,7 @@ def bootstrap_crossed(
         return CrossedMean(share, interval, *cells.counts)
     prompts = _resample(cells.n_prompts, n_resamples, rng)
     resampled = cells.means(prompts, _resample(cells.n_wordings, n_resamples, rng))
-    interval = _interval(resampled, cells.mean, _parts(cells.prompt_moves, [cells]), level)
+    interval = _interval(resampled, cells.mean, _Variances.of(cells.prompt_moves, [cells]), level)
     low, high = np.clip((interval.low, interval.high), *cells.span)
     return CrossedMean(cells.mean, Interval(float(low), float(high), level), *cells.counts)
 
@@ -103,8 +104,8 @@ def bootstrap_crossed_difference(
     prompts = _resample(n, n_resamples, rng)
     resampled = first.means(prompts, _resample(first.n_wordings, n_resamples, rng))
     resampled = resampled - second.means(prompts, _resample(second.n_wordings, n_resamples, rng))
-    parts = _parts(first.prompt_moves - second.prompt_moves, [first, second])
-    interval, p = _interval(resampled, value, parts, level), _p_of(value, parts)
+    variances = _Variances.of(first.prompt_moves - second.prompt_moves, [first, second])
+    interval, p = _interval(resampled, value, variances, level), variances.p_of(value)
     if first.once_a_prompt and second.once_a_prompt:
         interval = _no_narrower(interval, first, second)
     return CrossedMean(value, interval, *counts, p=p)
@@ -208,36 +209,44 @@ class _Cells:
         return total / np.where(count > 0, count, np.nan)
 
 
-Parts = list[tuple[float, int]]  # variances of the mean, each with its degrees of freedom
+@dataclass(frozen=True)
+class _Variances:
+    """Variances of the mean (or difference), each with its degrees of freedom.
 
+    `parts`: due to the prompts alone, and to each side's wordings, the rest included; `over_prompts`: of the prompts, the rest included.
+    """
 
-def _parts(prompt_moves: Float[np.ndarray, "prompt"], sides: list[_Cells]) -> Parts:
-    """Variance of the mean (or difference) that is due to the prompts alone, and to each side's wordings, the rest included."""
-    several = [side for side in sides if side.n_wordings > 1]
-    rest = sum(side.rest_variance() for side in several)
-    by_prompt = max(_variance(prompt_moves) - rest, 0.0)
-    return [(by_prompt, len(prompt_moves) - 1)] + [
-        (_variance(side.wording_moves), side.n_wordings - 1) for side in several
-    ]
+    parts: list[tuple[float, int]]
+    over_prompts: tuple[float, int]
 
+    @classmethod
+    def of(cls, prompt_moves: Float[np.ndarray, "prompt"], sides: list[_Cells]) -> _Variances:
+        several = [side for side in sides if side.n_wordings > 1]
+        whole, freedom = _variance(prompt_moves), len(prompt_moves) - 1
+        alone = max(whole - sum(side.rest_variance() for side in several), 0.0)
+        by_wording = [(_variance(side.wording_moves), side.n_wordings - 1) for side in several]
+        return cls([(alone, freedom), *by_wording], (whole, freedom))
 
-def _half_width(parts: Parts, level: float) -> float:
-    return math.sqrt(sum(part * float(stats.t.ppf((1 + level) / 2, freedom)) ** 2 for part, freedom in parts))
+    def squared_half_width(self, tail: float) -> float:
+        """h² of the interval that leaves `tail` out at each end."""
+        both, prompts = (
+            sum(part * float(stats.t.isf(tail, freedom)) ** 2 for part, freedom in parts)
+            for parts in (self.parts, [self.over_prompts])
+        )
+        return max(both, prompts)
 
+    def p_of(self, value: float) -> float:
+        """The smallest 1 − level at which value ± half width leaves 0 out; NaN where nothing varies."""
+        if not any(part for part, _ in (*self.parts, self.over_prompts)):
+            return math.nan
+        if value == 0:
+            return 1.0
 
-def _p_of(value: float, parts: Parts) -> float:
-    """The smallest 1 − level at which value ± half width leaves 0 out; NaN where nothing varies."""
-    if not any(part for part, _ in parts):
-        return math.nan
-    if value == 0:
-        return 1.0
+        def excess(log_p: float) -> float:
+            return self.squared_half_width(math.exp(log_p) / 2) - value**2
 
-    def excess(log_p: float) -> float:
-        p = math.exp(log_p)
-        return sum(part * float(stats.t.isf(p / 2, freedom)) ** 2 for part, freedom in parts) - value**2
-
-    smallest = math.log(_SMALLEST_P)
-    return math.exp(optimize.brentq(excess, smallest, 0.0)) if excess(smallest) > 0 else _SMALLEST_P
+        smallest = math.log(_SMALLEST_P)
+        return math.exp(optimize.brentq(excess, smallest, 0.0)) if excess(smallest) > 0 else _SMALLEST_P
 
 
 def _variance(moves: Float[np.ndarray, "unit"]) -> float:
@@ -245,10 +254,10 @@ def _variance(moves: Float[np.ndarray, "unit"]) -> float:
     return float(moves.var(ddof=1) * len(moves))
 
 
-def _interval(resampled: Float[np.ndarray, "resample"], value: float, parts: Parts, level: float) -> Interval:
+def _interval(resampled: Float[np.ndarray, "resample"], value: float, variances: _Variances, level: float) -> Interval:
     """Mean ± half width, no narrower than the resample's percentile deviations stretched to that half width."""
     deviations = resampled[np.isfinite(resampled)] - value
-    spread, half = deviations.std(), _half_width(parts, level)
+    spread, half = deviations.std(), math.sqrt(variances.squared_half_width((1 - level) / 2))
     if spread == 0 or half == 0:
         return _unknown(level)
     low, high = np.quantile(deviations, ((1 - level) / 2, (1 + level) / 2)) * half / normal_quantile(level) / spread
