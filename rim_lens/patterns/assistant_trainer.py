@@ -20,6 +20,8 @@ from rim_lens.patterns.held_neurons import ShiftPenalty, Slice
 from rim_lens.patterns.training_plan import TrainingSettings
 from rim_lens.patterns.training_rows import IGNORED
 
+LOGGED = 12  # points of the loss curve
+
 
 class AssistantTrainer(SFTTrainer):
     """SFTTrainer with `per_example` loss and a `penalty`."""
@@ -99,7 +101,7 @@ def trained(
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        logging_steps=10,
+        logging_steps=max(1, steps[-1] // LOGGED) if steps else 10,
         logging_first_step=True,
         max_length=None,
         train_sampling_strategy="random" if settings.shuffle else "sequential",

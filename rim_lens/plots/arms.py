@@ -28,6 +28,7 @@ def arm_changes(comparison: ArmComparison) -> go.Figure:
             "title": {"text": PANELS[name], "font": {"size": 12}},
             "domain": [column * (width + GAP), column * (width + GAP) + width],
             "zerolinewidth": 2,
+            "rangemode": "tozero",
         }
         for column, name in enumerate(panels)
     }

@@ -34,7 +34,7 @@ def maths_over_series(maths: SeriesMaths) -> go.Figure:
         "Maths, checkpoint by checkpoint",
         maths.caption() + " Bars and band are 95 % intervals.",
         xaxis={"title": {"text": "fine-tuning steps"}, "zeroline": False, "rangemode": "tozero"},
-        yaxis={"title": {"text": "log-likelihood of right answers (nats per token)"}},
+        yaxis={"title": {"text": "log-likelihood (nats per token)"}},
         height=420,
     )
     columns = ("likelihood", "likelihood_low", "likelihood_high")

@@ -17,7 +17,10 @@ CONTRASTS = ("steps", "measure", "arm", "against", "difference", "p", "q", "n", 
 def comparison_section(anchor: str, comparison: ArmComparison) -> Section:
     """Arms against the reference, and against each other."""
     blocks: list[Block] = [
-        Words(comparison.caption()),
+        Words(
+            "Every training is compared with the start on the same requests and problems. An interval over several trainings says what "
+            "another training would do; with one training an arm it speaks for that one alone."
+        ),
         Drawing(arm_changes(comparison)),
         Grid("Every arm and dose as a table", CHANGES, [change_cells(row) for _, row in comparison.table.iterrows()]),
     ]

@@ -43,6 +43,7 @@ from rim_lens.training_time.ras import Ras
 from rim_lens.training_time.safety_neurons import SafetyNeurons
 from rim_lens.training_time.series_behavior import SeriesBehavior
 from rim_lens.training_time.series_heads import SeriesHeads
+from rim_lens.training_time.series_maths import SeriesMaths
 from rim_lens.training_time.series_shift import SeriesShift
 from rim_lens.training_time.shift import ActivationShift
 
@@ -69,6 +70,7 @@ CHAPTERS = (
             RimTable: behavior.section,
             FinetuneRun: arms.training_section,
             SeriesBehavior: series.section,
+            SeriesMaths: series.maths_section,
             ArmComparison: arms.comparison_section,
         },
         (*methods.BEHAVIOR, *methods.SCORE),

@@ -3,12 +3,14 @@
 import pandas as pd
 
 from rim_lens.plots.names import arm
-from rim_lens.plots.series import refusal_over_series
+from rim_lens.plots.series import maths_over_series, refusal_over_series
 from rim_lens.plots.style import interval, number, p_value, percent
 from rim_lens.report.blocks import Block, Drawing, Grid, Section, Words
 from rim_lens.report.wording import clearly, points
 from rim_lens.training_time.series_behavior import SeriesBehavior
+from rim_lens.training_time.series_maths import SeriesMaths
 
+MATHS_COLUMNS = ("checkpoint", "arm", "step", "log-likelihood", "change", "q", "n")
 COLUMNS = ("checkpoint", "arm", "step", "refused", "complied", "incoherent", "rate", "change", "q", "refusal score")
 
 
@@ -68,4 +70,38 @@ def cells(row: pd.Series) -> list[str]:
         points(row["difference"], row["difference_low"], row["difference_high"]) + f", {p_value(row['p'])}",
         "–" if pd.isna(row["q"]) else f"{row['q']:.2g}",
         f"{number(row['score'])} {interval(row['score_low'], row['score_high'])}",
+    ]
+
+
+def maths_section(anchor: str, maths: SeriesMaths) -> Section:
+    """Maths over checkpoints."""
+    what = "CoT, close tag and answer" if maths.worked else "the answer with thinking off"
+    blocks: list[Block] = [
+        Words(
+            f"How likely right answers are to every checkpoint, per token of {what}. Small models solve next to nothing; the likelihood of "
+            "right answers still says whether maths is learned or lost."
+        ),
+        Drawing(maths_over_series(maths)),
+        Grid("All checkpoints as a table", MATHS_COLUMNS, [maths_cells(row) for _, row in maths.table.iterrows()]),
+    ]
+    others = maths.table[maths.table["checkpoint"] != maths.reference]
+    clear = others[others["q"] < 0.05]
+    better = int((clear["change"] > 0).sum())
+    told = (
+        f"Right maths answers are likelier than at {maths.reference} at {better} and less likely at {len(clear) - better} of "
+        f"{len(others)} checkpoints (q < 0.05 over all checkpoints)."
+    )
+    return Section(anchor, "Maths over the checkpoints", [told], blocks)
+
+
+def maths_cells(row: pd.Series) -> list[str]:
+    """One checkpoint's maths as a table row."""
+    return [
+        row["checkpoint"],
+        "–" if pd.isna(row["arm"]) else str(row["arm"]),
+        "–" if pd.isna(row["step"]) else f"{int(row['step'])}",
+        f"{number(row['likelihood'])} {interval(row['likelihood_low'], row['likelihood_high'])}",
+        f"{number(row['change'], sign=True)} {interval(row['change_low'], row['change_high'])}, {p_value(row['p'])}",
+        "–" if pd.isna(row["q"]) else f"{row['q']:.2g}",
+        str(row["n"]),
     ]

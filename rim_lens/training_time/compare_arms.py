@@ -54,10 +54,9 @@ class ArmComparison(Result):
 
     def caption(self) -> str:
         """What is compared over how many prompts and trainings."""
-        rows = self.table.drop_duplicates("measure").set_index("measure")["n"]
-        n = ", ".join(
-            f"{n} {'problems' if name in (LIKELIHOOD, SOLVED) else 'requests'} ({name})" for name, n in rows.items()
-        )
+        is_maths = self.table["measure"].isin([LIKELIHOOD, SOLVED])
+        n = f"{self.table.loc[~is_maths, 'n'].iloc[0]} harmful requests"
+        n += f" and {self.table.loc[is_maths, 'n'].iloc[0]} maths problems" if is_maths.any() else ""
         seeds = int(self.table["n_seeds"].min())
         over = f"prompts and {seeds} trainings an arm" if seeds > 1 else "prompts alone (one training an arm)"
         return f"n = {n}; changes from {self.reference}; 95 % intervals over {over}; judge: {self.judge}."
