@@ -101,7 +101,7 @@ def test_a_prompt_set_is_a_sequence_that_keeps_its_type(harmful):
     assert len(repr(harmful)) < 100
     assert part.sha256 != harmful.sha256
     table = part.to_dataframe()
-    assert list(table.columns) == ["id", "text", "category", "answer", "pair"]
+    assert list(table.columns) == ["id", "text", "category", "answer", "pair", "rationale"]
     assert list(table["text"]) == part.texts
 
 

@@ -55,7 +55,8 @@ def held_out_scores(
     for held in np.unique(fold):
         fitted = (fold != held)[:, None] if kept is None else (fold != held)[:, None] & kept
         plus, minus = labels & fitted, ~labels & fitted
-        plus, minus = ((side / side.sum(axis=0)).astype(gram.dtype) for side in (plus, minus))
+        with np.errstate(invalid="ignore"):  # a draw without rows of one class has no direction, and scores 0
+            plus, minus = ((side / side.sum(axis=0)).astype(gram.dtype) for side in (plus, minus))
         projected = gram @ (plus - minus)  # [cell, row, draw]
         length = np.sqrt(np.maximum(np.einsum("crd,rd->cd", projected, plus - minus), 0.0))
         middle = np.einsum("crd,rd->cd", projected, (plus + minus) / 2)
