@@ -29,6 +29,7 @@ from rim_lens import RimLensError, attention_by_length, compare_arms
 from rim_lens.inference_time.span_attention import SpanAttention
 from rim_lens.model.chat import SEGMENTS
 from rim_lens.plots import FIGURES, figure_for
+from rim_lens.plots.arms import arm_changes
 from rim_lens.plots.attention import attention_contrast, length_curve, segment_map
 from rim_lens.plots.behavior import rates
 from rim_lens.plots.forgetting import forgetting_scatter, predictors, ras_over_series
@@ -341,14 +342,13 @@ def test_table_2_is_the_paired_change_of_compliance(results):
     figure = compare_arms(series).plot()
     answers = series.answers.set_index(["checkpoint", "prompt"])["label"] == "complied"
     labels = list(figure.layout.yaxis.ticktext)
-    shown = [trace for trace in figure.data if trace.xaxis == "x"]
-    for trace in shown:
+    for trace in figure.data:
         for x, y, low in zip(trace.x, trace.y, ends(trace)[0], strict=True):
             name = labels[y].removesuffix(" steps").replace(", ", "-")
             expected = paired_difference(answers[name].to_numpy(), answers["aligned"].to_numpy())
             assert x == pytest.approx(100 * expected.value)
             assert low == pytest.approx(100 * expected.interval.low)
-    assert sum(len(trace.x) for trace in shown) == len(series.table) - 1
+    assert sum(len(trace.x) for trace in figure.data) == len(series.table) - 1
 
 
 def test_segments_of_a_chat_are_framed_row_by_row():
@@ -389,20 +389,23 @@ def test_images_without_browser_or_format_say_what_to_do(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_arm_changes_show_the_table(results):
+@pytest.mark.parametrize("measure", ["complied", "incoherent", LIKELIHOOD])
+def test_arm_changes_show_the_table(results, measure):
     comparison = results["arms"]
-    figure = comparison.plot()
-    rows = comparison.table[(comparison.table["measure"] == "complied") & (comparison.table["arm"] == "effort")]
-    trace = next(trace for trace in figure.data if trace.legendgroup == "effort" and trace.xaxis == "x")
-    np.testing.assert_allclose(trace.x, 100 * rows["change"])
-    low, high = ends(trace)
-    np.testing.assert_allclose((low, high), (100 * rows["low"], 100 * rows["high"]))
-    likely = next(trace for trace in figure.data if trace.legendgroup == "effort" and trace.xaxis == "x3")
-    rows = comparison.table[(comparison.table["measure"] == LIKELIHOOD) & (comparison.table["arm"] == "effort")]
-    np.testing.assert_allclose(likely.x, rows["change"])
+    figure = arm_changes(comparison, measure)
+    rows = comparison.table[(comparison.table["measure"] == measure) & (comparison.table["arm"] == "effort")]
+    scale = 1 if measure == LIKELIHOOD else 100
+    trace = trace_named(figure, "effort-minimizing maths CoT")
+    np.testing.assert_allclose(trace.x, scale * rows["change"])
+    np.testing.assert_allclose(ends(trace), (scale * rows["low"], scale * rows["high"]))
     assert list(figure.layout.yaxis.ticktext) == [
         f"{arm}, {step} steps" for arm in ("plain", "effort", "style") for step in (9, 18)
     ]
+
+
+def test_a_measure_that_was_not_taken_is_named(results):
+    with pytest.raises(RimLensError, match="no measure 'maths solved'"):
+        arm_changes(results["arms"], "maths solved")
 
 
 def test_maths_over_a_series_shows_the_table(results):

@@ -180,8 +180,10 @@ def test_lines(results: Mapping[str, Result]) -> list[Line]:
     if isinstance(test, NeuronTest):
         for _, row in test.table.iterrows():
             words = f"{row['measure']} without the {test.n_neurons} safety neurons{test.where}"
-            words = f"{words[:1].upper()}{words[1:]}, against {row['n_controls']} random sets, on other prompts"
-            figure = f"{row['effect']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}], random {row['control_mean']:+.2f}"
+            against = f", against {row['n_controls']} random sets" if row["n_controls"] else ""
+            words = f"{words[:1].upper()}{words[1:]}{against}, on other prompts"
+            figure = f"{row['effect']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+            figure += f", random {row['control_mean']:+.2f}" if against else ""
             lines.append((words, figure, str(row["n"]), row["p"] if row["n_controls"] >= FEW_SETS else None))
     return lines
 

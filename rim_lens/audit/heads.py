@@ -22,7 +22,7 @@ from rim_lens.model.lens_model import LensModel
 from rim_lens.results import Result
 
 DOSES = (1, 4, 8)
-SCREENED = 16  # heads ablated exactly, those of the largest estimated effect
+SCREENED = 24  # heads ablated exactly, those of the largest estimated effect: enough that eight of them support refusal
 BY_GROUP: tuple[ContrastName, ...] = ("cot_divergence",)  # few answers with thinking off are not refusals
 SHOWN_REQUESTS = 4  # read token by token under every head, thinking off and on
 

@@ -3,38 +3,37 @@
 import pandas as pd
 import plotly.graph_objects as go
 
+from rim_lens.errors import RimLensError
 from rim_lens.patterns.finetune import FinetuneRun
 from rim_lens.plots import names, style
 from rim_lens.training_time.compare_arms import LIKELIHOOD, SOLVED, ArmComparison
 
-PANELS = {
-    "complied": "misalignment (points)",
-    "incoherent": "incoherent answers (points)",
-    LIKELIHOOD: "log-likelihood of right maths (nats)",
-    SOLVED: "maths solved (points)",
+MEASURES = {
+    "complied": ("Misalignment", "change (points)"),
+    "refused": ("Refusal", "change (points)"),
+    "incoherent": ("Incoherent answers", "change (points)"),
+    LIKELIHOOD: ("Likelihood of right maths answers", "change (nats per token)"),
+    SOLVED: ("Maths solved", "change (points)"),
 }
-GAP = 0.06
 
 
-def arm_changes(comparison: ArmComparison) -> go.Figure:
-    """Change from the reference of each arm after each dose, a panel a measure, with 95 % intervals over prompts and seeds."""
-    table = comparison.table
-    panels = [name for name in PANELS if name in set(table["measure"])]
+def arm_changes(comparison: ArmComparison, measure: str = "complied") -> go.Figure:
+    """Change of a measure from the reference, for each arm after each dose, with 95 % intervals over prompts and trainings.
+
+    Raises:
+        RimLensError: a measure that the comparison has not.
+
+    """
+    table = comparison.table[comparison.table["measure"] == measure]
+    if table.empty:
+        known = ", ".join(dict.fromkeys(comparison.table["measure"]))
+        raise RimLensError(f"The comparison has no measure {measure!r}; it has {known}.")
     cells = list(dict.fromkeys(zip(table["arm"], table["step"], strict=True)))
-    arms = list(dict.fromkeys(table["arm"]))
-    width = (1 - GAP * (len(panels) - 1)) / len(panels)
-    axes = {
-        f"xaxis{column + 1 if column else ''}": {
-            "title": {"text": PANELS[name], "font": {"size": 12}},
-            "domain": [column * (width + GAP), column * (width + GAP) + width],
-            "zerolinewidth": 2,
-            "rangemode": "tozero",
-        }
-        for column, name in enumerate(panels)
-    }
+    title, axis = MEASURES[measure]
     figure = style.blank(
-        "What fine-tuning changes, arm by arm",
+        f"{title}, arm by arm",
         comparison.caption(),
+        xaxis={"title": {"text": axis}, "zerolinewidth": 2, "rangemode": "tozero"},
         yaxis={
             "tickvals": list(range(len(cells))),
             "ticktext": [style.text(cell_name(*cell)) for cell in cells],
@@ -42,31 +41,26 @@ def arm_changes(comparison: ArmComparison) -> go.Figure:
             "showgrid": False,
             "zeroline": False,
         },
-        height=190 + 34 * max(3, len(cells)),
-        **axes,
+        height=170 + 34 * max(3, len(cells)),
+        legend={"traceorder": "normal"},
     )
-    for column, measure in enumerate(panels):
-        for i, arm in enumerate(arms):
-            rows = table[(table["measure"] == measure) & (table["arm"] == arm)]
-            scale = 1 if measure == LIKELIHOOD else 100
-            x = scale * rows[["change", "low", "high"]]
-            figure.add_scatter(
-                name=style.text(names.arm(arm)),
-                legendgroup=arm,
-                showlegend=column == 0,
-                x=x["change"],
-                y=[cells.index(cell) for cell in zip(rows["arm"], rows["step"], strict=True)],
-                xaxis=f"x{column + 1 if column else ''}",
-                error_x=style.error_bars(x["change"], x["low"], x["high"]),
-                mode="markers",
-                marker={
-                    "color": style.SERIES[i % len(style.SERIES)],
-                    "symbol": style.MARKERS[i % len(style.MARKERS)],
-                    "size": 10,
-                },
-                customdata=[told(row) for _, row in rows.iterrows()],
-                hovertemplate="%{customdata}<extra></extra>",
-            )
+    scale = 1 if measure == LIKELIHOOD else 100
+    for i, (arm, rows) in enumerate(table.groupby("arm", sort=False)):
+        x = scale * rows[["change", "low", "high"]]
+        figure.add_scatter(
+            name=style.text(names.arm(arm)),
+            x=x["change"],
+            y=[cells.index(cell) for cell in zip(rows["arm"], rows["step"], strict=True)],
+            error_x=style.error_bars(x["change"], x["low"], x["high"]),
+            mode="markers",
+            marker={
+                "color": style.SERIES[i % len(style.SERIES)],
+                "symbol": style.MARKERS[i % len(style.MARKERS)],
+                "size": 10,
+            },
+            customdata=[told(row) for _, row in rows.iterrows()],
+            hovertemplate="%{customdata}<extra></extra>",
+        )
     return figure
 
 

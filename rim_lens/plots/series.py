@@ -32,7 +32,7 @@ def maths_over_series(maths: SeriesMaths) -> go.Figure:
     """Log-likelihood of right maths answers at every checkpoint, by arm and dose; the reference as a band."""
     figure = style.blank(
         "Maths, checkpoint by checkpoint",
-        maths.caption() + " Bars and band are 95 % intervals.",
+        maths.caption() + "; bars and band are 95 % intervals",
         xaxis={"title": {"text": "fine-tuning steps"}, "zeroline": False, "rangemode": "tozero"},
         yaxis={"title": {"text": "log-likelihood (nats per token)"}},
         height=420,

@@ -8,8 +8,9 @@ from rim_lens.plots.names import arm as arm_name
 from rim_lens.plots.style import interval, number, p_value, percent
 from rim_lens.report.blocks import Block, Drawing, Grid, Section, Words
 from rim_lens.report.wording import clearly, points
-from rim_lens.training_time.compare_arms import LIKELIHOOD, ArmComparison
+from rim_lens.training_time.compare_arms import LIKELIHOOD, SOLVED, ArmComparison
 
+DRAWN = ("complied", "incoherent", LIKELIHOOD, SOLVED)
 CHANGES = ("arm", "steps", "measure", "before", "after", "change", "p", "q", "n", "trainings")
 CONTRASTS = ("steps", "measure", "arm", "against", "difference", "p", "q", "n", "trainings")
 
@@ -21,7 +22,7 @@ def comparison_section(anchor: str, comparison: ArmComparison) -> Section:
             "Every training is compared with the start on the same requests and problems. An interval over several trainings says what "
             "another training would do; with one training an arm it speaks for that one alone."
         ),
-        Drawing(arm_changes(comparison)),
+        *(Drawing(arm_changes(comparison, name)) for name in DRAWN if name in set(comparison.table["measure"])),
         Grid("Every arm and dose as a table", CHANGES, [change_cells(row) for _, row in comparison.table.iterrows()]),
     ]
     if len(comparison.contrasts):

@@ -59,7 +59,7 @@ class SeriesMaths(Result):
             "worked answers, thinking on" if self.worked else "answers, thinking off",
         )
         told = f"; solved: thinking {self.thinking}" if self.thinking else ""
-        return f"n = {n} maths problems a checkpoint; log-likelihood per token of right {what}{told}; differences from {self.reference}."
+        return f"n = {n} maths problems a checkpoint; log-likelihood per token of right {what}{told}; differences from {self.reference}"
 
 
 def series_maths(
