@@ -94,7 +94,7 @@ def in_nats(measure: str) -> bool:
 
 def axis_of(measure: str) -> str:
     """Axis title of an effect on a measure."""
-    return f"change of {measure}" + (" (nats)" if in_nats(measure) else " (share of answers)")
+    return "change (nats)" if in_nats(measure) else "change (share of answers)"
 
 
 def sentence(measure: str) -> str:
