@@ -99,6 +99,8 @@ def test_series_of_seeds_goes_on_where_it_stopped(place, monkeypatch):
         started.append(run.name)
         if len(started) == 4:
             (out / f"{run.name}-1").mkdir()
+            (out / f"{run.name}-1" / "half").write_text("written")
+            rest[1].add(run, 1)  # the first of two steps was saved
             raise KeyboardInterrupt
         real(base, run, *rest)
 
@@ -108,6 +110,8 @@ def test_series_of_seeds_goes_on_where_it_stopped(place, monkeypatch):
     monkeypatch.setattr(finetune_module, "train_run", lambda *given: (started.append(given[1].name), real(*given)))
     finetune(base, plan, out, device="cpu")
     assert started == ["plain-s1", "plain-s2", "effort-s1", "effort-s2", "effort-s2", "style-s1", "style-s2"]
+
+    assert not (out / "effort-s2-1" / "half").exists()
 
     series, undisturbed = (Checkpoints.from_folder(folder) for folder in (out, place / "undisturbed"))
     assert series.names == undisturbed.names
