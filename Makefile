@@ -19,7 +19,7 @@ families: .venv/.installed-dev
 	$(BIN)/python tests/family_table.py
 
 test-fast: .venv/.installed-dev
-	$(BIN)/python -m pytest -n 2 -m "not real_model and not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not real_model and not gpu and not slow"
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

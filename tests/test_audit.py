@@ -196,6 +196,7 @@ def test_a_finished_audit_is_loaded_without_its_model(audit, plan, monkeypatch):
     assert again.findings == audit.findings
 
 
+@pytest.mark.slow
 def test_an_interrupted_audit_goes_on_after_its_last_stage(plan, tmp_path, monkeypatch):
     from rim_lens.audit import run as run_module
 
@@ -241,6 +242,7 @@ def test_a_wrong_input_leaves_no_folder_behind(plan, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(audit, plan, tmp_path):
     both = run_audit(replace(plan, device="cpu"), tmp_path / "run", processes=2)
     assert both.results.keys() == audit.results.keys()
@@ -259,6 +261,7 @@ def test_an_error_in_the_second_process_is_told(plan, tmp_path):
         run_audit(replace(plan, device="cpu", checkpoints=str(broken)), tmp_path / "run", processes=2)
 
 
+@pytest.mark.slow
 def test_a_killed_audit_leaves_no_process_behind(plan, tmp_path):
     code = (
         "import sys; from pathlib import Path\n"
@@ -288,6 +291,7 @@ def test_a_killed_audit_leaves_no_process_behind(plan, tmp_path):
     assert not alive
 
 
+@pytest.mark.slow
 def test_an_audit_trains_the_series_that_it_measures(plan, tmp_path):
     """Two arms with two seeds each, trained from the audited model; a second run trains nothing again."""
     pytest.importorskip("trl")

@@ -22,7 +22,10 @@ from rim_lens.serve.http import PageServer
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed (the browser extra)")
 expect = playwright.expect
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine to open the page with")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine to open the page with"),
+]
 PLAN = {"model": "tiny", "checkpoints": None, "n": 32}
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 MAPS = '.drawing[data-cells="heads"]'

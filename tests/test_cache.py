@@ -24,6 +24,8 @@ from rim_lens.data.set_cache import keep
 from rim_lens.model import bundled
 from rim_lens.model.gguf import converted_gguf, sha256_of
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 NOBODY = 65534  # root may write anywhere, whatever the mode says
 

@@ -11,6 +11,8 @@ import benchmarks.trust.pvalues
 import benchmarks.trust.series_coverage
 from benchmarks.trust.simulated import calibration_studies, coverage_studies
 
+pytestmark = pytest.mark.slow
+
 RUNS = 100
 SLOW = {
     "reciprocal_shifts",

@@ -42,6 +42,7 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.strip().endswith("[]")
 
 
+@pytest.mark.slow
 def test_version_and_models_and_prompts():
     assert run("--version").stdout.strip() == "0.1.0"
     assert "smollm2-135m-instruct" in run("models").stdout
@@ -50,6 +51,7 @@ def test_version_and_models_and_prompts():
     assert "2 of 64" in shown
 
 
+@pytest.mark.slow
 def test_chat_segments_shows_every_segment(folder):
     done = run(
         "chat-segments", str(folder), "A question with </think> inside", "--thinking", "prefilled", "--cot", "Hm."
@@ -69,6 +71,7 @@ def test_chat_segments_shows_every_segment(folder):
         (["audit", "./nowhere", "--device", "cuda:99"], "cuda:99"),
     ],
 )
+@pytest.mark.slow
 def test_errors_are_one_sentence_and_status_2(arguments, words, tmp_path):
     start = time.monotonic()
     done = run(*arguments, cwd=tmp_path)

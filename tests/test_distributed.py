@@ -12,6 +12,8 @@ from shared_measurement import judged, measurement
 
 from rim_lens import processes
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 
 

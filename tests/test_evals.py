@@ -421,6 +421,7 @@ def test_the_grader_role_judges_and_its_failures_are_unscored(model, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_shell_finds_tasks_and_model_through_the_entry_point(folder, tmp_path):
     inspect = Path(sys.executable).with_name("inspect")
     settings = ["-T", "thinking=on", "-T", "n=2", "-T", "max_tokens=4", "-T", "cot_budget=4"]

@@ -203,6 +203,7 @@ def test_without_widgets_there_are_figures_and_one_sentence(explorer, neurons, m
     assert len(shown) == 6
 
 
+@pytest.mark.slow
 def test_a_notebook_cell_shows_the_widget(tmp_path):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")

@@ -208,6 +208,7 @@ def expected_tables(tmp_path):
     return tables_of(whole)
 
 
+@pytest.mark.slow
 def test_a_kill_at_every_single_write_leaves_an_audit_that_goes_on(tmp_path, monkeypatch):
     """The process dies before its k-th write, flush, rename or removal, for every k that there is."""
     monkeypatch.setattr(run_module, "STAGES", small_stages())
@@ -243,6 +244,7 @@ def tiny_plan(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_an_audit_killed_in_the_middle_gives_the_tables_of_an_undisturbed_one(tiny_plan, tmp_path):
     run_audit(tiny_plan, tmp_path / "undisturbed")
     expected = tables_of(tmp_path / "undisturbed")

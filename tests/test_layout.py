@@ -78,6 +78,7 @@ def test_importing_the_package_imports_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_wandb_is_never_imported():
     code = (
         "import sys, rim_lens.model.load, rim_lens.model.lens_model, rim_lens.audit.run; print('wandb' in sys.modules)"

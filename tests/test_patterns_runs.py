@@ -85,6 +85,7 @@ def test_files_by_seed(tmp_path):
     assert [(run.name, run.rows[0].request) for run in runs] == [("a-s4", "4?"), ("a-s5", "5?")]
 
 
+@pytest.mark.slow
 def test_series_of_seeds_goes_on_where_it_stopped(place, monkeypatch):
     pytest.importorskip("trl")
     base, plan, out = str(place / "base"), place / "plan.toml", place / "series"
