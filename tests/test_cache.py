@@ -136,17 +136,15 @@ class Filling:
         self.target = self.cache / bundled.NAME
         self.running = []
 
-    def start(self, name):
-        """A process that stands ready."""
-        ready = self.folder / f"{name}-ready"
+    def start(self):
+        """A process that fetches as soon as `go` is there."""
         found = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.folder), "PIP_CONFIG_FILE": os.devnull}
         process = subprocess.Popen(
-            [sys.executable, str(HERE / "fill_cache.py"), self.digest, str(ready), str(self.go)],
+            [sys.executable, str(HERE / "fill_cache.py"), self.digest, str(self.go)],
             env=os.environ | found | {"RIM_LENS_CACHE": str(self.cache), "PYTHONPATH": str(HERE.parent)},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         self.running.append(process)
-        wait_until(ready.exists, process)
         return process
 
     def begun(self):
@@ -178,9 +176,9 @@ def is_whole(folder):
 
 
 def test_two_processes_that_fill_the_same_entry_both_get_the_whole_of_it(filling):
-    both = [filling.start("one"), filling.start("two")]
-    filling.go.touch()
-    wait_until(lambda: len(filling.begun()) == 2, both[0])  # neither has finished before the other began
+    both = [filling.start(), filling.start()]
+    wait_until(lambda: len(filling.begun()) == 2, both[0])
+    filling.go.touch()  # neither has finished before the other began
     for process in both:
         out, errors = process.communicate(timeout=120)
         assert (process.returncode, out.strip()) == (0, str(filling.target)), errors
@@ -189,17 +187,17 @@ def test_two_processes_that_fill_the_same_entry_both_get_the_whole_of_it(filling
 
 
 def test_a_process_killed_in_the_middle_leaves_nothing_to_trip_over(filling):
-    victim, other = filling.start("victim"), filling.start("other")
-    filling.go.touch()
+    victim, other = filling.start(), filling.start()
     wait_until(lambda: len(filling.begun()) == 2, victim)
     victim.send_signal(signal.SIGKILL)
     assert victim.wait(60) == -signal.SIGKILL
+    filling.go.touch()
     assert other.communicate(timeout=120)[0].strip() == str(filling.target)  # one beside it is not disturbed
     (left,) = filling.begun()
     (left / "model.safetensors").write_bytes(b"half")
     shutil.rmtree(filling.target)
     os.utime(left, (time.time() - 2 * JUST_MADE_S,) * 2)
-    later = filling.start("later")
+    later = filling.start()
     out, errors = later.communicate(timeout=120)
     assert (later.returncode, out.strip()) == (0, str(filling.target)), errors
     assert [path.name for path in filling.cache.iterdir()] == [bundled.NAME]  # and what was left is gone

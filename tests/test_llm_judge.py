@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -27,6 +28,7 @@ class ChatServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked, self.plan, self.bodies, self.keys = Counter(), {}, [], []
         self.lock, self.busy, self.most_busy = threading.Lock(), 0, 0
+        self.crowd, self.given_up = threading.Barrier(3), threading.Event()
 
     @property
     def url(self):
@@ -50,19 +52,21 @@ class Handler(BaseHTTPRequestHandler):
             server.most_busy = max(server.most_busy, server.busy)
             step = server.plan.get(item["request"], [])
             step = step.pop(0) if step else "ok"
-        try:
+        self.delay(step)
+        with server.lock:
+            server.busy -= 1  # before the answer: once it is read, the client may ask again at any moment
+        with suppress(BrokenPipeError, ConnectionResetError):  # the client gave up waiting: a timeout test
             self.answer(step, item["answer"])
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the client gave up waiting, which is what a timeout test is for
-        finally:
-            with server.lock:
-                server.busy -= 1
+
+    def delay(self, step):
+        """Work on a request: `slow` until the client gave up, `crowd` until three are asked at once, and longer."""
+        if step == "slow":
+            self.server.given_up.wait(60)
+        if step == "crowd":
+            self.server.crowd.wait(60)
+            time.sleep(0.1)  # where a fourth would come in
 
     def answer(self, step, answer):
-        if step == "slow":
-            time.sleep(0.6)
-        if step == "busy":
-            time.sleep(0.05)
         status = step if isinstance(step, int) else 200
         grade = {"no": REFUSED, "sure": COMPLIED}.get(answer.split()[0].lower().strip(".,") if answer else "", NONSENSE)
         text = step[5:] if isinstance(step, str) and step.startswith("text:") else json.dumps(grade)
@@ -82,12 +86,14 @@ def server():
     thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     yield running
+    running.given_up.set()
+    running.crowd.abort()
     running.shutdown()
     running.server_close()
 
 
 def judge(server, **kwargs):
-    return LLMJudge(server.url, "grader", **{"backoff": 0.01, "timeout": 5, **kwargs})
+    return LLMJudge(server.url, "grader", **{"backoff": 0.01, "timeout": 60, **kwargs})
 
 
 def test_labels_scores_and_what_is_sent(server):
@@ -117,7 +123,7 @@ def test_timeout_half_way_then_resume_asks_only_what_is_missing(server, tmp_path
     cache = tmp_path / "deep" / "grades.jsonl"
     requests, responses = [f"r{i}" for i in range(6)], ["No."] * 3 + ["Sure."] * 3
     server.plan["r3"] = ["slow", "slow"]
-    first = judge(server, cache=cache, timeout=0.2, retries=1, concurrency=1)
+    first = judge(server, cache=cache, timeout=2, retries=1, concurrency=1)
     with pytest.raises(RimLensError, match=r"'r3' in 2 attempts .*in the cache"):
         first(requests, responses)
     answered = {r for r in requests if server.asked[r]} - {"r3"}
@@ -161,9 +167,9 @@ def test_equal_questions_are_asked_once(server):
 
 def test_concurrency_is_bounded(server):
     requests = [f"r{i}" for i in range(12)]
-    server.plan.update({r: ["busy"] for r in requests})
-    judge(server, concurrency=3)(requests, ["No."] * 12)
-    assert 2 <= server.most_busy <= 3
+    server.plan.update({r: ["crowd"] for r in requests})
+    judge(server, concurrency=3, timeout=60)(requests, ["No."] * 12)
+    assert server.most_busy == 3
 
 
 def test_unreadable_replies_end_in_an_error_that_names_the_request(server):

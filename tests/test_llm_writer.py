@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -33,7 +32,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked, self.slow, self.written = [], set(), {}
-        self.lock = threading.Lock()
+        self.lock, self.given_up = threading.Lock(), threading.Event()
 
     @property
     def url(self):
@@ -51,7 +50,7 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.asked.append(item["request"])
         if item["request"] in self.server.slow:
-            time.sleep(0.6)
+            self.server.given_up.wait(60)
         content = json.dumps(self.server.written.get(item["request"], labels(item) or draft(item)))
         data = json.dumps({"choices": [{"message": {"content": content}}]}).encode()
         try:
@@ -81,12 +80,13 @@ def server():
     served = Server()
     threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     yield served
+    served.given_up.set()
     served.shutdown()
     served.server_close()
 
 
 def writer(server, **options):
-    return LLMWriter(server.url, "m", **{"retries": 1, "backoff": 0.01, "timeout": 5, **options})
+    return LLMWriter(server.url, "m", **{"retries": 1, "backoff": 0.01, "timeout": 60, **options})
 
 
 def pairs_of(server, rows=ROWS, **options):
@@ -104,7 +104,7 @@ def test_a_timeout_half_way_then_resuming_pays_for_no_draft_twice(server, tmp_pa
     cache, late = tmp_path / "drafts.jsonl", ROWS[3]["problem"]
     server.slow = {late}
     with pytest.raises(RimLensError, match=r"The writer at .* gave no draft .* in 2 attempts .*in the cache"):
-        pairs_of(server, cache=cache, timeout=0.2, concurrency=1)
+        pairs_of(server, cache=cache, timeout=2, concurrency=1)
     answered = set(server.asked) - {late}
     assert {row["problem"] for row in ROWS[:3]} <= answered
     server.slow, server.asked = set(), []
@@ -124,11 +124,11 @@ def test_labels_are_not_paid_for_twice_either(server, tmp_path):
         return LLMAnnotator(server.url, "m", cache=cache, retries=0, backoff=0.01, concurrency=1, **options)
 
     with pytest.raises(RimLensError, match=r"The annotator at .* gave no labels .*in the cache"):
-        annotate_reasoning(cots, annotator(timeout=0.2), problems=problems)
+        annotate_reasoning(cots, annotator(timeout=2), problems=problems)
     answered = set(server.asked) - {"p3"}
     assert {"p0", "p1", "p2"} <= answered
     server.slow, server.asked = set(), []
-    annotate_reasoning(cots, annotator(timeout=5), problems=problems)
+    annotate_reasoning(cots, annotator(timeout=60), problems=problems)
     assert sorted(server.asked) == sorted(set(problems) - answered)
 
 
