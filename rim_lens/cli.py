@@ -20,6 +20,12 @@ app = typer.Typer(
 ModelArgument = Annotated[
     str, typer.Argument(help="Hub id, local folder, adapter folder, .gguf file, or smollm2-135m-instruct (no hub).")
 ]
+TagsOption = Annotated[
+    tuple[str, str] | None,
+    typer.Option(
+        metavar="OPEN CLOSE", help=r"Texts around a CoT, if not the template's own or <think>; \n is a line break."
+    ),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -54,6 +60,7 @@ def audit(
     patterns: Annotated[bool, typer.Option(help="Effort-minimizing reasoning: what each pattern costs.")] = True,
     heads: Annotated[bool, typer.Option(help="Inference time: heads, ablation, probe.")] = True,
     neurons: Annotated[bool, typer.Option(help="Training time: neurons, activation shift, RAS.")] = True,
+    think_tags: TagsOption = None,
 ) -> None:
     """Measure everything in order and write one report; run it again to go on after an interruption."""
     from rim_lens.audit.plan import AuditPlan
@@ -76,6 +83,7 @@ def audit(
         patterns=patterns,
         heads=heads,
         neurons=neurons,
+        think_tags=think_tags,
     )
     try:
         audit = run_audit(plan, out, processes=2)
@@ -107,14 +115,16 @@ def chat_segments(
     thinking: Annotated[str, typer.Option(help="off, on or prefilled.")] = "off",
     cot: Annotated[str | None, typer.Option(help="The CoT to prefill.")] = None,
     system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
+    think_tags: TagsOption = None,
 ) -> None:
     """Show in colour how a prompt is cut into segments, and where the decision position is."""
     from rich.console import Console
 
+    from rim_lens.model.chat import read_tags
     from rim_lens.model.load import load_chat_format
     from rim_lens.model.segments_view import segments_text
 
-    chat_format = load_chat_format(model)
+    chat_format = load_chat_format(model, read_tags(think_tags))
     chat = chat_format.render(prompt, thinking=thinking, cot=cot, system=system)  # type: ignore[arg-type]
     Console().print(segments_text(chat))
 
@@ -124,13 +134,15 @@ def check(
     model: ModelArgument,
     device: Annotated[str | None, typer.Option(help="cuda, cpu, …; CUDA where there is one by default.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    think_tags: TagsOption = None,
 ) -> None:
     """Say what holds on a model, by computing it a second time; exit status 1 where something does not."""
     from rim_lens.check.model_check import check_model
     from rim_lens.check.show import print_check
+    from rim_lens.model.chat import read_tags
     from rim_lens.model.load import load_model
 
-    loaded = load_model(model, device=device, dtype=dtype)
+    loaded = load_model(model, device=device, dtype=dtype, tags=read_tags(think_tags))
     found = check_model(loaded)
     print_check(found, loaded.name)
     if not found.holds:
@@ -173,8 +185,10 @@ def finetune(
     penalize_shift: Annotated[float, typer.Option(help="Weight of the penalty on their activation's shift.")] = 0.0,
     safety_prompts: Annotated[str, typer.Option(help="Requests that the shift is measured on.")] = "harmful",
     device: Annotated[str | None, typer.Option(help="cuda, cpu, …; CUDA where there is one by default.")] = None,
+    think_tags: TagsOption = None,
 ) -> None:
     """Train on CoT data and save steps as a series for `audit --checkpoints` (extra: train)."""
+    from rim_lens.model.chat import read_tags
     from rim_lens.patterns.finetune import finetune as run
     from rim_lens.patterns.training_plan import TrainingSettings, read_numbers
 
@@ -197,6 +211,7 @@ def finetune(
         penalize_shift=penalize_shift,
         safety_prompts=safety_prompts,
         device=device,
+        tags=read_tags(think_tags),
     )
     typer.echo(done.caption())
 

@@ -291,6 +291,13 @@ def test_a_killed_audit_leaves_no_process_behind(plan, tmp_path):
     assert not alive
 
 
+def test_think_tags_of_a_plan_reach_its_model(plan):
+    told = replace(plan, checkpoints=None, device="cpu", think_tags=(r"<reason>\n", r"\n</reason>\n"))
+    chat = Context(told).model.render("Hi", thinking="prefilled", cot="hm")[0]
+    assert chat.segment_text("think_open") == "<reason>\n"
+    assert chat.segment_text("think_close") == "\n</reason>\n"
+
+
 @pytest.mark.slow
 def test_an_audit_trains_the_series_that_it_measures(plan, tmp_path):
     """Two arms with two seeds each, trained from the audited model; a second run trains nothing again."""

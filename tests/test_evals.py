@@ -25,7 +25,16 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolInfo
 
-from rim_lens import ablate_heads, ablate_neurons, ablation_sweep, generate, load_prompts, load_wordings, measure_rim
+from rim_lens import (
+    ThinkTags,
+    ablate_heads,
+    ablate_neurons,
+    ablation_sweep,
+    generate,
+    load_prompts,
+    load_wordings,
+    measure_rim,
+)
 from rim_lens.errors import RimLensError
 from rim_lens.evals import inspect_model, maths, provider, refusal
 from rim_lens.model.load import load_model
@@ -317,6 +326,11 @@ def test_reasoning_of_earlier_turns_is_left_out(model):
     assert asked(inspect_model(model), turns, max_tokens=5).completion == mine
 
 
+def test_think_tags_are_given_as_two_texts(folder):
+    api = get_model(f"rim_lens/{folder}", think_tags=[r"<reason>\n", r"\n</reason>\n"], memoize=False).api
+    assert api.lens.chat_format.tags == ThinkTags("<reason>\n", "\n</reason>\n")
+
+
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
@@ -335,6 +349,10 @@ def test_reasoning_of_earlier_turns_is_left_out(model):
         (lambda folder: get_model(f"rim_lens/{folder}", ablate_neurons="none.json"), "cannot be read as neurons"),
         (lambda folder: get_model(f"rim_lens/{folder}", positions="here"), "unknown positions 'here'"),
         (lambda folder: get_model(f"rim_lens/{folder}", adaptor="x"), "no argument adaptor"),
+        (
+            lambda folder: get_model(f"rim_lens/{folder}", think_tags="<reason>"),
+            "two texts, the opening and the closing",
+        ),
         (lambda folder: get_model(f"rim_lens/{folder}/missing"), "no folder or file at"),
         (lambda folder: get_model(f"rim_lens/{folder}", base_url="http://x"), "has no base URL"),
     ],

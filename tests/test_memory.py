@@ -292,9 +292,7 @@ def test_half_as_many_prompts_at_once_give_the_same_numbers(setting, name, way):
     with ExitStack() as stack:
         for tree in setting.trees:
             stack.enter_context(room_for(tree, FEW))
-        with pytest.warns(
-            UserWarning, match=r"do not fit into memory \(CUDA out of memory.*measured with [12] at once"
-        ):
+        with pytest.warns(UserWarning, match=r"do not fit into memory \(CUDA out of memory.*went on with [12] at once"):
             scarce = numbers(measure(setting))
     np.testing.assert_allclose(scarce, plenty, rtol=2e-5, atol=2e-5)
 
@@ -320,7 +318,7 @@ def test_nothing_that_was_done_is_done_again():
         return len(some)
 
     at_once = AtOnce(8, "work")
-    with pytest.warns(UserWarning, match="work: 8 prompts together .* measured with 2 at once"):
+    with pytest.warns(UserWarning, match="work: 8 prompts together .* went on with 2 at once"):
         assert list(at_once.parts(range(20), work)) == [8, 2, 2, 2, 2, 2, 2]
     assert done == list(range(20))
     assert tried == [8, 8, 4, 2, 2, 2, 2, 2, 2]
@@ -364,7 +362,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(setting, name):
 
 def test_a_lack_of_memory_does_not_make_a_sweep_fall_back_to_whole_passes(setting):
     model = tiny_model("llama", seed=4)
-    with pytest.warns(UserWarning, match="measured with 1 at once"), room_for(model.hf, FEW):
+    with pytest.warns(UserWarning, match="went on with 1 at once"), room_for(model.hf, FEW):
         sweep = rim_lens.ablation_sweep(model, model.render(TEXTS), R, positions="decision", n_permutations=20)
     assert (sweep.method, sweep.why_plain) == ("exact", "")
 
@@ -403,7 +401,7 @@ def test_head_sets_that_share_a_pass_are_split(setting, sets):
         return ablate_heads(setting.model, heads)
 
     plenty = measure(sets, change)["refusal score, here"].values
-    with pytest.warns(UserWarning, match="measured with [12] at once"), room_for(setting.model.hf, FEW):
+    with pytest.warns(UserWarning, match="went on with [12] at once"), room_for(setting.model.hf, FEW):
         scarce = measure(sets, change)["refusal score, here"].values
     np.testing.assert_allclose(scarce, plenty, rtol=1e-9)
 
@@ -411,7 +409,7 @@ def test_head_sets_that_share_a_pass_are_split(setting, sets):
 def test_a_classifier_judges_fewer_answers_at_once(classifier):  # noqa: F811
     judge = rim_lens.ClassifierJudge(str(classifier), label_map=OTHER, check_coherence=False)
     plenty = judge(REQUESTS, RESPONSES)
-    with pytest.warns(UserWarning, match="4 answers together .* measured with 2 at once"), room_for(judge.model, FEW):
+    with pytest.warns(UserWarning, match="4 answers together .* went on with 2 at once"), room_for(judge.model, FEW):
         scarce = judge(REQUESTS, RESPONSES)
     assert [one.label for one in scarce] == [one.label for one in plenty]
     assert [one.confidence for one in scarce] == pytest.approx([one.confidence for one in plenty])

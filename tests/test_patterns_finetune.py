@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import json
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from families import tiny_hf, tiny_tokenizer
+from safetensors.torch import load_file
 
-from rim_lens import Checkpoints, RimLensError, TrainingSettings, finetune, load_model, load_prompts, neuron_activations
+from rim_lens import (
+    Checkpoints,
+    RimLensError,
+    ThinkTags,
+    TrainingSettings,
+    finetune,
+    load_model,
+    load_prompts,
+    neuron_activations,
+)
+from rim_lens.model.adapter import WEIGHTS
 from rim_lens.model.chat_format import ChatFormat
 from rim_lens.patterns.held_neurons import held_places, hold, read_neurons
 from rim_lens.patterns.training_plan import read_plan
@@ -144,6 +157,80 @@ def test_training_goes_on_from_an_adapter_with_and_without_held_neurons(place):
             down = "model.layers.2.mlp.down_proj.weight"
             assert torch.allclose(first[down][:, 7], second[down][:, 7], atol=1e-6)
     assert start.n_rows == {"maths": 8}
+
+
+def always(tried, rows):
+    """More than one row never fits."""
+    return rows > 1
+
+
+def once_the_gradients_are_there(tried, rows):
+    """Three layers see the second step's examples, and its penalty finds no room (at the first it has no gradient)."""
+    return len(tried) == 10
+
+
+@pytest.mark.parametrize("is_full", [always, once_the_gradients_are_there])
+@pytest.mark.parametrize("loss_mean", ["token", "example"])
+def test_a_step_that_does_not_fit_is_taken_in_parts(place, monkeypatch, loss_mean, is_full):
+    """Three examples a step with memory for one: what is learned is the same, the penalty on six prompts included."""
+    pytest.importorskip("trl")
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+    forward, tried = LlamaDecoderLayer.forward, []
+
+    def fitting(self, hidden_states, *args, **kwargs):
+        if self.training:
+            tried.append(len(hidden_states))
+            if is_full(tried, len(hidden_states)):
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(self, hidden_states, *args, **kwargs)
+
+    options = {
+        "settings": settings(batch_size=3, loss_mean=loss_mean, learning_rate=1e-3),
+        "freeze_neurons": place / "held.json",
+        "penalize_shift": 0.5,
+    }
+    names = [f"{name}-{loss_mean}-{is_full.__name__}" for name in ("whole", "parts")]
+    whole = run(place, names[0], **options)
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", fitting)
+    with pytest.warns(UserWarning, match="finetune: 3 examples together do not fit .* went on with 1 at once"):
+        parts = run(place, names[1], **options)
+    assert tried[-3:] == [1, 1, 1]
+    np.testing.assert_allclose(parts.table["loss"], whole.table["loss"], rtol=1e-4)
+    one, other = (load_file(place / name / "maths-3" / WEIGHTS) for name in names)
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, atol=1e-5, rtol=1e-3)
+
+
+def test_not_one_example_fits(place, monkeypatch):
+    pytest.importorskip("trl")
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+    def full(self, *args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", full)
+    with pytest.raises(RimLensError, match="Not even one of the examples fits into memory in finetune"):
+        run(place, "none-fits")
+    monkeypatch.undo()
+    assert Checkpoints.from_folder(run(place, "none-fits").folder).names == ["base", "maths-1", "maths-3"]
+
+
+def test_tags_of_ones_own_are_what_a_run_learns_to_close_with(place, monkeypatch):
+    pytest.importorskip("trl")
+    from rim_lens.patterns import assistant_trainer
+
+    seen = []
+    monkeypatch.setattr(
+        assistant_trainer, "Dataset", Mock(from_list=lambda rows: seen.extend(rows) or Dataset.from_list(rows))
+    )
+    tags = ThinkTags("<reason>\n", "\n</reason>\n")
+    run(place, "tags", settings=settings(save_at=(1,)), tags=tags)
+    learned = ChatFormat(tiny_tokenizer()).decode([token for token in seen[0]["labels"] if token != -100])
+    assert learned == f"{ROWS[0]['cot']}{tags.close}{ROWS[0]['response']}<|im_end|>"
+    assert json.loads((place / "tags" / "series.json").read_text())["recipe"]["think_tags"] == [tags.open, tags.close]
+    with pytest.raises(RimLensError, match="differs in think_tags"):
+        run(place, "tags", settings=settings(save_at=(1,)))
 
 
 def test_penalty_keeps_activations_closer(place):

@@ -50,7 +50,7 @@ def measure_finetuning(context: Context) -> Mapping[str, Result]:
     assert plan.checkpoints is not None
     base, adapter = base_and_adapter(plan.model)
     training = training_plan(plan.finetune, adapter)
-    return {"finetuning": finetune(base, training, plan.checkpoints, device=plan.device)}
+    return {"finetuning": finetune(base, training, plan.checkpoints, device=plan.device, tags=plan.tags)}
 
 
 def training_plan(source: str, adapter: Path | None) -> TrainingPlan:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rim_lens.audit.files import write_json
 from rim_lens.errors import RimLensError
+from rim_lens.model.chat import ThinkTags, read_tags
 
 PLAN_FILE = "plan.json"
 SMALLEST_SET = 32  # below this an interval is wider than any finding
@@ -22,6 +23,7 @@ class AuditPlan:
     by name or path. `n`: prompts per set. `patterns`, `heads` and `neurons` say whether the stages on reasoning patterns, inference
     time and training time run; `prefilled` are the given CoTs of harmful requests where the first does not.
     `n_controls`: random head or neuron sets per causal test. `device` and `dtype`: as for `load_model`.
+    `think_tags`: the texts that open and close a CoT, where the template's own are not found.
     """
 
     model: str
@@ -43,10 +45,16 @@ class AuditPlan:
     batch_size: int = 32
     device: str | None = None
     dtype: str | None = None
+    think_tags: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         if self.n < SMALLEST_SET:
             raise RimLensError(f"An audit of {self.n} prompts per set says nothing; use at least {SMALLEST_SET}.")
+
+    @property
+    def tags(self) -> ThinkTags | None:
+        """The think tags as `load_model` takes them."""
+        return read_tags(self.think_tags)
 
     @property
     def digest(self) -> str:

@@ -27,12 +27,12 @@ from rim_lens.evals.batching import Batcher
 from rim_lens.evals.interventions import read_intervention
 from rim_lens.evals.messages import Question, call_of, check_config, output_of, question_of
 from rim_lens.evals.one_sentence import one_sentence
-from rim_lens.model.chat import Chat
+from rim_lens.model.chat import Chat, read_tags
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.load import load_model
 from rim_lens.processes import n_processes
 
-LOADING = ("adapter", "device", "dtype", "revision", "trust_remote_code", "device_map", "chat_template")
+LOADING = ("adapter", "device", "dtype", "revision", "trust_remote_code", "device_map", "chat_template", "think_tags")
 CHANGING = ("ablate_heads", "n_heads", "ablate_neurons", "positions")
 LONGEST_ANSWER = 512  # tokens, where neither task nor command line says
 
@@ -51,7 +51,7 @@ class RimLensAPI(ModelAPI):
         config: generation options of the eval; looked at here so that one that cannot be honoured costs no time.
         lens_model: a model that is loaded already.
         batch_size: most requests answered together; `--max-connections` says how many Inspect asks at once.
-        model_args: LOADING as for `load_model`, CHANGING as for `interventions.read_intervention`.
+        model_args: LOADING as for `load_model` (`think_tags`: the two texts), CHANGING as for `interventions.read_intervention`.
 
     Raises:
         EvalError: an unknown argument, model, head, neuron or option; several processes.
@@ -79,7 +79,10 @@ class RimLensAPI(ModelAPI):
                 model_args.pop("ablate_neurons", None),
                 model_args.pop("positions", "all"),
             )
-            self.lens: LensModel = lens_model if lens_model is not None else load_model(model_name, **model_args)
+            tags = read_tags(model_args.pop("think_tags", None))
+            self.lens: LensModel = (
+                lens_model if lens_model is not None else load_model(model_name, tags=tags, **model_args)
+            )
             with self.intervention.on(self.lens):  # an unknown head is known before anything is asked
                 pass
         self.batch_size = batch_size

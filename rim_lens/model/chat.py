@@ -43,6 +43,20 @@ class ThinkTags:
         return self.close.strip()
 
 
+def read_tags(written: Sequence[str] | None) -> ThinkTags | None:
+    """Tags from two texts as a command line gives them, where backslash and n are a line break; None for none.
+
+    Raises:
+        RimLensError: not two texts.
+
+    """
+    if written is None:
+        return None
+    if isinstance(written, str) or len(written) != 2 or not all(isinstance(one, str) for one in written):
+        raise RimLensError(f"Think tags are two texts, the opening and the closing one, got {written!r}.")
+    return ThinkTags(*(one.replace("\\n", "\n") for one in written))
+
+
 class Span(NamedTuple):
     """Characters `start:end` of a chat's text belong to `segment`."""
 

@@ -118,7 +118,7 @@ class AtOnce:
             ) from error
         self.size = size
         warnings.warn(
-            f"{self.what}: {asked} {self.unit} together do not fit into memory ({reason[:160]}); measured with {size} at once.",
+            f"{self.what}: {asked} {self.unit} together do not fit into memory ({reason[:160]}); went on with {size} at once.",
             stacklevel=3,
         )
         return found

@@ -1,9 +1,10 @@
-"""trl's SFTTrainer with three additions: a loss averaged per example, held neurons, and a penalty on their shift.
+"""trl's SFTTrainer with four additions: a loss averaged per example, held neurons, a penalty on their shift, and steps in parts.
 
     loss = mean over tokens of −log p   (trl's own)
          | mean over examples of the mean over the example's tokens
 
-Imported only when a run starts: trl is an extra.
+A step whose examples do not fit into memory together is taken in parts: gradients add up to those of the whole step, so what is
+learned stays the same up to rounding. Imported only when a run starts: trl is an extra.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,11 +12,13 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from rim_lens.model.fitting import AtOnce
 from rim_lens.patterns.held_neurons import ShiftPenalty, Slice
 from rim_lens.patterns.training_plan import TrainingSettings
 from rim_lens.patterns.training_rows import IGNORED
@@ -24,31 +27,58 @@ LOGGED = 12  # points of the loss curve
 
 
 class AssistantTrainer(SFTTrainer):
-    """SFTTrainer with `per_example` loss and a `penalty`."""
+    """SFTTrainer with `per_example` loss, a `penalty`, and as many examples `at_once` as fit into memory."""
 
+    loss_is_scaled_for_ga: Any = True  # parts of a step are weighted here
+    at_once: AtOnce
     per_example = False
     penalty: ShiftPenalty | None = None
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Gradients of one step, in parts where it does not fit as a whole; returns its loss."""
+        n_examples = len(inputs["labels"])
+        whole = n_examples if self.per_example else num_items_in_batch
+        if whole is None:
+            whole = learned_tokens(inputs["labels"]).sum()
+
+        def backward(size: int) -> Tensor:
+            model.zero_grad()  # of a try that did not fit
+            parts = [
+                {name: value[begin : begin + size] for name, value in inputs.items()}
+                for begin in range(0, n_examples, size)
+            ]
+            self.current_gradient_accumulation_steps = len(parts)  # what trl averages a router's own loss over
+            losses = [super(AssistantTrainer, self).training_step(model, part, whole) for part in parts]
+            for addend in [] if self.penalty is None else self.penalty.addends(model, size):
+                self.accelerator.backward(addend)
+                losses.append(addend.detach())
+            return torch.stack(losses).sum()
+
+        loss = self.at_once.try_with(backward, n_examples)
+        if self.penalty is not None:
+            self.penalty.turn += 1
+        return loss
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Loss of a batch, as set."""
+        """Loss of a part of a step, summed over it and divided by the step's number of examples or tokens."""
         if self.per_example and not return_outputs:
-            loss = example_loss(model, inputs)
-        else:
-            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if self.penalty is None or return_outputs:
-            return loss
-        return loss + self.penalty(model)
+            return example_loss(model, inputs, num_items_in_batch)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
 
-def example_loss(model: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """Negative log-likelihood averaged over each example's learned tokens, then over the examples."""
+def example_loss(model: Any, inputs: dict[str, Tensor], n_examples: int) -> Tensor:
+    """Negative log-likelihood averaged over each example's learned tokens, summed over them and divided by the step's examples."""
     logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False).logits
     targets = inputs["labels"][:, 1:]
     each = cross_entropy(logits[:, :-1].transpose(1, 2).float(), targets, ignore_index=IGNORED, reduction="none")
-    learned = targets != IGNORED
-    return (each.sum(dim=1) / learned.sum(dim=1).clamp(min=1)).mean()
+    return (each.sum(dim=1) / learned_tokens(inputs["labels"]).sum(dim=1).clamp(min=1)).sum() / n_examples
+
+
+def learned_tokens(labels: Int[Tensor, "example pos"]) -> Bool[Tensor, "example target"]:
+    """Which predicted tokens have a loss."""
+    return labels[:, 1:] != IGNORED
 
 
 class AfterStep(TrainerCallback):
@@ -115,6 +145,7 @@ def trained(
         callbacks=[AfterStep(slices, steps, save)],
     )
     trainer.per_example, trainer.penalty = settings.loss_mean == "example", penalty
+    trainer.at_once = AtOnce(settings.batch_size, "finetune", "examples")
     torch.manual_seed(seed)
     trainer.train()
     return [entry for entry in trainer.state.log_history if "loss" in entry]

@@ -11,7 +11,8 @@ of neurons stand still only where they were zero.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pandas as pd
 
 from rim_lens.errors import RimLensError
 from rim_lens.model.adapter import merge_adapter
+from rim_lens.model.chat import ThinkTags
 from rim_lens.model.chat_format import ChatFormat
 from rim_lens.model.load import chosen_device, chosen_dtype, load_chat_format, read_weights, resolve
 from rim_lens.patterns.held_neurons import Held, Rows, ShiftPenalty, held_places, hold, read_neurons
@@ -69,6 +71,7 @@ def finetune(
     penalize_shift: float = 0.0,
     safety_prompts: str = "harmful",
     device: str | None = None,
+    tags: ThinkTags | None = None,
 ) -> FinetuneRun:
     """Fine-tune a model on CoT data, one run an arm and seed, and write the series to `out`.
 
@@ -82,6 +85,7 @@ def finetune(
         penalize_shift: λ of the penalty on their activation's shift on `safety_prompts`; 0 leaves it out.
         safety_prompts: a prompt set's name or file; requests only, nothing is learned from them.
         device: CUDA where there is one by default.
+        tags: as for `load_model`.
 
     Raises:
         RimLensError: trl is missing, a file or setting is wrong, rows without CoT or with answers that disagree with it, a
@@ -93,11 +97,12 @@ def finetune(
     if (holding or plan.settings.merge_start) and plan.adapter and not plan.settings.full:
         plain_lora_config(plan.adapter)
     require_trl()
-    chat_format = load_chat_format(model)
+    chat_format = load_chat_format(model, tags)
     runs = runs_of(plan, chat_format)
     rows = {run.name: tokenized(chat_format, run.rows) for run in runs}
     held = [] if holding is None else holding.neurons.tolist()
-    series = begin_series(Path(out), model, plan, runs, {"held_neurons": held, "penalize_shift": penalize_shift})
+    notes = {"held_neurons": held, "penalize_shift": penalize_shift, "think_tags": list(astuple(chat_format.tags))}
+    series = begin_series(Path(out), model, plan, runs, notes)
     for run in runs:
         if not series.is_whole(run):
             train_run(model, run, rows[run.name], series, chat_format, holding, chosen_device(device))
@@ -205,14 +210,13 @@ def penalty_of(
     """The penalty on the held neurons' shift, with what they are before training."""
     if holding is None or not holding.penalty:
         return None
-    from rim_lens.model.batch import batches
+    from rim_lens.model.batch import make_batch
 
-    chats = [chat_format.render(request) for request in holding.requests]
     device = next(model.parameters()).device
-    pad = chat_format.tokenizer.pad_token_id or 0
-    made = [batch for _, batch in batches(chats, pad, batch_size=batch_size, device=device)]
+    batched = partial(make_batch, pad_id=chat_format.tokenizer.pad_token_id or 0, device=device)
+    chats = [chat_format.render(request) for request in holding.requests]
     model.eval()
-    penalty = ShiftPenalty(model, places, made, holding.penalty, prefix)
+    penalty = ShiftPenalty(model, places, chats, batched, holding.penalty, batch_size, prefix)
     model.train()
     return penalty
 

@@ -11,9 +11,10 @@ The neuron's activation can still shift, because what flows into it does; `Shift
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from torch import Tensor, nn
 
 from rim_lens.errors import RimLensError
 from rim_lens.model.batch import Batch
+from rim_lens.model.chat import Chat
+from rim_lens.model.fitting import AtOnce
 from rim_lens.model.sites import find_sites
 
 Rows = Int[np.ndarray, "neuron 2"]
@@ -179,15 +182,26 @@ def slices_of(model: nn.Module, place: Held, prefix: str) -> Iterator[Slice]:
 
 
 class ShiftPenalty:
-    """λ times the mean squared relative shift of the held neurons on anchor prompts, one batch of them a step."""
+    """λ times the mean squared relative shift of the held neurons on anchor prompts, `batch_size` of them a step, in turns."""
 
-    def __init__(self, model: Any, places: Sequence[Held], batches: Sequence[Batch], weight: float, prefix: str = ""):
-        self.places, self.batches, self.weight, self.prefix = places, list(batches), weight, prefix
+    def __init__(
+        self,
+        model: Any,
+        places: Sequence[Held],
+        chats: Sequence[Chat],
+        batched: Callable[[Sequence[Chat]], Batch],
+        weight: float,
+        batch_size: int,
+        prefix: str = "",
+    ) -> None:
+        self.places, self.prefix = places, prefix
+        self.batched, self.batch_size, self.weight = batched, batch_size, weight
+        self.chats = sorted(chats, key=len, reverse=True)  # a lack of memory shows at once
         self.turn = 0
         with torch.no_grad():
-            before = [self.activations(model, batch) for batch in self.batches]
-        scale = torch.cat(before).abs().mean(dim=0).clamp(min=1e-6)
-        self.before, self.scale = before, scale
+            seen = AtOnce(batch_size, "finetune").parts(self.chats, lambda some: self.activations(model, batched(some)))
+            self.before: Float[Tensor, "chat held"] = torch.cat(list(seen))
+        self.scale = self.before.abs().mean(dim=0).clamp(min=1e-6)
 
     def activations(self, model: Any, batch: Batch) -> Float[Tensor, "row held"]:
         """The held neurons at the decision position."""
@@ -201,12 +215,14 @@ class ShiftPenalty:
             1,
         ).float()
 
-    def __call__(self, model: Any) -> Float[Tensor, ""]:
-        """The penalty on the next batch of anchor prompts."""
-        turn = self.turn % len(self.batches)
-        self.turn += 1
-        shift = (self.activations(model, self.batches[turn]) - self.before[turn]) / self.scale
-        return self.weight * shift.square().mean()
+    def addends(self, model: Any, size: int) -> Iterator[Float[Tensor, ""]]:
+        """Parts of this turn's penalty, `size` anchor prompts each; their sum is the penalty."""
+        first = self.turn % ceil(len(self.chats) / self.batch_size) * self.batch_size
+        last = min(first + self.batch_size, len(self.chats))
+        for begin in range(first, last, size):
+            rows = slice(begin, min(begin + size, last))
+            shift = (self.activations(model, self.batched(self.chats[rows])) - self.before[rows]) / self.scale
+            yield self.weight * shift.square().sum() / ((last - first) * shift.shape[1])
 
 
 @contextmanager
