@@ -6,6 +6,7 @@
 2. Every installed package that constraints.txt pins has that version, so that what was looked at is what runs.
 3. No installed or pinned version lies below the fix of an advisory in advisories.toml, and rim_lens calls nothing that an
    advisory without a fix is about.
+4. pyproject.toml admits no version below a fix, unless rim_lens calls nothing that the advisory is about.
 
 It says how many advisories were confirmed at a source. Where a vulnerability service can be reached, `pip-audit` knows more; its
 database cannot be had from a package index.
@@ -19,12 +20,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 HERE = Path(__file__).resolve().parent
 PACKAGE = HERE.parent / "rim_lens"
 CONSTRAINTS = HERE.parent / "constraints.txt"
+PROJECT = HERE.parent / "pyproject.toml"
 
 
 def pinned(text: str) -> dict[str, str]:
@@ -71,6 +74,26 @@ def unsafe(versions: dict[str, str], known: list[dict[str, Any]]) -> list[str]:
     return found
 
 
+def admitted(requirements: list[str], known: list[dict[str, Any]], folder: Path) -> list[str]:
+    """A line for every requirement that a version without an advisory's fix satisfies, where a folder's code may meet it."""
+    met = [one for one in known if "calls" not in one or called(folder, [one])]
+    return [
+        f"{requirement} admits versions with {one['what']} ({one['id']}); ask for {one['fixed_in']} or newer"
+        for requirement in map(Requirement, requirements)
+        for one in met
+        if canonicalize_name(one["package"]) == canonicalize_name(requirement.name)
+        and not any(
+            part.operator in (">=", "==") and Version(part.version) >= Version(one["fixed_in"])
+            for part in requirement.specifier
+        )
+    ]
+
+
+def required(project: dict[str, Any]) -> list[str]:
+    """Every requirement of a project, its extras included."""
+    return project["dependencies"] + [one for extra in project["optional-dependencies"].values() for one in extra]
+
+
 def unpinned(installed: dict[str, str], wanted: dict[str, str]) -> list[str]:
     """A line for every installed package that has another version than the pinned one (local version labels aside)."""
     return [
@@ -86,6 +109,7 @@ def main() -> int:
     wanted = pinned(CONSTRAINTS.read_text())
     known, unfixed = advisories()
     problems = unsafe(wanted, known) + unsafe(installed, known) + called(PACKAGE, unfixed) + unpinned(installed, wanted)
+    problems += admitted(required(tomllib.loads(PROJECT.read_text())["project"]), known, PACKAGE)
     whole = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False)
     if whole.returncode:
         problems += whole.stdout.strip().splitlines()

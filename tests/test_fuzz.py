@@ -28,7 +28,7 @@ from rim_lens.results import Manifest, load_result
 from rim_lens.results_store import _sealed
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from security.check import advisories, called, pinned, unpinned, unsafe
+from security.check import admitted, advisories, called, pinned, unpinned, unsafe
 
 PACKAGE = Path(rim_lens.__file__).parent
 CASES = int(os.environ.get("FUZZ_CASES", "60"))
@@ -413,3 +413,19 @@ def test_what_an_advisory_without_a_fix_is_about_is_not_called(tmp_path):
         assert called(package, unfixed) == [
             "rim_lens/bad.py uses load_checkpoint_in_model of accelerate: reads elsewhere (CVE-1); no version fixes it"
         ]
+
+
+def test_no_requirement_admits_a_version_without_a_fix(tmp_path):
+    known = [
+        {"package": "Jinja2", "id": "CVE-1", "what": "a way out", "fixed_in": "3.1.6"},
+        {"package": "torch", "id": "CVE-2", "what": "scripts", "fixed_in": "2.13.0", "calls": ["jit"]},
+    ]
+    (tmp_path / "one.py").write_text("import torch\n")
+    assert admitted(["jinja2>=3.1.6", "torch>=2.7", "other"], known, tmp_path) == []
+    told = ["jinja2>=3.1 admits versions with a way out (CVE-1); ask for 3.1.6 or newer"]
+    assert admitted(["jinja2>=3.1", "torch>=2.13"], known, tmp_path) == told
+    assert len(admitted(["jinja2", "jinja2<4"], known, tmp_path)) == 2
+    (tmp_path / "two.py").write_text("import torch\ntorch.jit.script(f)\n")
+    assert admitted(["torch>=2.7"], known, tmp_path) == [
+        "torch>=2.7 admits versions with scripts (CVE-2); ask for 2.13.0 or newer"
+    ]
