@@ -17,6 +17,7 @@ from rim_lens import (
     given_pairs,
     span_attention,
 )
+from rim_lens.capture.mixture_layers import existing
 from rim_lens.check.model_check import check_model
 from rim_lens.model.lens_model import LensModel
 
@@ -99,7 +100,7 @@ def used_neurons(model: LensModel) -> str:
     pairs = given_pairs(model, [(request, f"Refuse this: {request}") for request in REQUESTS])
     found = find_safety_neurons(model, pairs, top=4, n_resamples=5)
     assert len(found.hard) == 4
-    assert np.isfinite(found.base).all()
+    assert np.array_equal(np.isfinite(found.base), existing(model))
     return "yes"
 
 

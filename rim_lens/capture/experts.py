@@ -6,7 +6,8 @@ tokens, expert indices and routing weights. The function here computes, expert b
     h = act(gate(x)) · up(x)          y = Σ_experts p_expert(x) · down_expert(h)
 
 and hands every tap h (one row a token) with the tokens and their routing probabilities p. The first pass through each
-layer checks y against the layer's own implementation. Shared experts, which see every token, are not part of it.
+layer checks y against the layer's own implementation. Shared experts, which see every token, are not part of it. A dense layer
+among those of experts hands its neurons over block by block, as `mixture_layers` cuts them.
 """
 
 from abc import ABC, abstractmethod
@@ -20,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from rim_lens.capture.mixture_layers import mixture_layers
 from rim_lens.errors import RimLensError
 from rim_lens.model.taps_fast import sites_of
 
@@ -78,16 +80,21 @@ def expert_taps(model: "LensModel", *taps: ExpertTap) -> Iterator["LensModel"]:
         RimLensError: the model has no experts, a layer has none, or transformers runs them in another way.
 
     """
-    layers, width = expert_layers(model), _Width()
+    layers, width = mixture_layers(model), _Width()
+    first = next((layer.module for layer in layers if layer.dense_width is None), None)
     with ExitStack() as undo:
         hook = sites_of(model).trunk.register_forward_pre_hook(width.begin, with_kwargs=True)
         undo.callback(hook.remove)
-        for layer, experts in enumerate(layers):
+        for layer, (experts, dense_width) in enumerate(layers):
+            if dense_width is not None:
+                blocks = _DenseBlocks(layer, model.d_mlp, taps, width)
+                undo.callback(experts.register_forward_pre_hook(blocks.tapped).remove)
+                continue
             known = _TAPPED.get(experts)
             config: Any = experts.config
             before = known.before if known else getattr(config, "_experts_implementation", None)
-            if before == NAME:  # layers share one config, switched by the first of them
-                before = _TAPPED[layers[0]].before
+            if before == NAME and first is not None:  # layers share one config, switched by the first of them
+                before = _TAPPED[first].before
             _TAPPED[experts] = _Tapped(layer, [*(known.taps if known else ()), *taps], before, width)
             undo.callback(_restore, experts, known, before)
             config._experts_implementation = NAME
@@ -102,22 +109,28 @@ def _restore(experts: nn.Module, known: _Tapped | None, before: str | None) -> N
     experts.config._experts_implementation = before  # type: ignore[union-attr, assignment]
 
 
-def expert_layers(model: "LensModel") -> list[nn.Module]:
-    """The module with the experts of every layer."""
-    if model.hf is None or not model.is_moe:
-        raise RimLensError(
-            f"{model.name} has no experts that can be read: it is no mixture of experts of transformers."
-        )
-    layers = []
-    for index, layer in enumerate(sites_of(model).layers):
-        found = [module for module in layer.block.modules() if hasattr(module, "_is_expert_parallel")]
-        if len(found) != 1:
-            raise RimLensError(
-                f"Layer {index} of {model.name} has {len(found)} groups of experts where one is needed; models that mix "
-                "dense and expert layers, or run experts outside transformers' ExpertsInterface, are not supported."
-            )
-        layers += found
-    return layers
+class _DenseBlocks:
+    """Hands the neurons of a dense layer to expert taps, block by block with weight 1."""
+
+    def __init__(self, layer: int, d_mlp: int, taps: Sequence[ExpertTap], width: _Width) -> None:
+        self.layer, self.d_mlp, self.taps, self.width = layer, d_mlp, taps, width
+
+    def tapped(self, down: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """Forward pre-hook of the layer's down projection."""
+        flat = args[0].flatten(0, -2)
+        token = torch.arange(len(flat), device=flat.device)
+        row = torch.div(token, self.width.columns, rounding_mode="floor")
+        weight, changed = flat.new_ones(len(flat)), False
+        parts = list(flat.split(self.d_mlp, dim=1))
+        for block, part in enumerate(parts):
+            n_here = part.shape[1]
+            post = nn.functional.pad(part, (0, self.d_mlp - n_here))
+            for tap in self.taps:
+                new = tap.on_expert(ExpertCall(self.layer, block, token, row, weight), post)
+                if new is not None:
+                    post, changed = new, True
+            parts[block] = post[:, :n_here]
+        return (torch.cat(parts, dim=1).view_as(args[0]), *args[1:]) if changed else None
 
 
 def _experts(

@@ -17,6 +17,8 @@ Measure = Literal["magnitude", "signed"]
 class NeuronActivations(Result):
     """Moments over `n_tokens` chosen tokens of the prompts, each [layer, unit] or [layer, expert, unit].
 
+    Among layers of experts, a dense one is [block, unit], and NaN where it ends (`rim_lens.capture.mixture_layers`).
+
     `mean` of a, its population `variance`, `magnitude` = mean |a| and `firing_rate` = share of tokens with a > `threshold`.
     `prompt_mean` and `prompt_magnitude` are the same means within each prompt, [prompt, layer, ...], or [prompt, neuron] in
     the order of `prompt_neurons` where only those were kept; None where nothing was.
@@ -33,6 +35,11 @@ class NeuronActivations(Result):
     prompt_mean: Float[np.ndarray, "prompt ..."] | None = None
     prompt_magnitude: Float[np.ndarray, "prompt ..."] | None = None
     prompt_neurons: Int[np.ndarray, "neuron index"] | None = None
+
+    @property
+    def n_neurons(self) -> int:
+        """Neurons of the model."""
+        return int(np.isfinite(self.mean).sum())
 
     def __repr__(self) -> str:
         shape = " × ".join(map(str, self.mean.shape))
@@ -113,7 +120,7 @@ class NeuronActivations(Result):
         names = ["layer", "unit"] if self.mean.ndim == 2 else ["layer", "expert", "unit"]
         index = dict(zip(names, (i.ravel() for i in np.indices(self.mean.shape)), strict=True))
         moments = {name: getattr(self, name).ravel() for name in ("mean", "variance", "magnitude", "firing_rate")}
-        return pd.DataFrame({**index, **moments})
+        return pd.DataFrame({**index, **moments}).loc[np.isfinite(self.mean).ravel()].reset_index(drop=True)
 
 
 def _checked(measure: str) -> str:

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rim_lens.capture.experts import ExpertCall, ExpertTap, expert_taps
+from rim_lens.capture.mixture_layers import checked_neurons, existing
 from rim_lens.capture.moments import Moments, moments_of
 from rim_lens.errors import RimLensError
 from rim_lens.model.batch import Batch
@@ -37,11 +38,12 @@ class NeuronReader(ABC):
         n_prompts: int,
         per_prompt: bool | Int[np.ndarray, "neuron index"],
         threshold: float,
-        shape: tuple[int, ...],
     ) -> None:
         self.model = model
         self.threshold = threshold
-        self.wanted = None if isinstance(per_prompt, bool) else checked_neurons(per_prompt, shape)
+        self.existing = existing(model)
+        shape = self.existing.shape
+        self.wanted = None if isinstance(per_prompt, bool) else checked_neurons(model, per_prompt)
         self.moments = Moments.zeros(*shape, device=model.device)
         self.tokens = np.zeros(n_prompts)
         self.sums: PromptSums | None = None
@@ -110,21 +112,6 @@ def over_processes(array: np.ndarray) -> np.ndarray:
     return sum_over_processes(torch.from_numpy(array)).numpy()
 
 
-def checked_neurons(
-    neurons: Int[np.ndarray, "neuron index"], shape: tuple[int, ...]
-) -> Int[np.ndarray, "neuron index"]:
-    """Neurons as int64 rows of indices into `shape`; a RimLensError where they are not."""
-    rows = np.asarray(neurons)
-    if rows.ndim != 2 or rows.shape[1] != len(shape) or rows.dtype.kind not in "iu":
-        names = "(layer, expert, unit)" if len(shape) == 3 else "(layer, unit)"
-        raise RimLensError(
-            f"Neurons must be rows of {names}, got an array of shape {rows.shape} and type {rows.dtype}."
-        )
-    if (rows < 0).any() or (rows >= shape).any():
-        raise RimLensError(f"A neuron lies outside the model, whose neurons have shape {list(shape)}.")
-    return rows.astype(np.int64)
-
-
 class DenseReader(NeuronReader, Tap):
     """Reads plain and gated MLPs."""
 
@@ -154,16 +141,21 @@ class ExpertReader(NeuronReader, ExpertTap):
             self.add((call.layer, call.expert), post, slots, member, call.weight[slots].float())
 
     def merged(self) -> tuple[Moments, Float[np.ndarray, " prompt"], PromptSums | None]:
-        """As for dense models, tokens that were not sent to an expert counted as 0 for it."""
+        """As for dense models, tokens that were not sent to an expert counted as 0 for it, and NaN where there is no neuron."""
         moments, tokens, sums = super().merged()
-        return moments.with_zeros(int(tokens.sum()), self.threshold), tokens, sums
+        moments = moments.with_zeros(int(tokens.sum()), self.threshold)
+        if not self.existing.all():
+            absent = ~self.existing
+            for part in (moments.mean, moments.m2, moments.absolute, moments.fired):
+                part[torch.from_numpy(absent).to(part.device)] = torch.nan
+            for kept in (sums.signed, sums.absolute) if sums and self.wanted is None else ():
+                kept[:, absent] = np.nan
+        return moments, tokens, sums
 
 
 def neuron_reader(
     model: LensModel, n_prompts: int, per_prompt: bool | Int[np.ndarray, "neuron index"], threshold: float
 ) -> NeuronReader:
     """The reader for a model's kind of MLP."""
-    if model.is_moe:
-        shape = (model.n_layers, model.shape.n_experts, model.d_mlp)
-        return ExpertReader(model, n_prompts, per_prompt, threshold, shape)
-    return DenseReader(model, n_prompts, per_prompt, threshold, (model.n_layers, model.d_mlp))
+    kind = ExpertReader if model.is_moe else DenseReader
+    return kind(model, n_prompts, per_prompt, threshold)

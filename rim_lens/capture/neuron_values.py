@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rim_lens.capture.experts import ExpertCall, ExpertTap, expert_taps
-from rim_lens.capture.neuron_readers import checked_neurons
+from rim_lens.capture.mixture_layers import checked_neurons
 from rim_lens.errors import RimLensError
 from rim_lens.model.batch import Batch
 from rim_lens.model.chat import Chat
@@ -119,8 +119,7 @@ def record_neurons(
     Raises:
         RimLensError: a neuron that the model does not have, or neurons that cannot be read.
     """
-    experts = (model.shape.n_experts,) if model.is_moe else ()
-    recorder = _Recorder(checked_neurons(neurons, (model.n_layers, *experts, model.d_mlp)))
+    recorder = _Recorder(checked_neurons(model, neurons))
     if not model.is_moe:
         with model.tap(_DenseRecorder(recorder), backend=backend):
             yield recorder.seen

@@ -24,25 +24,21 @@ def is_experts(module: nn.Module) -> bool:
 
 
 def expert_neurons(
-    layers: Sequence[nn.Module | None], run: Callable[[], Any], last: int
+    layers: Sequence[nn.Module], run: Callable[[], Any], last: int
 ) -> Float[Tensor, "layer pos expert unit"]:
     """Neurons of every layer in the pass that `run` makes, at its last tokens.
 
     Raises:
-        RimLensError: a layer without experts among layers with them, or experts that compute something else.
+        RimLensError: experts that compute something else.
 
     """
-    if any(layer is None for layer in layers):
-        raise RimLensError(f"layers {[i for i, layer in enumerate(layers) if layer is None]} have no experts.")
     calls: dict[nn.Module, tuple[tuple[Any, ...], Tensor]] = {}
     with ExitStack() as undo:
         for layer in layers:
-            handle = layer.register_forward_hook(  # type: ignore[union-attr]
-                lambda module, args, output: calls.__setitem__(module, (args, output))
-            )
+            handle = layer.register_forward_hook(lambda module, args, output: calls.__setitem__(module, (args, output)))
             undo.callback(handle.remove)
         run()
-    return torch.stack([_of_layer(layer, *calls[layer], last) for layer in layers if layer is not None])
+    return torch.stack([_of_layer(layer, *calls[layer], last) for layer in layers])
 
 
 def without_expert_unit(expert: int, unit: int) -> Callable[[Any, tuple[Any, ...], Tensor], Tensor]:

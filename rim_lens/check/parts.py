@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rim_lens.capture.mixture_layers import existing
 from rim_lens.capture.neurons import neuron_activations
 from rim_lens.check.outcome import LOGITS, MOMENTS, Measured, in_sd, tolerance, worst_of
 from rim_lens.check.subject import Subject, decisions
@@ -47,7 +48,7 @@ def neurons_of(subject: Subject, backend: Backend) -> list[Any]:
     with ablate_neurons(subject.model, [example], backend=backend):
         pass  # what the library refuses is refused here, before anything is computed by hand
     layers = subject.plain.with_neurons
-    size = subject.neurons[0].abs().mean(dim=1)
+    size = subject.neurons[0].abs().mean(dim=1).nan_to_num(-1)  # NaN where a dense layer of a mixture ends
     some = sorted({0, len(layers) - 1})
     return [(layers[i], *map(int, torch.unravel_index(size[i].argmax(), size[i].shape))) for i in some]
 
@@ -89,14 +90,16 @@ def neuron_moments(subject: Subject, backend: Backend) -> Measured:
     positions = tuple(range(1 - subject.n_last, 1))
     mine = neuron_activations(model, subject.chats, positions, progress=False, batch_size=2, backend=backend)
     cached = torch.cat(subject.neurons, dim=1).double()
+    exists = existing(model)  # a dense layer of a mixture is narrower than all experts together
+    cached = cached.movedim(1, -1)[torch.from_numpy(exists)]
     theirs = {
         "mean": cached.mean(dim=1),
         "variance": cached.var(dim=1, correction=0),
         "magnitude": cached.abs().mean(dim=1),
     }
-    worst = [in_sd(torch.from_numpy(getattr(mine, name)), value) for name, value in theirs.items()]
+    worst = [in_sd(torch.from_numpy(getattr(mine, name)[exists]), value) for name, value in theirs.items()]
     # Tokens whose activation is 0 but for rounding may count as firing in one computation and not in the other.
     unsure = (cached.abs() <= tolerance(model, MOMENTS) * cached.std()).double().mean(dim=1)
     rate = (cached > 0).double().mean(dim=1)
-    worst.append(float(((torch.from_numpy(mine.firing_rate) - rate).abs() - unsure).max()))
-    return Measured(worst_of(worst), tolerance(model, MOMENTS), mine.mean.size, "neurons")
+    worst.append(float(((torch.from_numpy(mine.firing_rate[exists]) - rate).abs() - unsure).max()))
+    return Measured(worst_of(worst), tolerance(model, MOMENTS), mine.n_neurons, "neurons")

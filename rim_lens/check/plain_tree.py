@@ -110,10 +110,11 @@ class PlainTree:
 
     @contextmanager
     def without_neuron(self, layer: int, *unit: int) -> Iterator[None]:
-        """Zero one column of the down projection's input, `unit` or (expert, unit)."""
+        """Zero one column of the down projection's input, `unit`, or (expert, unit), in a dense layer of a mixture (block, unit)."""
         experts = self.layers[layer].experts
         if experts is None:
-            with self._changed_input(self.layers[layer].down, lambda flat: _zeroed(flat, unit[-1])):
+            column = unit[-1] if len(unit) == 1 else unit[0] * self.model.d_mlp + unit[1]
+            with self._changed_input(self.layers[layer].down, lambda flat: _zeroed(flat, column)):
                 yield
             return
         handle = experts.register_forward_hook(without_expert_unit(*unit))
@@ -134,18 +135,27 @@ class PlainTree:
     def neurons(self, chat: Chat, last: int) -> Float[Tensor, "layer pos *unit"]:
         """Inputs of every layer's down projection at the last tokens.
 
-        Of experts [layer, pos, expert, unit], times routing probability.
+        Of experts [layer, pos, expert, unit], times routing probability; a dense layer among them block by block, NaN beyond its width.
         """
-        if any(layer.experts is not None for layer in self.layers):
-            return expert_neurons([layer.experts for layer in self.layers], lambda: self.logits(chat), last)
-        inputs: list[Tensor] = []
+        dense, inputs = [layer for layer in self.layers if layer.experts is None], []
         with ExitStack() as undo:
-            for layer in self.layers:
+            for layer in dense:
                 assert layer.down is not None
                 handle = layer.down.register_forward_pre_hook(lambda module, args: inputs.append(args[0][0].float()))
                 undo.callback(handle.remove)
-            self.logits(chat)
-        return torch.stack([one[-last:].cpu() for one in inputs])
+            if len(dense) == len(self.layers):
+                self.logits(chat)
+                return torch.stack([one[-last:].cpu() for one in inputs])
+            groups = [layer.experts for layer in self.layers if layer.experts is not None]
+            found = iter(expert_neurons(groups, lambda: self.logits(chat), last))
+        blocks = (self._in_blocks(one[-last:].cpu()) for one in inputs)
+        return torch.stack([next(blocks if layer.experts is None else found) for layer in self.layers])
+
+    def _in_blocks(self, values: Float[Tensor, "pos width"]) -> Float[Tensor, "pos expert unit"]:
+        """A dense layer's neurons where a mixture has experts."""
+        whole = torch.full((len(values), self.model.shape.n_experts * self.model.d_mlp), torch.nan)
+        whole[:, : values.shape[1]] = values
+        return whole.unflatten(1, (self.model.shape.n_experts, self.model.d_mlp))
 
 
 def _plain_layer(block: nn.Module, called: Sequence[nn.Module]) -> PlainLayer:

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rim_lens.capture.experts import ExpertCall, ExpertTap, expert_layers, expert_taps
+from rim_lens.capture.experts import ExpertCall, ExpertTap, expert_taps
+from rim_lens.capture.mixture_layers import existing
 from rim_lens.errors import RimLensError
 from rim_lens.model.lens_model import LensModel
 
@@ -21,14 +22,17 @@ def ablate_expert_neurons(model: LensModel, neurons: ExpertNeurons) -> AbstractC
     Raises:
         RimLensError: an unknown neuron, or a model without experts.
     """
-    expert_layers(model)  # raises now rather than when the block is entered
+    there = existing(model)  # raises now rather than when the block is entered
+    if there.ndim == 2:
+        raise RimLensError(f"{model.name} has no experts: name its neurons as (layer, unit).")
     per_row = any(len(unit) == 0 or not hasattr(unit[0], "__index__") for unit in neurons)
     rows: Sequence[Sequence[ExpertNeuron]] = neurons if per_row else [neurons]  # type: ignore[assignment, list-item]
-    shape = (model.n_layers, model.shape.n_experts, model.d_mlp)
+    shape = there.shape
     chosen: dict[tuple[int, int], Bool[Tensor, "#row unit"]] = {}
     for row, units in enumerate(rows):
         for unit in units:
-            if len(unit) != 3 or any(not 0 <= index < size for index, size in zip(unit, shape, strict=True)):
+            inside = len(unit) == 3 and all(0 <= index < size for index, size in zip(unit, shape, strict=True))
+            if not inside or not there[tuple(unit)]:
                 raise RimLensError(f"There is no neuron {tuple(unit)}: give (layer, expert, unit) below {shape}.")
             mask = chosen.setdefault((unit[0], unit[1]), torch.zeros(len(rows), shape[2], dtype=torch.bool))
             mask[row, unit[2]] = True

@@ -32,7 +32,7 @@ def set_section(anchor: str, neurons: SafetyNeurons) -> Section:
     low, high = neurons.jaccard_interval
     stable = "stable" if neurons.stable else "not stable"
     told = (
-        f"{len(neurons)} of {neurons.base.size} neurons are safety-critical ({neurons.by_chance:.1f} expected by chance); under resampled "
+        f"{len(neurons)} of {neurons.n_all} neurons are safety-critical ({neurons.by_chance:.1f} expected by chance); under resampled "
         f"prompts the set is {stable}: Jaccard {neurons.jaccard:.2f} [{low:.2f}, {high:.2f}], n = {neurons.n_pairs} pairs."
     )
     cells = [

@@ -92,14 +92,17 @@ def activation_deciles(
 ) -> Int[np.ndarray, "layer ..."]:
     """Decile (0 lowest) of each neuron's base activation among those of its layer; groups differ by at most one unit.
 
-    Ties are cut by position. In a mixture of experts ``base_activation`` is [layer, expert, unit].
+    Ties are cut by position. In a mixture of experts ``base_activation`` is [layer, expert, unit], NaN for what does not exist there
+    (a dense layer among those of experts is narrower), which is in no decile: -1.
     """
     flat = np.asarray(base_activation, dtype=np.float64)
-    if flat.ndim < 2 or np.isnan(flat).any():
+    if flat.ndim < 2 or (flat.ndim == 2 and np.isnan(flat).any()):
         raise RimLensError("Base activations must be given as [layer, unit] without NaN.")
     flat = flat.reshape(len(flat), -1)
-    rank = flat.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
-    return (rank * deciles // flat.shape[1]).reshape(np.shape(base_activation))
+    rank = flat.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")  # NaN comes last
+    exists = ~np.isnan(flat)
+    group = rank * deciles // exists.sum(axis=1, keepdims=True).clip(1)
+    return np.where(exists, group, -1).reshape(np.shape(base_activation))
 
 
 def matched_neuron_sets(
@@ -120,7 +123,7 @@ def matched_neuron_sets(
     chosen = np.asarray(neurons)
     if chosen.ndim != 2 or len(chosen) == 0 or chosen.shape[1] != group.ndim:
         raise RimLensError(f"Neurons must be given as rows of {group.ndim} indices, got shape {chosen.shape}.")
-    if (chosen < 0).any() or (chosen >= group.shape).any():
+    if (chosen < 0).any() or (chosen >= group.shape).any() or (group[tuple(chosen.T)] < 0).any():
         raise RimLensError(f"A neuron lies outside the base activations of shape {group.shape}.")
     selected = {tuple(int(i) for i in row) for row in chosen}
     wanted = Counter((row[0], int(group[row])) for row in selected)

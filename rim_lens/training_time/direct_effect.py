@@ -15,8 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from rim_lens.capture.experts import expert_layers
-from rim_lens.capture.neuron_readers import checked_neurons
+from rim_lens.capture.mixture_layers import checked_neurons, mixture_layers
 from rim_lens.errors import RimLensError
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.taps_fast import sites_of
@@ -39,9 +38,8 @@ def direct_effects(model: LensModel, neurons: Int[np.ndarray, "neuron index"]) -
     unembedding = model.hf.get_output_embeddings()
     if unembedding is None:
         raise RimLensError(f"{model.name} has no unembedding, so no token that a neuron could promote.")
-    experts = (model.shape.n_experts,) if model.is_moe else ()
     norm, found = final_norm(model), []
-    for row in checked_neurons(neurons, (model.n_layers, *experts, model.d_mlp)).tolist():
+    for row in checked_neurons(model, neurons).tolist():
         written = written_by(model, row)
         written = through(norm, through(output_norm(model, row[0]), written))
         weight = unembedding.weight
@@ -52,16 +50,19 @@ def direct_effects(model: LensModel, neurons: Int[np.ndarray, "neuron index"]) -
 
 def written_by(model: LensModel, neuron: list[int]) -> Float[Tensor, " d_model"]:
     """A neuron's column of its down projection."""
-    if model.is_moe:
-        layer, expert, unit = neuron
-        experts: Any = expert_layers(model)[layer]
+    layer, *_, unit = neuron
+    mixture = mixture_layers(model)[layer] if model.is_moe else None
+    if mixture is not None and mixture.dense_width is None:
+        experts: Any = mixture.module
+        expert = neuron[1]
         if experts.has_post_expert_norm:
             raise RimLensError(
                 f"The experts of {model.name} are normalised each by itself; a neuron has no direct path."
             )
         matrix = experts.down_proj[expert]
         return (matrix[unit] if experts.is_transposed else matrix[:, unit]).float()
-    layer, unit = neuron
+    if mixture is not None:
+        unit += neuron[1] * model.d_mlp
     down = sites_of(model).layers[layer].down
     if isinstance(down, nn.Linear):
         return down.weight[:, unit].float()

@@ -139,7 +139,8 @@ def predict_shift(
         ]
         f0.append(values[0])
         slope.append((values[1] - values[2]) / (2 * REACH))  # per unit of ‖Δθ‖ / ‖θ‖
-        bend.append((np.linalg.norm(values[1] + values[2] - 2 * values[0]), np.linalg.norm(values[1] - values[2])))
+        there = [value[np.isfinite(value)] for value in values]
+        bend.append((np.linalg.norm(there[1] + there[2] - 2 * there[0]), np.linalg.norm(there[1] - there[2])))
     f1 = [start + size * change for start, change in zip(f0, slope, strict=True)]
     if controls is None:
         controls = matched_controls(rows, n_controls, base=f0[0], seed=seed)

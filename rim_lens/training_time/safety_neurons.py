@@ -52,7 +52,12 @@ class SafetyNeurons(Result):
     base: Float[np.ndarray, "layer ..."]
 
     def __repr__(self) -> str:
-        return f"SafetyNeurons({len(self)} neurons of {self.base.size}, {self.caption()})"
+        return f"SafetyNeurons({len(self)} neurons of {self.n_all}, {self.caption()})"
+
+    @property
+    def n_all(self) -> int:
+        """Neurons of the model."""
+        return int(np.isfinite(self.base).sum())
 
     def __len__(self) -> int:
         """Number of neurons in the set."""
@@ -132,7 +137,7 @@ def find_safety_neurons(
         for side in track((pairs.harmful, pairs.forced), "reading safety neurons")
     )
     sums = [GroupSums.of(harmful, forced, measure, inside) for inside in members.values()]
-    m = checked_top(top, harmful.mean.size)
+    m = checked_top(top, harmful.n_neurons)
     needed = needed_groups(len(names), share)
     count, differences = counts(sums, m)
     chosen = count >= needed
@@ -150,7 +155,7 @@ def find_safety_neurons(
         share=share,
         jaccard=float(likeness.mean()),
         jaccard_interval=Interval(float(low), float(high)),
-        by_chance=chance_size(harmful.mean.size, m, len(names), needed),
+        by_chance=chance_size(harmful.n_neurons, m, len(names), needed),
         n_pairs=len(pairs),
         way=pairs.way,
         positions=harmful.positions,

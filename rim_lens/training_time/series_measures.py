@@ -130,5 +130,5 @@ def measure_series(
 
 def activation_distance(before: NeuronActivations, after: NeuronActivations, measure: Measure = "magnitude") -> float:
     """‖f₁ − f₀‖ / ‖f₀‖ over all neurons."""
-    f0, f1 = (side.values(measure).astype(np.float64) for side in (before, after))
+    f0, f1 = (side.values(measure).astype(np.float64)[np.isfinite(before.mean)] for side in (before, after))
     return float(np.linalg.norm(f1 - f0) / np.linalg.norm(f0))

@@ -1,0 +1,157 @@
+"""Mixtures of experts with dense layers among them: every neuron has a name, is read and ablated, and none is made up."""
+
+import numpy as np
+import pytest
+import torch
+from families import tiny_model
+from test_check import verdicts
+from test_neurons import chats_of, expert_neurons
+
+from rim_lens import (
+    Prompt,
+    PromptSet,
+    RimLensError,
+    check_model,
+    find_safety_neurons,
+    matched_controls,
+    neuron_activations,
+    refusal_forcing_pairs,
+)
+from rim_lens.capture.mixture_layers import existing
+from rim_lens.capture.neuron_values import record_neurons
+from rim_lens.intervene.experts import ablate_expert_neurons
+from rim_lens.stats import activation_deciles, matched_neuron_sets
+from rim_lens.training_time.direct_effect import direct_effects
+
+DENSE, WIDTH = 1, 40  # two blocks of 16 and one of 8
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("qwen3_moe", mlp_only_layers=[DENSE], intermediate_size=WIDTH)
+
+
+@pytest.fixture(scope="module")
+def measured(model):
+    return neuron_activations(model, chats_of(model), per_prompt=True, batch_size=3)
+
+
+def dense_of(model, chat):
+    """[pos, unit] of the dense layer, caught by a plain hook."""
+    inputs = []
+    down = model.hf.model.layers[DENSE].mlp.down_proj
+    handle = down.register_forward_pre_hook(lambda _, args: inputs.append(args[0][0].double().numpy()))
+    with torch.no_grad():
+        model.hf(torch.from_numpy(chat.token_ids)[None])
+    handle.remove()
+    return inputs[0]
+
+
+def test_dense_neurons_are_read_in_blocks_and_experts_as_before(model, measured):
+    chats = chats_of(model)
+    dense = np.concatenate([dense_of(model, chat)[chat.where("response")] for chat in chats])
+    experts = [expert_neurons(model, "qwen3_moe", chat)[:, chat.where("response")] for chat in chats]
+    tokens = np.concatenate(experts, axis=1)
+    np.testing.assert_allclose(measured.mean[DENSE].ravel()[:WIDTH], dense.mean(axis=0), atol=2e-5)
+    np.testing.assert_allclose(measured.variance[DENSE].ravel()[:WIDTH], dense.var(axis=0), atol=2e-5)
+    np.testing.assert_allclose(measured.magnitude[[0, 2]], np.abs(tokens).mean(axis=1), atol=2e-5)
+    np.testing.assert_allclose(measured.firing_rate[DENSE].ravel()[:WIDTH], (dense > 0).mean(axis=0), atol=1e-6)
+
+
+def test_what_lies_beyond_a_dense_layer_does_not_exist(model, measured):
+    absent = ~existing(model)
+    assert absent.sum() == 4 * 16 - WIDTH
+    for name in ("mean", "variance", "magnitude", "firing_rate"):
+        assert np.array_equal(np.isnan(getattr(measured, name)), absent)
+    assert np.isnan(measured.prompt_mean[:, absent]).all()
+    assert not np.isnan(measured.prompt_magnitude[:, ~absent]).any()
+    assert measured.n_neurons == len(measured.to_dataframe()) == 2 * 64 + WIDTH
+    parts = [neuron_activations(model, part, per_prompt=True) for part in (chats_of(model)[:1], chats_of(model)[1:])]
+    np.testing.assert_allclose(parts[0].merge(parts[1]).mean, measured.mean, atol=1e-6)
+    for call in (
+        lambda: ablate_expert_neurons(model, [(DENSE, 2, 8)]),
+        lambda: neuron_activations(model, chats_of(model), per_prompt=np.array([[DENSE, 2, 8]])),
+        lambda: direct_effects(model, np.array([[DENSE, 3, 0]])),
+        lambda: matched_controls(np.array([[DENSE, 2, 8]]), 2, base=measured),
+    ):
+        with pytest.raises(RimLensError, match=r"no neuron \(1, 2, 8\)|lies outside"):
+            call()
+
+
+def test_values_token_by_token(model):
+    rows, chats = np.array([[DENSE, 2, 7], [0, 1, 3], [DENSE, 0, 0]]), chats_of(model)
+    with record_neurons(model, rows) as seen:
+        model.logits(model.batch(chats))
+    for chat in chats:
+        np.testing.assert_allclose(seen.of(chat)[:, [0, 2]], dense_of(model, chat)[:, [39, 0]], atol=1e-5)
+
+
+def test_ablation_equals_zeroing_the_column_for_each_row(model):
+    chats = chats_of(model)
+    batch = model.batch(chats)
+    untouched = model.decision_logits(batch)
+    down = model.hf.model.layers[DENSE].mlp.down_proj.weight
+    kept = down.detach().clone()
+    with torch.no_grad():
+        down[:, [5, 16 + 3, 39]] = 0
+        expected = model.decision_logits(batch)
+        down.copy_(kept)
+    neurons = [(DENSE, 0, 5), (DENSE, 1, 3), (DENSE, 2, 7)]
+    with ablate_expert_neurons(model, neurons):
+        torch.testing.assert_close(model.decision_logits(batch), expected, atol=1e-5, rtol=1e-5)
+        with ablate_expert_neurons(model, [(0, 1, 2)]):
+            pass
+        torch.testing.assert_close(model.decision_logits(batch), expected, atol=1e-5, rtol=1e-5)
+    with ablate_expert_neurons(model, [neurons, [], [], neurons]):
+        mixed = model.decision_logits(batch)
+    torch.testing.assert_close(mixed[[0, 3]], expected[[0, 3]], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(mixed[[1, 2]], untouched[[1, 2]], atol=1e-5, rtol=1e-5)
+    assert (expected - untouched).abs().max() > 1e-3
+    torch.testing.assert_close(model.decision_logits(batch), untouched, atol=0, rtol=0)
+
+
+def test_direct_effects_take_the_columns_of_the_dense_layer(model):
+    hf, rows = model.hf, np.array([[DENSE, 2, 7], [0, 1, 3]])
+    columns = [hf.model.layers[DENSE].mlp.down_proj.weight[:, 39], hf.model.layers[0].mlp.experts.down_proj[1, :, 3]]
+    for found, column in zip(direct_effects(model, rows), columns, strict=True):
+        effect = hf.lm_head.weight @ (hf.model.norm.weight * column)
+        torch.testing.assert_close(found, effect - effect.mean(), atol=1e-5, rtol=1e-4)
+
+
+def test_safety_neurons_and_their_controls_exist(model):
+    prompts = PromptSet("p", "here", tuple(Prompt(f"thing {i} {'x' * i}", f"g{i % 2}", f"p{i}") for i in range(8)))
+    found = find_safety_neurons(model, refusal_forcing_pairs(model, prompts), top=0.3, share=0.5, n_resamples=5)
+    assert found.n_all == 2 * 64 + WIDTH
+    assert found.top == round(0.3 * found.n_all)
+    assert f"of {found.n_all}" in repr(found)
+    there = existing(model)
+    assert there[tuple(found.rows.T)].all()
+    assert (found.rows[:, 0] == DENSE).any()
+    controls = matched_controls(found, 20)
+    assert there[tuple(np.moveaxis(controls, -1, 0))].all()
+
+
+def test_deciles_are_of_what_exists():
+    base = np.random.default_rng(0).exponential(size=(2, 3, 20))
+    base[1].ravel()[25:] = np.nan
+    group = activation_deciles(base)
+    assert (group[1].ravel()[25:] == -1).all()
+    assert np.array_equal(group[1].ravel()[:25], activation_deciles(base[1].reshape(1, -1)[:, :25])[0])
+    sets = matched_neuron_sets(np.array([[1, 0, 3], [1, 1, 4]]), base, 5)
+    assert not np.isnan(base[tuple(np.moveaxis(sets, -1, 0))]).any()
+    with pytest.raises(RimLensError, match="without NaN"):
+        activation_deciles(base[1])
+
+
+def test_a_dense_layer_that_has_no_place_is_an_error():
+    wide = tiny_model("qwen3_moe", mlp_only_layers=[DENSE], intermediate_size=5 * 16)
+    with pytest.raises(RimLensError, match=r"Layer 1 .* no dense MLP in their place that is read"):
+        neuron_activations(wide, chats_of(wide))
+
+
+@pytest.mark.parametrize("family", ["deepseek_v2", "deepseek_v3"])
+def test_deepseek_is_checked_whole(family):
+    check = check_model(tiny_model(family))
+    assert check.holds
+    found = verdicts(check)
+    assert found["neuron moments, fast"] == found["neuron ablation, fast"] == "holds"
