@@ -7,7 +7,6 @@ from typer.testing import CliRunner
 
 from rim_lens import check_model, load_model, load_result
 from rim_lens.capture import neuron_readers
-from rim_lens.check.expert_loop import expert_neurons
 from rim_lens.check.plain_tree import PlainTree
 from rim_lens.check.subject import REQUESTS
 from rim_lens.cli import app
@@ -59,11 +58,10 @@ def test_experts_are_compared_with_a_loop_and_their_hook_points_refused():
 
 def test_the_loop_over_experts_refuses_experts_of_another_formula():
     model = tiny_model("mixtral")
-    layers = PlainTree(model).layers
     chat = model.render(REQUESTS[0])[0]
-    layers[1].experts.register_forward_hook(lambda module, args, output: 2 * output)
+    PlainTree(model).layers[1].experts.register_forward_hook(lambda module, args, output: 2 * output)
     with pytest.raises(RimLensError, match="something else"):
-        expert_neurons([layer.experts for layer in layers], lambda: PlainTree(model).logits(chat), 4)
+        PlainTree(model).neurons(chat, 4)
 
 
 def test_a_model_without_chat_template_is_checked_on_plain_text():

@@ -1,11 +1,11 @@
-"""Mixtures of experts with dense layers among them: every neuron has a name, is read and ablated, and none is made up."""
+"""Mixtures of experts with shared experts and dense layers: every neuron has a name, is read and ablated, and none is made up."""
 
 import numpy as np
 import pytest
 import torch
 from families import tiny_model
 from test_check import verdicts
-from test_neurons import chats_of, expert_neurons
+from test_neurons import REQUESTS, chats_of, expert_neurons
 
 from rim_lens import (
     Prompt,
@@ -143,14 +143,64 @@ def test_deciles_are_of_what_exists():
         activation_deciles(base[1])
 
 
-def test_a_dense_layer_that_has_no_place_is_an_error():
+def test_a_dense_layer_may_be_wider_than_all_experts():
     wide = tiny_model("qwen3_moe", mlp_only_layers=[DENSE], intermediate_size=5 * 16)
-    with pytest.raises(RimLensError, match=r"Layer 1 .* no dense MLP in their place that is read"):
-        neuron_activations(wide, chats_of(wide))
+    assert neuron_activations(wide, chats_of(wide)).n_neurons == 2 * 64 + 80
+    assert existing(wide).shape == (3, 5, 16)
 
 
-@pytest.mark.parametrize("family", ["deepseek_v2", "deepseek_v3"])
-def test_deepseek_is_checked_whole(family):
+def test_a_layer_whose_neurons_are_not_found_is_an_error():
+    other = tiny_model("qwen3_moe", mlp_only_layers=[DENSE])
+    other.hf.model.layers[DENSE].mlp = torch.nn.Sequential(torch.nn.Linear(32, 32))
+    with pytest.raises(RimLensError, match=r"Layer 1 .* 0 groups of experts and no plain MLP"):
+        neuron_activations(other, chats_of(other))
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "deepseek_v3"])
+def test_shared_experts_stand_behind_the_routed_ones(family):
+    """Read with their gate, and their ablation equals zeroing the column."""
+    model = tiny_model(family)
+    layer, (name, gate) = 2, ("shared_expert", True) if family == "qwen3_next" else ("shared_experts", False)
+    mlp = model.hf.model.layers[layer].mlp
+    down, seen = getattr(mlp, name).down_proj, {}
+    handles = [
+        down.register_forward_pre_hook(lambda _, args: seen.__setitem__("a", args[0].flatten(0, -2).double())),
+        mlp.register_forward_pre_hook(lambda _, args: seen.__setitem__("x", args[0].flatten(0, -2))),
+    ]
+    chats = model.render(REQUESTS)
+    rows = np.array([[layer, 4, unit] for unit in range(16)])
+    for chat in chats:
+        with torch.no_grad():
+            model.hf(torch.from_numpy(chat.token_ids)[None])
+        weight = torch.sigmoid(mlp.shared_expert_gate(seen["x"])).double() if gate else 1
+        expected = (seen["a"] * weight).detach().numpy()
+        with record_neurons(model, rows) as values:
+            model.logits(model.batch([chat]))
+        np.testing.assert_allclose(values.of(chat), expected, atol=1e-5)
+    for handle in handles:
+        handle.remove()
+    batch = model.batch(chats)
+    untouched, kept = model.decision_logits(batch), down.weight.detach().clone()
+    with torch.no_grad():
+        down.weight[:, [3, 9]] = 0
+        without = model.decision_logits(batch)
+        down.weight.copy_(kept)
+    with ablate_expert_neurons(model, [(layer, 4, 3), (layer, 4, 9)]):
+        torch.testing.assert_close(model.decision_logits(batch), without, atol=1e-5, rtol=1e-5)
+    assert (without - untouched).abs().max() > 1e-4
+    effect = model.hf.lm_head.weight @ (norm_of(model, kept[:, 3]))
+    torch.testing.assert_close(direct_effects(model, rows[3:4])[0], effect - effect.mean(), atol=1e-5, rtol=1e-4)
+    assert existing(model)[layer, 4].all()
+
+
+def norm_of(model, column):
+    """A column times the final norm's scale; Qwen3-Next's norm has 1 + weight."""
+    scale = model.hf.model.norm.weight
+    return column * (1 + scale if "Next" in type(model.hf).__name__ else scale)
+
+
+@pytest.mark.parametrize("family", ["deepseek_v2", "deepseek_v3", "qwen3_next"])
+def test_every_neuron_of_a_mixture_is_checked(family):
     check = check_model(tiny_model(family))
     assert check.holds
     found = verdicts(check)

@@ -6,8 +6,8 @@ tokens, expert indices and routing weights. The function here computes, expert b
     h = act(gate(x)) · up(x)          y = Σ_experts p_expert(x) · down_expert(h)
 
 and hands every tap h (one row a token) with the tokens and their routing probabilities p. The first pass through each
-layer checks y against the layer's own implementation. Shared experts, which see every token, are not part of it. A dense layer
-among those of experts hands its neurons over block by block, as `mixture_layers` cuts them.
+layer checks y against the layer's own implementation. Shared experts and dense layers, which see every token, hand their neurons
+over block by block, as `mixture_layers` cuts them.
 """
 
 from abc import ABC, abstractmethod
@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from rim_lens.capture.mixture_layers import mixture_layers
+from rim_lens.capture.mixture_layers import DensePart, mixture_layers
 from rim_lens.errors import RimLensError
 from rim_lens.model.taps_fast import sites_of
 
@@ -81,14 +81,16 @@ def expert_taps(model: "LensModel", *taps: ExpertTap) -> Iterator["LensModel"]:
 
     """
     layers, width = mixture_layers(model), _Width()
-    first = next((layer.module for layer in layers if layer.dense_width is None), None)
+    first = next((layer.experts for layer in layers if layer.experts is not None), None)
     with ExitStack() as undo:
         hook = sites_of(model).trunk.register_forward_pre_hook(width.begin, with_kwargs=True)
         undo.callback(hook.remove)
-        for layer, (experts, dense_width) in enumerate(layers):
-            if dense_width is not None:
-                blocks = _DenseBlocks(layer, model.d_mlp, taps, width)
-                undo.callback(experts.register_forward_pre_hook(blocks.tapped).remove)
+        for layer, (experts, dense) in enumerate(layers):
+            if dense is not None:
+                blocks = _DenseBlocks(layer, dense, model.d_mlp, taps, width)
+                undo.callback(dense.block.register_forward_pre_hook(blocks.begin, with_kwargs=True).remove)
+                undo.callback(dense.down.register_forward_pre_hook(blocks.tapped).remove)
+            if experts is None:
                 continue
             known = _TAPPED.get(experts)
             config: Any = experts.config
@@ -110,26 +112,33 @@ def _restore(experts: nn.Module, known: _Tapped | None, before: str | None) -> N
 
 
 class _DenseBlocks:
-    """Hands the neurons of a dense layer to expert taps, block by block with weight 1."""
+    """Hands the neurons of a shared expert or a dense layer to expert taps, block by block."""
 
-    def __init__(self, layer: int, d_mlp: int, taps: Sequence[ExpertTap], width: _Width) -> None:
-        self.layer, self.d_mlp, self.taps, self.width = layer, d_mlp, taps, width
+    def __init__(self, layer: int, part: DensePart, d_mlp: int, taps: Sequence[ExpertTap], width: _Width) -> None:
+        self.layer, self.part, self.d_mlp, self.taps, self.width = layer, part, d_mlp, taps, width
+        self.weight: Float[Tensor, " token"] | None = None
+
+    def begin(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook of the module that the gate stands in."""
+        if self.part.gate is not None:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            self.weight = torch.sigmoid(self.part.gate(hidden)).flatten()
 
     def tapped(self, down: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        """Forward pre-hook of the layer's down projection."""
+        """Forward pre-hook of the down projection."""
         flat = args[0].flatten(0, -2)
         token = torch.arange(len(flat), device=flat.device)
         row = torch.div(token, self.width.columns, rounding_mode="floor")
-        weight, changed = flat.new_ones(len(flat)), False
+        weight, changed = flat.new_ones(len(flat)) if self.weight is None else self.weight, False
         parts = list(flat.split(self.d_mlp, dim=1))
         for block, part in enumerate(parts):
-            n_here = part.shape[1]
-            post = nn.functional.pad(part, (0, self.d_mlp - n_here))
+            call = ExpertCall(self.layer, self.part.first + block, token, row, weight)
+            post = nn.functional.pad(part, (0, self.d_mlp - part.shape[1]))
             for tap in self.taps:
-                new = tap.on_expert(ExpertCall(self.layer, block, token, row, weight), post)
+                new = tap.on_expert(call, post)
                 if new is not None:
                     post, changed = new, True
-            parts[block] = post[:, :n_here]
+            parts[block] = post[:, : part.shape[1]]
         return (torch.cat(parts, dim=1).view_as(args[0]), *args[1:]) if changed else None
 
 

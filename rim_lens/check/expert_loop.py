@@ -2,12 +2,14 @@
 
     a[expert, unit] = routing probability · act(gate(x)) · up(x)          0 for experts a token was not sent to
 
-The same loop's sum over experts of down(a) must be what the layer itself wrote, else the formula is not this layer's.
+The same loop's sum over experts of down(a) must be what the layer itself wrote, else the formula is not this layer's. A plain MLP
+beside the experts (a shared expert) or in their place (a dense layer) stands behind them in blocks as wide as an expert; how much of a shared
+expert's output the layer takes is read off what the layer wrote beyond its experts.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -23,22 +25,56 @@ def is_experts(module: nn.Module) -> bool:
     return isinstance(getattr(module, "down_proj", None), nn.Parameter) and module.down_proj.ndim == 3
 
 
-def expert_neurons(
-    layers: Sequence[nn.Module], run: Callable[[], Any], last: int
+class MixturePart(NamedTuple):
+    """A layer's experts, and the down projection of a plain MLP beside them or in their place."""
+
+    experts: nn.Module | None
+    down: nn.Module | None
+
+
+def mixture_neurons(
+    hf: nn.Module, layers: Sequence[MixturePart], run: Callable[[], Any], last: int, d_mlp: int
 ) -> Float[Tensor, "layer pos expert unit"]:
-    """Neurons of every layer in the pass that `run` makes, at its last tokens.
+    """Neurons of every layer in the pass that `run` makes, at its last tokens; NaN where a layer has none.
 
     Raises:
         RimLensError: experts that compute something else.
 
     """
-    calls: dict[nn.Module, tuple[tuple[Any, ...], Tensor]] = {}
+    owners = {child: module for module in hf.modules() for child in module.children()}
+    calls: dict[nn.Module, tuple[tuple[Any, ...], Any]] = {}
+    watched = [module for layer in layers for module in (*layer, owners.get(layer.experts)) if module is not None]
     with ExitStack() as undo:
-        for layer in layers:
-            handle = layer.register_forward_hook(lambda module, args, output: calls.__setitem__(module, (args, output)))
-            undo.callback(handle.remove)
+        for module in watched:
+            keep = lambda module, args, output: calls.__setitem__(module, (args, output))  # noqa: E731
+            undo.callback(module.register_forward_hook(keep).remove)
         run()
-    return torch.stack([_of_layer(layer, *calls[layer], last) for layer in layers])
+    found = []
+    for experts, down in layers:
+        parts = [] if experts is None else [_of_layer(experts, *calls[experts], last)]
+        if down is not None:
+            values = calls[down][0][0].reshape(-1, calls[down][0][0].shape[-1])[-last:].float().cpu()
+            if experts is not None:
+                whole, routed, shared = (calls[one][1] for one in (owners[experts], experts, down))
+                values = _share(whole, routed, shared, last)[:, None] * values
+            parts.append(
+                nn.functional.pad(values, (0, -values.shape[1] % d_mlp), value=torch.nan).unflatten(1, (-1, d_mlp))
+            )
+        found.append(torch.cat(parts, dim=1))
+    places = max(one.shape[1] for one in found)
+    return torch.stack([nn.functional.pad(one, (0, 0, 0, places - one.shape[1]), value=torch.nan) for one in found])
+
+
+def _share(whole: Any, routed: Tensor, shared: Tensor, last: int) -> Float[Tensor, " pos"]:
+    """How much of the shared expert's output each token's layer took: (whole − routed) over shared."""
+    whole = whole[0] if isinstance(whole, tuple) else whole
+    flat = [one.reshape(-1, one.shape[-1])[-last:].float().cpu() for one in (whole, routed, shared)]
+    rest = flat[0] - flat[1]
+    share = (rest * flat[2]).sum(dim=1) / flat[2].square().sum(dim=1)
+    room = ROOM.get(shared.dtype, 5e-2)
+    if float((rest - share[:, None] * flat[2]).abs().max()) > room * float(rest.abs().max()):
+        raise RimLensError("a layer takes something else than its experts and a share of its shared expert.")
+    return share
 
 
 def without_expert_unit(expert: int, unit: int) -> Callable[[Any, tuple[Any, ...], Tensor], Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 from transformers.pytorch_utils import Conv1D
 
-from rim_lens.check.expert_loop import expert_neurons, is_experts, without_expert_unit
+from rim_lens.check.expert_loop import MixturePart, is_experts, mixture_neurons, without_expert_unit
 from rim_lens.errors import RimLensError
 from rim_lens.model.chat import Chat
 from rim_lens.model.lens_model import LensModel
@@ -25,7 +25,9 @@ class PlainLayer(NamedTuple):
 
     attention: nn.Module | None
     output: nn.Module | None  # the last linear layer called inside the attention
-    down: nn.Module | None  # the last linear layer called in the block, where it has no experts
+    down: (
+        nn.Module | None
+    )  # the last linear layer called in the block; beside experts, the last as wide as the residual stream
     experts: nn.Module | None
 
 
@@ -51,7 +53,7 @@ class PlainTree:
                         handle = module.register_forward_pre_hook(lambda module, args: called.append(module))
                         undo.callback(handle.remove)
             self._forward(torch.zeros(1, 2, dtype=torch.long, device=self.model.device))
-        return [_plain_layer(block, called) for block in blocks]
+        return [_plain_layer(block, called, self.model.d_model) for block in blocks]
 
     # ---- passes ---------------------------------------------------------------------------------------------------
     def _forward(self, tokens: Tensor) -> Float[Tensor, "row pos vocab"]:
@@ -110,10 +112,11 @@ class PlainTree:
 
     @contextmanager
     def without_neuron(self, layer: int, *unit: int) -> Iterator[None]:
-        """Zero one column of the down projection's input, `unit`, or (expert, unit), in a dense layer of a mixture (block, unit)."""
+        """Zero one column of the down projection's input, `unit` or (expert, unit); of a plain MLP in a mixture (block, unit)."""
         experts = self.layers[layer].experts
-        if experts is None:
-            column = unit[-1] if len(unit) == 1 else unit[0] * self.model.d_mlp + unit[1]
+        first = 0 if experts is None else len(experts.down_proj)
+        if experts is None or unit[0] >= first:
+            column = unit[-1] if len(unit) == 1 else (unit[0] - first) * self.model.d_mlp + unit[1]
             with self._changed_input(self.layers[layer].down, lambda flat: _zeroed(flat, column)):
                 yield
             return
@@ -135,40 +138,35 @@ class PlainTree:
     def neurons(self, chat: Chat, last: int) -> Float[Tensor, "layer pos *unit"]:
         """Inputs of every layer's down projection at the last tokens.
 
-        Of experts [layer, pos, expert, unit], times routing probability; a dense layer among them block by block, NaN beyond its width.
+        Of a mixture [layer, pos, expert, unit], see `expert_loop`.
         """
-        dense, inputs = [layer for layer in self.layers if layer.experts is None], []
+        if any(layer.experts is not None for layer in self.layers):
+            parts = [MixturePart(layer.experts, layer.down) for layer in self.layers]
+            return mixture_neurons(self.hf, parts, lambda: self.logits(chat), last, self.model.d_mlp)
+        inputs: list[Tensor] = []
         with ExitStack() as undo:
-            for layer in dense:
+            for layer in self.layers:
                 assert layer.down is not None
                 handle = layer.down.register_forward_pre_hook(lambda module, args: inputs.append(args[0][0].float()))
                 undo.callback(handle.remove)
-            if len(dense) == len(self.layers):
-                self.logits(chat)
-                return torch.stack([one[-last:].cpu() for one in inputs])
-            groups = [layer.experts for layer in self.layers if layer.experts is not None]
-            found = iter(expert_neurons(groups, lambda: self.logits(chat), last))
-        blocks = (self._in_blocks(one[-last:].cpu()) for one in inputs)
-        return torch.stack([next(blocks if layer.experts is None else found) for layer in self.layers])
-
-    def _in_blocks(self, values: Float[Tensor, "pos width"]) -> Float[Tensor, "pos expert unit"]:
-        """A dense layer's neurons where a mixture has experts."""
-        whole = torch.full((len(values), self.model.shape.n_experts * self.model.d_mlp), torch.nan)
-        whole[:, : values.shape[1]] = values
-        return whole.unflatten(1, (self.model.shape.n_experts, self.model.d_mlp))
+            self.logits(chat)
+        return torch.stack([one[-last:].cpu() for one in inputs])
 
 
-def _plain_layer(block: nn.Module, called: Sequence[nn.Module]) -> PlainLayer:
+def _plain_layer(block: nn.Module, called: Sequence[nn.Module], d_model: int) -> PlainLayer:
     attention = next((child for child in block.children() if type(child).__name__.endswith("Attention")), None)
     experts = next((module for module in block.modules() if is_experts(module)), None)
     inside = set() if attention is None else set(attention.modules())
     mine = set(block.modules())
     projections = [module for module in called if module in inside]
     others = [module for module in called if module in mine and module not in inside]
+    if experts is not None:
+        owner = next(module for module in block.modules() if experts in module.children())
+        others = [one for one in others if one in set(owner.modules()) and one.weight.shape[0] == d_model]
     return PlainLayer(
         attention=attention,
         output=projections[-1] if projections else None,
-        down=others[-1] if others and experts is None else None,
+        down=others[-1] if others else None,
         experts=experts,
     )
 

@@ -61,8 +61,13 @@ def _layer(block: nn.Module) -> Layer:
         block=block,
         attention=attention,
         output=None if attention is None else _child(attention, OUTPUT),
-        down=None if is_mixture else _child(mlp, DOWN),
+        down=None if is_mixture else find_down(mlp),
     )
+
+
+def find_down(mlp: nn.Module) -> nn.Module | None:
+    """The down projection of an MLP, by its name."""
+    return _child(mlp, DOWN)
 
 
 def _child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:

@@ -50,20 +50,21 @@ def direct_effects(model: LensModel, neurons: Int[np.ndarray, "neuron index"]) -
 
 def written_by(model: LensModel, neuron: list[int]) -> Float[Tensor, " d_model"]:
     """A neuron's column of its down projection."""
-    layer, *_, unit = neuron
-    mixture = mixture_layers(model)[layer] if model.is_moe else None
-    if mixture is not None and mixture.dense_width is None:
-        experts: Any = mixture.module
-        expert = neuron[1]
-        if experts.has_post_expert_norm:
-            raise RimLensError(
-                f"The experts of {model.name} are normalised each by itself; a neuron has no direct path."
-            )
-        matrix = experts.down_proj[expert]
-        return (matrix[unit] if experts.is_transposed else matrix[:, unit]).float()
-    if mixture is not None:
-        unit += neuron[1] * model.d_mlp
-    down = sites_of(model).layers[layer].down
+    if not model.is_moe:
+        return column_of(sites_of(model).layers[neuron[0]].down, neuron[-1], model, neuron[0])
+    layer, expert, unit = neuron
+    routed, dense = mixture_layers(model)[layer]
+    if dense is not None and expert >= dense.first:
+        return column_of(dense.down, (expert - dense.first) * model.d_mlp + unit, model, layer)
+    experts: Any = routed
+    if experts.has_post_expert_norm:
+        raise RimLensError(f"The experts of {model.name} are normalised each by itself; a neuron has no direct path.")
+    matrix = experts.down_proj[expert]
+    return (matrix[unit] if experts.is_transposed else matrix[:, unit]).float()
+
+
+def column_of(down: nn.Module | None, unit: int, model: LensModel, layer: int) -> Float[Tensor, " d_model"]:
+    """What one input of a down projection writes."""
     if isinstance(down, nn.Linear):
         return down.weight[:, unit].float()
     weight = getattr(down, "weight", None)
