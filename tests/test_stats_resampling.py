@@ -149,6 +149,10 @@ def test_crossed_without_variation_falls_back_on_prompts():
     assert (result.value, result.p) == (1, mcnemar(48, 0))
     assert result.interval.high == 1
     assert bootstrap_crossed_difference(np.ones((9, 2)), np.ones((9, 2))).p == 1
+    few = (np.arange(128) < 2).astype(float)[:, None]  # the same two prompts before and after, with every seed
+    same = bootstrap_crossed_difference(np.repeat(few, 3, axis=1), few)
+    assert (same.value, same.p) == (0, 1)
+    assert same.interval == tango(0, 0, 128)
     assert math.isnan(bootstrap_crossed(np.full((5, 2), 0.3)).interval.low)
 
 

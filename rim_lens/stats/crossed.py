@@ -12,8 +12,8 @@ are taken for many where few seeds happen to agree: p < 0.05 in 10 % over 3 seed
 no narrower than the percentiles of a resample stretched to h: prompts and wordings are resampled independently, a cell weighted by
 the product of their counts (the pigeonhole bootstrap, McCullagh 2000, Owen 2007). p is the level at which the mean ± h reaches 0.
 
-Where nothing varies a bootstrap knows nothing. For values that are all 0 or all 1 the prompts then count as n trials:
-Wilson's interval for a mean, Tango's interval and McNemar's p for a difference. A difference of such values with one cell a
+Where nothing varies a bootstrap knows nothing. For values that are all 0 or all 1, and for zeros and ones that differ in no prompt, the
+prompts then count as n trials: Wilson's interval for a mean, Tango's interval and McNemar's p for a difference. A difference of such values with one cell a
 prompt is never given a narrower interval than Tango's.
 """
 
@@ -99,8 +99,9 @@ def bootstrap_crossed_difference(
     if first.constant and second.constant:
         if not {first.mean, second.mean} <= {0.0, 1.0}:
             return CrossedMean(value, _unknown(level), *counts, p=math.nan)
-        only_a, only_b = n * (value > 0), n * (value < 0)
-        return CrossedMean(value, tango(only_a, only_b, n, level), *counts, p=mcnemar(only_a, only_b))
+        return _all_alike(value, level, counts)
+    if first.binary and second.binary and _equal_rows(first, second):
+        return _all_alike(0.0, level, counts)
     prompts = _resample(n, n_resamples, rng)
     resampled = first.means(prompts, _resample(first.n_wordings, n_resamples, rng))
     resampled = resampled - second.means(prompts, _resample(second.n_wordings, n_resamples, rng))
@@ -109,6 +110,19 @@ def bootstrap_crossed_difference(
     if first.once_a_prompt and second.once_a_prompt:
         interval = _no_narrower(interval, first, second)
     return CrossedMean(value, interval, *counts, p=p)
+
+
+def _equal_rows(first: _Cells, second: _Cells) -> bool:
+    """Whether each prompt has one and the same value in all observed cells of both sides."""
+    cells, seen = np.hstack([first.filled, second.filled]), np.hstack([first.observed, second.observed]) > 0
+    return bool((np.where(seen, cells, np.inf).min(axis=1) == np.where(seen, cells, -np.inf).max(axis=1)).all())
+
+
+def _all_alike(value: float, level: float, counts: tuple[int, int, int]) -> CrossedMean:
+    """A difference of zeros and ones that is the same in every prompt: 0, 1 or −1."""
+    n = counts[0]
+    only_a, only_b = n * (value > 0), n * (value < 0)
+    return CrossedMean(value, tango(only_a, only_b, n, level), *counts, p=mcnemar(only_a, only_b))
 
 
 def _no_narrower(interval: Interval, first: _Cells, second: _Cells) -> Interval:
@@ -163,7 +177,12 @@ class _Cells:
     @property
     def once_a_prompt(self) -> bool:
         """Whether every prompt has one cell, and that is 0 or 1."""
-        return bool((self.observed.sum(axis=1) == 1).all()) and bool(np.isin(self.filled, (0.0, 1.0)).all())
+        return self.binary and bool((self.observed.sum(axis=1) == 1).all())
+
+    @property
+    def binary(self) -> bool:
+        """Whether every cell is 0 or 1."""
+        return bool(np.isin(self.filled, (0.0, 1.0)).all())
 
     @property
     def constant(self) -> bool:
