@@ -50,8 +50,7 @@ def trainings(rng: np.random.Generator, runs: int, n: int, seeds: int, name: str
         odds = base + rng.normal(0, SPREAD, (n, 1))
         moved = odds + shift + rng.normal(0, by_seed, (1, seeds)) + rng.normal(0, by_cell, (n, seeds))
         before, after = rng.random((n, 1)) < expit(odds), rng.random((n, seeds)) < expit(moved)
-        change = after.astype(float) - before
-        found.append(bootstrap_crossed_difference(change, np.zeros((n, 1)), RESAMPLES, seed=i))
+        found.append(bootstrap_crossed_difference(after, before, RESAMPLES, seed=i))
     return found, mean_change(shift, over, base) if name.startswith("up") and shift else 0.0
 
 

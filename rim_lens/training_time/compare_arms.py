@@ -157,14 +157,14 @@ def contrasts_of(
             continue
         first, second = (np.stack([outcomes[names[arm, step][seed]] for seed in shared], axis=1) for arm in (a, b))
         if len(shared) > 1:
-            row = crossed(first - second, np.zeros((len(first), 1)), is_share, "difference")
+            row = crossed(first - second, None, is_share, "difference")
         else:
             row = paired(first[:, 0], second[:, 0], is_share, "difference")
         yield {"step": step, "measure": measure, "a": a, "b": b, **row, "n": len(first), "n_seeds": len(shared)}
 
 
-def crossed(after: Outcomes, before: Outcomes, is_share: bool, name: str) -> dict[str, Any]:
-    """Several trainings' outcomes against others on the same prompts."""
+def crossed(after: Outcomes, before: Outcomes | None, is_share: bool, name: str) -> dict[str, Any]:
+    """Several trainings' outcomes against others on the same prompts; None where they are differences already."""
     found = bootstrap_crossed_difference(after, before)
     low, high = np.clip(tuple(found.interval), -1, 1) if is_share else found.interval
     return {name: found.value, "low": float(low), "high": float(high), "p": found.p}
