@@ -193,6 +193,17 @@ def test_shared_experts_stand_behind_the_routed_ones(family):
     assert existing(model)[layer, 4].all()
 
 
+def test_a_shared_expert_of_unknown_weight_is_an_error():
+    model = tiny_model("qwen3_next")
+    gate = model.hf.model.layers[0].mlp.shared_expert_gate
+    gate.register_forward_hook(lambda module, args, output: output if len(seen) % 2 else 2 * output)
+    seen = []  # the library's own call of the gate comes first in a layer
+    gate.register_forward_pre_hook(lambda module, args: seen.append(1))
+    with pytest.raises(RimLensError, match="Layer 0 weighs its shared expert"):
+        neuron_activations(model, chats_of(model))
+    assert not model.active_taps
+
+
 def norm_of(model, column):
     """A column times the final norm's scale; Qwen3-Next's norm has 1 + weight."""
     scale = model.hf.model.norm.weight

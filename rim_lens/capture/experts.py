@@ -5,9 +5,9 @@ tokens, expert indices and routing weights. The function here computes, expert b
 
     h = act(gate(x)) · up(x)          y = Σ_experts p_expert(x) · down_expert(h)
 
-and hands every tap h (one row a token) with the tokens and their routing probabilities p. The first pass through each
-layer checks y against the layer's own implementation. Shared experts and dense layers, which see every token, hand their neurons
-over block by block, as `mixture_layers` cuts them.
+and hands every tap h (one row a token) with the tokens and their routing probabilities p. Shared experts and dense layers, which see
+every token, hand their neurons over block by block, as `mixture_layers` cuts them. The first pass through each layer checks y
+against the layer's own implementation, and what a shared expert adds to it.
 """
 
 from abc import ABC, abstractmethod
@@ -92,6 +92,8 @@ def expert_taps(model: "LensModel", *taps: ExpertTap) -> Iterator["LensModel"]:
                 undo.callback(dense.down.register_forward_pre_hook(blocks.tapped).remove)
             if experts is None:
                 continue
+            if dense is not None and dense.down not in _CHECKED:
+                undo.enter_context(_checked_share(layer, dense, experts, blocks))
             known = _TAPPED.get(experts)
             config: Any = experts.config
             before = known.before if known else getattr(config, "_experts_implementation", None)
@@ -140,6 +142,35 @@ class _DenseBlocks:
                     post, changed = new, True
             parts[block] = post[:, : part.shape[1]]
         return (torch.cat(parts, dim=1).view_as(args[0]), *args[1:]) if changed else None
+
+
+@contextmanager
+def _checked_share(layer: int, part: DensePart, experts: nn.Module, blocks: _DenseBlocks) -> Iterator[None]:
+    """Raise in a pass where a layer does not write its routed experts plus the weighted shared one."""
+    seen: dict[nn.Module, Tensor] = {}
+
+    def keep(module: nn.Module, args: Any, output: Tensor) -> None:
+        seen[module] = output.detach().reshape(-1, output.shape[-1])
+
+    def compare(block: nn.Module, args: Any, output: Any) -> None:
+        whole = (output[0] if isinstance(output, tuple) else output).detach()
+        weight = 1 if blocks.weight is None else blocks.weight.detach()[:, None]
+        rest = whole.reshape(-1, whole.shape[-1]) - seen[experts] - weight * seen[part.down]
+        room = TOLERANCE if whole.dtype == torch.float32 else 0.05
+        if rest.abs().max() > room * whole.abs().max():
+            raise RimLensError(
+                f"Layer {layer} weighs its shared expert ({type(block).__name__}) otherwise than by a sigmoid gate or by 1; this family "
+                "is not supported."
+            )
+        _CHECKED.add(part.down)
+
+    hooks = ((experts, keep), (part.down, keep), (part.block, compare))
+    handles = [module.register_forward_hook(hook) for module, hook in hooks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _experts(

@@ -25,9 +25,7 @@ class PlainLayer(NamedTuple):
 
     attention: nn.Module | None
     output: nn.Module | None  # the last linear layer called inside the attention
-    down: (
-        nn.Module | None
-    )  # the last linear layer called in the block; beside experts, the last as wide as the residual stream
+    down: nn.Module | None  # the last linear layer called in the block, or in a shared expert beside experts
     experts: nn.Module | None
 
 
