@@ -7,6 +7,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
 from benchmarks.trust.planted_models import use_tests
 
 use_tests()
@@ -20,6 +22,7 @@ from rim_lens.audit.run import run_audit  # noqa: E402
 
 def kills(n: int = 20, seed: int = 0) -> dict[str, int]:
     """How many audits were killed while they ran, how many of these then gave the undisturbed tables, and with how many stages kept."""
+    torch.set_num_threads(1)  # before anything is computed: threads do not survive a fork
     moments, counts = random.Random(seed), {"killed": 0, "same tables": 0, "stages kept": 0, "stages done twice": 0}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "model"
