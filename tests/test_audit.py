@@ -319,8 +319,11 @@ def test_an_audit_trains_the_series_that_it_measures(plan, tmp_path):
         neurons=False,
         patterns=False,
         device="cpu",
+        think_tags=("<why>", "</why>"),
     )
     done = run_audit(trained, tmp_path / "run")
+    recipe = json.loads((tmp_path / "run" / "series" / "series.json").read_text())["recipe"]
+    assert recipe["think_tags"] == ["<why>", "</why>"]
     assert list(done.results["finetuning"].n_rows) == ["plain-s1", "plain-s2", "effort-s1", "effort-s2"]
     table = done.results["arms"].table
     assert set(zip(table["arm"], table["step"], strict=True)) == {
@@ -331,7 +334,9 @@ def test_an_audit_trains_the_series_that_it_measures(plan, tmp_path):
     }
     assert (table["n_seeds"] == 2).all()
     assert len(done.results["series"].table) == 9
-    alone = series_behavior(load_model(start), Checkpoints([]), load_prompts("harmful", n=32), max_new_tokens=2)
+    alone = series_behavior(
+        load_model(start, tags=trained.tags), Checkpoints([]), load_prompts("harmful", n=32), max_new_tokens=2
+    )
     scores = done.results["series"].answers.query("checkpoint == 'start'")["refusal_score"]
     assert scores.tolist() == pytest.approx(alone.answers["refusal_score"].tolist(), abs=1e-4)  # not added twice
     page = done.report.read_text()

@@ -2,10 +2,18 @@
 
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
 from families import tiny_hf, tiny_tokenizer
+from typer.testing import CliRunner
+
+from rim_lens import ThinkTags, TrainingSettings
+from rim_lens.audit.plan import AuditPlan
+from rim_lens.cli import app
 
 
 def run(*arguments: str, **options) -> subprocess.CompletedProcess:
@@ -87,6 +95,55 @@ def test_errors_are_one_sentence_and_status_2(arguments, words, tmp_path):
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_every_option_of_an_audit_reaches_its_plan(monkeypatch):
+    given = {
+        "checkpoints": "series", "finetune": "arms.toml", "harmful": "mine.jsonl", "harmless": "kind.jsonl", "maths": "sums.jsonl",
+        "n": 40, "seed": 7, "n_controls": 30, "device": "cpu", "dtype": "float16", "think_tags": ("<a>", "</a>"),
+    }  # fmt: skip
+    seen = []
+    monkeypatch.setattr("rim_lens.audit.run.run_audit", lambda plan, out, processes: seen.append((plan, out)))
+    monkeypatch.setattr("rim_lens.audit.show.print_findings", lambda audit: None)
+    words = [["--" + name.replace("_", "-"), *map(str, np.atleast_1d(value))] for name, value in given.items()]
+    switches = ["--no-patterns", "--no-heads", "--no-neurons"]
+    done = CliRunner().invoke(app, ["audit", "model", "--out", "here", *switches, *chain.from_iterable(words)])
+    assert done.exit_code == 0, done.output
+    plan = AuditPlan("model", **given, patterns=False, heads=False, neurons=False)
+    assert seen == [(plan, Path("here"))]
+
+
+def test_every_option_of_fine_tuning_reaches_the_run(monkeypatch):
+    settings = {
+        "full": True, "rank": 3, "learning_rate": 0.5, "batch_size": 2, "epochs": 2.0, "seeds": (1, 2), "save_at": (3, 9),
+    }  # fmt: skip
+    options = {
+        "adapter": "start", "freeze_neurons": "held.json", "penalize_shift": 0.5, "safety_prompts": "mine.jsonl", "device": "cpu",
+    }  # fmt: skip
+    seen = []
+    told = Mock(caption=lambda: "done")
+    monkeypatch.setattr("rim_lens.patterns.finetune.finetune", lambda *args, **more: seen.append((args, more)) or told)
+    words = [
+        ["--" + name.replace("_", "-"), ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+        for name, value in (settings | options).items()
+        if value is not True
+    ]
+    call = [
+        "finetune",
+        "model",
+        "rows.jsonl",
+        "--out",
+        "here",
+        "--full",
+        *chain.from_iterable(words),
+        "--think-tags",
+        "<a>",
+        "</a>",
+    ]
+    done = CliRunner().invoke(app, call)
+    assert done.exit_code == 0, done.output
+    expected = {"settings": TrainingSettings(**settings), "tags": ThinkTags("<a>", "</a>")} | options
+    assert seen == [(("model", "rows.jsonl", Path("here")), expected)]
 
 
 def test_wrong_usage_is_told():

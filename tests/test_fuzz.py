@@ -28,6 +28,7 @@ from rim_lens.results import Manifest, load_result
 from rim_lens.results_store import _sealed
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from security import check
 from security.check import admitted, advisories, called, pinned, unpinned, unsafe
 
 PACKAGE = Path(rim_lens.__file__).parent
@@ -413,6 +414,16 @@ def test_what_an_advisory_without_a_fix_is_about_is_not_called(tmp_path):
         assert called(package, unfixed) == [
             "rim_lens/bad.py uses load_checkpoint_in_model of accelerate: reads elsewhere (CVE-1); no version fixes it"
         ]
+
+
+def test_the_check_of_dependencies_reads_the_requirements(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(check, "PROJECT", tmp_path / "pyproject.toml")
+    written = '[project]\ndependencies = ["jinja2>=3.1"]\n[project.optional-dependencies]\nx = ["pyarrow"]\n'
+    (tmp_path / "pyproject.toml").write_text(written)
+    assert check.main() == 1
+    told = capsys.readouterr().out
+    assert "jinja2>=3.1 admits versions with" in told
+    assert "pyarrow admits versions with" in told
 
 
 def test_no_requirement_admits_a_version_without_a_fix(tmp_path):
