@@ -119,6 +119,7 @@ def test_busy_server_is_asked_again(server):
     assert server.asked == {"a": 3, "b": 3}
 
 
+@pytest.mark.slow
 def test_timeout_half_way_then_resume_asks_only_what_is_missing(server, tmp_path):
     cache = tmp_path / "deep" / "grades.jsonl"
     requests, responses = [f"r{i}" for i in range(6)], ["No."] * 3 + ["Sure."] * 3

@@ -100,6 +100,7 @@ def test_pairs_are_written_by_the_endpoint(server):
     assert pairs.table.set_index("measure").loc["answer agreement", "control"] == 1
 
 
+@pytest.mark.slow
 def test_a_timeout_half_way_then_resuming_pays_for_no_draft_twice(server, tmp_path):
     cache, late = tmp_path / "drafts.jsonl", ROWS[3]["problem"]
     server.slow = {late}
@@ -116,6 +117,7 @@ def test_a_timeout_half_way_then_resuming_pays_for_no_draft_twice(server, tmp_pa
     assert server.asked == []
 
 
+@pytest.mark.slow
 def test_labels_are_not_paid_for_twice_either(server, tmp_path):
     cache, cots, problems = tmp_path / "labels.jsonl", [f"It is {i}." for i in range(5)], [f"p{i}" for i in range(5)]
     server.slow = {"p3"}

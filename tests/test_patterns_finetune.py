@@ -169,6 +169,7 @@ def once_the_gradients_are_there(tried, rows):
     return len(tried) == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_full", [always, once_the_gradients_are_there])
 @pytest.mark.parametrize("loss_mean", ["token", "example"])
 def test_a_step_that_does_not_fit_is_taken_in_parts(place, monkeypatch, loss_mean, is_full):

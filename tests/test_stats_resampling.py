@@ -143,6 +143,7 @@ def test_crossed_mean_counts_observed_cells_only():
     assert bootstrap_crossed(padded) == result
 
 
+@pytest.mark.slow
 def test_one_answer_before_does_not_hide_its_noise_behind_five_after():
     """Rare answers that training does not change: with one cell a prompt before, the level holds (it was 0.08)."""
     rng, hits = np.random.default_rng(3), []
