@@ -24,7 +24,7 @@ from rim_lens import (
 )
 from rim_lens.model.adapter import WEIGHTS
 from rim_lens.model.chat_format import ChatFormat
-from rim_lens.patterns.held_neurons import held_places, hold, read_neurons
+from rim_lens.patterns.held_neurons import ShiftPenalty, held_places, hold, read_neurons
 from rim_lens.patterns.training_plan import read_plan
 from rim_lens.patterns.training_rows import TrainingRow, read_training_rows, tokens_of
 
@@ -232,6 +232,22 @@ def test_tags_of_ones_own_are_what_a_run_learns_to_close_with(place, monkeypatch
     assert json.loads((place / "tags" / "series.json").read_text())["recipe"]["think_tags"] == [tags.open, tags.close]
     with pytest.raises(RimLensError, match="differs in think_tags"):
         run(place, "tags", settings=settings(save_at=(1,)))
+
+
+def test_anchor_prompts_are_taken_in_turns(place, monkeypatch):
+    """Two of six a step: three steps see all of them, once each."""
+    pytest.importorskip("trl")
+    activations, seen = ShiftPenalty.activations, []
+
+    def noted(self, model, batch):
+        if model.training:
+            seen.append([chat.request for chat in batch.chats])
+        return activations(self, model, batch)
+
+    monkeypatch.setattr(ShiftPenalty, "activations", noted)
+    run(place, "turns", freeze_neurons=place / "held.json", penalize_shift=0.1)
+    assert [len(requests) for requests in seen] == [2, 2, 2]
+    assert len({request for requests in seen for request in requests}) == 6
 
 
 def test_penalty_keeps_activations_closer(place):

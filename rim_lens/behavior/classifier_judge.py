@@ -183,6 +183,7 @@ class ClassifierJudge:
 
 
 def _load(model: str | Pipeline, device: str | torch.device | None) -> tuple[str, Any, Any]:
+    # Both ways end in .eval(), torch's mode without dropout; no text is evaluated as code.
     if isinstance(model, Pipeline):
         if model.task not in ("text-classification", "text-generation"):
             raise RimLensError(f"A judge needs a text-classification or text-generation pipeline, not {model.task}.")

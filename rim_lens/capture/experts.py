@@ -81,7 +81,12 @@ def expert_taps(model: "LensModel", *taps: ExpertTap) -> Iterator["LensModel"]:
 
     """
     layers, width = mixture_layers(model), _Width()
-    first = next((layer.experts for layer in layers if layer.experts is not None), None)
+    # Layers may share one config, which the first of them switches.
+    own = {
+        one.experts: getattr(one.experts.config, "_experts_implementation", None)
+        for one in layers
+        if one.experts is not None
+    }
     with ExitStack() as undo:
         hook = sites_of(model).trunk.register_forward_pre_hook(width.begin, with_kwargs=True)
         undo.callback(hook.remove)
@@ -96,9 +101,7 @@ def expert_taps(model: "LensModel", *taps: ExpertTap) -> Iterator["LensModel"]:
                 undo.enter_context(_checked_share(layer, dense, experts, blocks))
             known = _TAPPED.get(experts)
             config: Any = experts.config
-            before = known.before if known else getattr(config, "_experts_implementation", None)
-            if before == NAME and first is not None:  # layers share one config, switched by the first of them
-                before = _TAPPED[first].before
+            before = known.before if known else own[experts]
             _TAPPED[experts] = _Tapped(layer, [*(known.taps if known else ()), *taps], before, width)
             undo.callback(_restore, experts, known, before)
             config._experts_implementation = NAME
@@ -156,8 +159,7 @@ def _checked_share(layer: int, part: DensePart, experts: nn.Module, blocks: _Den
         whole = (output[0] if isinstance(output, tuple) else output).detach()
         weight = 1 if blocks.weight is None else blocks.weight.detach()[:, None]
         rest = whole.reshape(-1, whole.shape[-1]) - seen[experts] - weight * seen[part.down]
-        room = TOLERANCE if whole.dtype == torch.float32 else 0.05
-        if rest.abs().max() > room * whole.abs().max():
+        if rest.abs().max() > room_of(whole) * whole.abs().max():
             raise RimLensError(
                 f"Layer {layer} weighs its shared expert ({type(block).__name__}) otherwise than by a sigmoid gate or by 1; this family "
                 "is not supported."
@@ -230,12 +232,16 @@ def _check(module: Any, hidden: Tensor, index: Tensor, weights: Tensor, tapped: 
     finally:
         module.config._experts_implementation = NAME
     mine = _computed(module, hidden, index, weights, tapped._replace(taps=()))
-    room = TOLERANCE if mine.dtype == torch.float32 else 0.05
-    if (mine - expected).abs().max() > room * expected.abs().max():
+    if (mine - expected).abs().max() > room_of(mine) * expected.abs().max():
         raise RimLensError(
             f"The experts of layer {tapped.layer} ({type(module).__name__}) compute something else than gated or plain "
             "experts weighted by their routing probability; this family is not supported."
         )
+
+
+def room_of(values: Tensor) -> float:
+    """How far two computations may lie apart, relative to the largest output."""
+    return TOLERANCE if values.dtype == torch.float32 else 0.05
 
 
 ALL_EXPERTS_FUNCTIONS.register(NAME, _experts)

@@ -47,7 +47,7 @@ class LensModel:
             raise RimLensError("A LensModel needs a transformers model or an object with TransformerLens' hooks.")
         self.name = name
         self.tokenizer = tokenizer
-        self.hf: Any = hf.eval() if hf is not None else None
+        self.hf: Any = hf.eval() if hf is not None else None  # torch's mode without dropout
         self._bridge = bridge
         generation = getattr(hf, "generation_config", None)
         self.chat_format = ChatFormat(tokenizer, tags, generation_eos=getattr(generation, "eos_token_id", None))

@@ -12,11 +12,12 @@ are taken for many where few seeds happen to agree: p < 0.05 in 10 % over 3 seed
 no narrower than the percentiles of a resample stretched to h: prompts and wordings are resampled independently, a cell weighted by
 the product of their counts (the pigeonhole bootstrap, McCullagh 2000, Owen 2007). p is the level at which the mean ± h reaches 0.
 
-Where nothing varies a bootstrap knows nothing. For values that are all 0 or all 1, and for zeros and ones that differ in no prompt, the
-prompts then count as n trials: Wilson's interval for a mean, Tango's interval and McNemar's p for a difference. A difference of such values with one cell a
-prompt is never given a narrower interval than Tango's. And no difference of zeros and ones is known better than chance allows,
+Where nothing varies a bootstrap knows nothing. For values that are all 0 or all 1, and for zeros and ones that differ in no prompt,
+the prompts then count as n trials: Wilson's interval for a mean, Tango's interval and McNemar's p for a difference. A difference of
+such values with one cell a prompt is never given a narrower interval than Tango's. And no difference of zeros and ones is known
+better than chance allows,
 
-    V_chance = Σ_i s²_i (k_i / K² + l_i / L²)        s²_i: variance of prompt i's k_i + l_i cells on both sides, K and L cells in all
+    V_chance = Σ_i s²_i (k_i / K² + l_i / L²)        s²_i: variance of prompt i's k_i + l_i cells on both sides, K and L in all
 
 the variance if every prompt had one rate: one answer before training hides its noise where five after it show theirs (no rare
 answer before, six of 160 after: p = 0.27 and not 0.01).
@@ -36,6 +37,7 @@ from rim_lens.errors import RimLensError
 from rim_lens.stats.intervals import Interval, mcnemar, normal_quantile, tango, wilson
 from rim_lens.stats.permutation import Seed
 
+_ROUNDING = 1e-12
 _SMALLEST_P = 1e-15  # below which no distribution of few prompts is known
 
 
@@ -93,7 +95,8 @@ def bootstrap_crossed_difference(
     """Mean of ``a`` minus mean of ``b``: two classes of wordings on the same prompts, in the same order.
 
     A resample draws the prompts once for both sides and each side's wordings on its own. A side without wordings, such
-    as thinking off, is given as one column. Where ``a`` holds differences already, ``b`` is None. Raises RimLensError as :func:`bootstrap_crossed`, and for unequal rows.
+    as thinking off, is given as one column. Where ``a`` holds differences already, ``b`` is None. Raises RimLensError as
+    :func:`bootstrap_crossed`, and for unequal rows.
     """
     first, rng = _Cells.of(a), np.random.default_rng(seed)
     second = _Cells.of(np.zeros((first.n_prompts, 1)) if b is None else b)
@@ -102,17 +105,15 @@ def bootstrap_crossed_difference(
         raise RimLensError(f"A difference over shared prompts needs equal rows, got {n} and {second.n_prompts}.")
     value = first.mean - second.mean
     counts = (n, min(first.n_wordings, second.n_wordings), first.n_cells + second.n_cells)
-    if first.constant and second.constant:
-        if not {first.mean, second.mean} <= {0.0, 1.0}:
-            return CrossedMean(value, _unknown(level), *counts, p=math.nan)
-        return _all_alike(value, level, counts)
-    if first.binary and second.binary and _equal_rows(first, second):
-        return _all_alike(0.0, level, counts)
+    binary = first.binary and second.binary
+    if binary and ((first.constant and second.constant) or (abs(value) < _ROUNDING and _equal_rows(first, second))):
+        only_a, only_b = n * round(max(value, 0)), n * round(max(-value, 0))  # the same in every prompt: 1, −1 or 0
+        return CrossedMean(value, tango(only_a, only_b, n, level), *counts, p=mcnemar(only_a, only_b))
     prompts = _resample(n, n_resamples, rng)
     resampled = first.means(prompts, _resample(first.n_wordings, n_resamples, rng))
     resampled = resampled - second.means(prompts, _resample(second.n_wordings, n_resamples, rng))
     variances = _Variances.of(first.prompt_moves - second.prompt_moves, [first, second])
-    if b is not None and first.binary and second.binary:
+    if b is not None and binary:
         variances = replace(variances, by_chance=(_by_chance(first, second), n - 1))
     interval, p = _interval(resampled, value, variances, level), variances.p_of(value)
     if first.once_a_prompt and second.once_a_prompt:
@@ -134,13 +135,6 @@ def _equal_rows(first: _Cells, second: _Cells) -> bool:
     """Whether each prompt has one and the same value in all observed cells of both sides."""
     cells, seen = np.hstack([first.filled, second.filled]), np.hstack([first.observed, second.observed]) > 0
     return bool((np.where(seen, cells, np.inf).min(axis=1) == np.where(seen, cells, -np.inf).max(axis=1)).all())
-
-
-def _all_alike(value: float, level: float, counts: tuple[int, int, int]) -> CrossedMean:
-    """A difference of zeros and ones that is the same in every prompt: 0, 1 or −1."""
-    n = counts[0]
-    only_a, only_b = n * (value > 0), n * (value < 0)
-    return CrossedMean(value, tango(only_a, only_b, n, level), *counts, p=mcnemar(only_a, only_b))
 
 
 def _no_narrower(interval: Interval, first: _Cells, second: _Cells) -> Interval:
