@@ -173,7 +173,10 @@ def test_crossed_without_variation_falls_back_on_prompts():
     assert (same.value, same.p) == (0, 1)
     assert same.interval == tango(0, 0, 128)
     uneven = np.array([[1, 1, 1], [0, np.nan, np.nan]])  # alike in each prompt, but not in how often each was asked
-    assert bootstrap_crossed_difference(uneven, np.array([[1.0], [0.0]])).value == 0.25
+    found = bootstrap_crossed_difference(np.tile(uneven, (10, 1)), np.tile([[1.0], [0.0]], (10, 1)))
+    assert found.value == 0.25
+    assert found.p < 1
+    assert found.interval != tango(0, 0, 20)
     assert math.isnan(bootstrap_crossed(np.full((5, 2), 0.3)).interval.low)
 
 
