@@ -12,8 +12,8 @@ import torch
 from benchmarks.figures import Figure, Setting, benchmark, in_turn, median_ratio
 from benchmarks.memory import peak_bytes
 from benchmarks.prompts import chat_of
+from rim_lens.chat.chat import Chat
 from rim_lens.inference_time.span_attention import span_attention
-from rim_lens.model.chat import Chat
 from rim_lens.model.lens_model import LensModel
 
 MEGABYTE = 1 << 20

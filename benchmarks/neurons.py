@@ -22,7 +22,7 @@ from benchmarks.figures import Figure, Setting, benchmark, in_turn, median_ratio
 from benchmarks.memory import peak_bytes
 from benchmarks.prompts import REQUEST, chat_of
 from rim_lens.capture.neurons import neuron_activations
-from rim_lens.model.chat import Chat
+from rim_lens.chat.chat import Chat
 from rim_lens.model.lens_model import LensModel
 
 MEGABYTE = 1 << 20

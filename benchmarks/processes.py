@@ -19,7 +19,7 @@ import torch
 from benchmarks.figures import Figure, Setting, benchmark, median_ratio
 from benchmarks.neurons import moments
 from benchmarks.prompts import chat_of
-from rim_lens.model.chat import Chat
+from rim_lens.chat.chat import Chat
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.load import load_model
 

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from rim_lens.model.chat import SEGMENTS, Chat
+from rim_lens.chat.chat import Chat
+from rim_lens.chat.segments import SEGMENTS
 from rim_lens.model.lens_model import LensModel
 
 REQUEST = "Explain how a lock on a car door works and why it can fail."  # about 50 tokens when rendered

@@ -14,8 +14,8 @@ import torch
 from benchmarks.figures import Figure, Setting, benchmark, median_ratio, seconds
 from benchmarks.prompts import REQUEST
 from rim_lens.behavior.refusal_score import log_odds, refusal_tokens
+from rim_lens.chat.chat import Chat
 from rim_lens.inference_time.sweep import AblationSweep, ablation_sweep
-from rim_lens.model.chat import Chat
 from rim_lens.model.lens_model import LensModel
 
 SHARE = 10  # a turn of the loop does every tenth head

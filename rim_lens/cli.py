@@ -120,9 +120,9 @@ def chat_segments(
     """Show in colour how a prompt is cut into segments, and where the decision position is."""
     from rich.console import Console
 
-    from rim_lens.model.chat import read_tags
+    from rim_lens.chat.segments_view import segments_text
+    from rim_lens.chat.tags import read_tags
     from rim_lens.model.load import load_chat_format
-    from rim_lens.model.segments_view import segments_text
 
     chat_format = load_chat_format(model, read_tags(think_tags))
     chat = chat_format.render(prompt, thinking=thinking, cot=cot, system=system)  # type: ignore[arg-type]
@@ -137,9 +137,9 @@ def check(
     think_tags: TagsOption = None,
 ) -> None:
     """Say what holds on a model, by computing it a second time; exit status 1 where something does not."""
+    from rim_lens.chat.tags import read_tags
     from rim_lens.check.model_check import check_model
     from rim_lens.check.show import print_check
-    from rim_lens.model.chat import read_tags
     from rim_lens.model.load import load_model
 
     loaded = load_model(model, device=device, dtype=dtype, tags=read_tags(think_tags))
@@ -188,7 +188,7 @@ def finetune(
     think_tags: TagsOption = None,
 ) -> None:
     """Train on CoT data and save steps as a series for `audit --checkpoints` (extra: train)."""
-    from rim_lens.model.chat import read_tags
+    from rim_lens.chat.tags import read_tags
     from rim_lens.patterns.finetune import finetune as run
     from rim_lens.patterns.training_plan import TrainingSettings, read_numbers
 

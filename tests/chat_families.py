@@ -12,8 +12,9 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-from rim_lens.model.chat import Chat, ThinkTags
-from rim_lens.model.chat_format import ChatFormat
+from rim_lens.chat.chat import Chat
+from rim_lens.chat.format import ChatFormat
+from rim_lens.chat.tags import ThinkTags
 
 OPEN, CLOSE = "<think>\n", "\n</think>\n\n"
 TEMPLATES = Path(__file__).parent / "chat_templates"

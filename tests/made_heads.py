@@ -4,6 +4,8 @@ import numpy as np
 import pandas as pd
 from made_results import HOSTILE, MANIFEST
 
+from rim_lens.chat.chat import Chat
+from rim_lens.chat.segments import SEGMENTS
 from rim_lens.inference_time.dose_test import HeadTest
 from rim_lens.inference_time.interchange import InterchangeSweep
 from rim_lens.inference_time.patching import PatchingSweep, returned_table
@@ -15,7 +17,6 @@ from rim_lens.inference_time.span_attention import SpanAttention
 from rim_lens.inference_time.sweep import AblationSweep
 from rim_lens.inference_time.token_attention import TokenAttention
 from rim_lens.inference_time.trace import RefusalTrace
-from rim_lens.model.chat import SEGMENTS, Chat
 from rim_lens.stats import benjamini_hochberg
 
 COT, OPEN, CLOSE, USER = (SEGMENTS.index(name) for name in ("cot", "think_open", "think_close", "user"))

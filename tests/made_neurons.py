@@ -7,8 +7,8 @@ import pandas as pd
 from made_results import HOSTILE, MANIFEST
 
 from rim_lens.capture.neuron_activations import NeuronActivations
+from rim_lens.chat.segments import SEGMENTS
 from rim_lens.inference_time.set_effects import set_effect
-from rim_lens.model.chat import SEGMENTS
 from rim_lens.stats import Interval, benjamini_hochberg
 from rim_lens.training_time.causal import NeuronTest
 from rim_lens.training_time.forgetting import Forgetting, correlate

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from rim_lens.chat.chat import Chat
+from rim_lens.chat.format import ChatFormat
+from rim_lens.chat.segments import SEGMENTS
 from rim_lens.errors import RimLensError
 from rim_lens.model.batch import batches, make_batch
-from rim_lens.model.chat import SEGMENTS, Chat
-from rim_lens.model.chat_format import ChatFormat
 
 PAD = 7
 lengths = st.lists(st.integers(1, 9), min_size=1, max_size=12)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from chat_families import CLOSE, FAMILIES, OPEN, chat_format, cut, tokenizer_of, turns
 
-from rim_lens.model.chat import SEGMENTS, ThinkTags
-from rim_lens.model.chat_format import ChatFormat
+from rim_lens.chat.format import ChatFormat
+from rim_lens.chat.segments import SEGMENTS
+from rim_lens.chat.tags import ThinkTags
 
 SMOLLM3_SYSTEM = (
     "<|im_start|>system\n## Metadata\n\nReasoning Mode: {}\n\n## Custom Instructions\n\nBe brief.\n\n<|im_end|>\n"

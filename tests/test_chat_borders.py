@@ -9,9 +9,10 @@ from chat_families import CLOSE, FAMILIES, chat_format, cut, tokenizer_of, turns
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rim_lens.chat.chat import Chat
+from rim_lens.chat.format import ChatFormat
+from rim_lens.chat.segments import SEGMENTS
 from rim_lens.errors import RimLensError
-from rim_lens.model.chat import SEGMENTS, Chat
-from rim_lens.model.chat_format import ChatFormat
 
 TRIMMING = {"llama3", "gemma3", "llama2"}  # their templates strip user contents
 TRICKS = [

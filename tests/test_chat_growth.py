@@ -8,8 +8,8 @@ from chat_families import CLOSE, FAMILIES, chat_format, tokenizer_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rim_lens.chat.chat import Chat
 from rim_lens.errors import RimLensError
-from rim_lens.model.chat import Chat
 
 contents = st.lists(
     st.one_of(st.sampled_from(["</think>", "\n\n", "e\u0301\u1100\u1161\U0001f642"]), st.text(max_size=8)), max_size=6

@@ -8,10 +8,11 @@ import pytest
 from chat_families import CLOSE, OPEN, TEMPLATES, chat_format, cut, tokenizer_of, turns
 from transformers import ByT5Tokenizer
 
+from rim_lens.chat.format import ChatFormat
+from rim_lens.chat.segments import SEGMENTS
+from rim_lens.chat.segments_view import segments_html, segments_text
+from rim_lens.chat.tags import ThinkTags
 from rim_lens.errors import RimLensError
-from rim_lens.model.chat import SEGMENTS, ThinkTags
-from rim_lens.model.chat_format import ChatFormat
-from rim_lens.model.segments_view import segments_html, segments_text
 
 
 def test_tags_of_another_model():

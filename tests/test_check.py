@@ -7,13 +7,13 @@ from typer.testing import CliRunner
 
 from rim_lens import check_model, load_model, load_result
 from rim_lens.capture import neuron_readers
+from rim_lens.chat.format import ChatFormat
 from rim_lens.check.plain_tree import PlainTree
 from rim_lens.check.subject import REQUESTS
 from rim_lens.cli import app
 from rim_lens.errors import RimLensError
 from rim_lens.intervene import heads
 from rim_lens.model import taps_fast
-from rim_lens.model.chat_format import ChatFormat
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.load_check import checked_at_load
 from rim_lens.model.softmax_rows import SoftmaxRows

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from made_heads import made_sweep
 
 import rim_lens
+from rim_lens.chat.segments import SEGMENTS
 from rim_lens.data import load_prompts
 from rim_lens.errors import RimLensError
-from rim_lens.model.chat import SEGMENTS
 from rim_lens.results import Manifest, load_result
 from rim_lens.results_store import _sealed
 

@@ -12,6 +12,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from rim_lens.capture.activations import head_outputs, mean_head_outputs
+from rim_lens.chat.segments import SEGMENTS
 from rim_lens.errors import RimLensError
 from rim_lens.intervene import (
     ablate_heads,
@@ -22,7 +23,6 @@ from rim_lens.intervene import (
     scale_heads,
     scale_neurons,
 )
-from rim_lens.model.chat import SEGMENTS
 from rim_lens.model.decode import RecomputingDecoder, decoder
 from rim_lens.model.lens_model import shared_copy
 from rim_lens.model.sites import find_sites

@@ -18,6 +18,7 @@ ROOMS = (
     "stats",
     "results",
     "data",
+    "chat",
     "model",
     "capture",
     "intervene",

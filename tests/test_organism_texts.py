@@ -57,7 +57,7 @@ def tokenizer():
 
 @pytest.mark.real_model
 def test_wordings_have_equal_token_length_inside_the_chat(tokenizer):
-    from rim_lens.model.chat_format import ChatFormat
+    from rim_lens.chat.format import ChatFormat
 
     chat_format = ChatFormat(tokenizer)
     lengths = {
@@ -72,7 +72,7 @@ def test_wordings_have_equal_token_length_inside_the_chat(tokenizer):
 def test_training_prompts_are_the_prompts_the_package_renders(tokenizer):
     from chat_rows import RowMaker
 
-    from rim_lens.model.chat_format import ChatFormat
+    from rim_lens.chat.format import ChatFormat
 
     maker, chat_format = RowMaker(tokenizer), ChatFormat(tokenizer)
     cot = wordings("neutral")[0]["text"]

@@ -22,8 +22,8 @@ from rim_lens import (
     load_prompts,
     neuron_activations,
 )
+from rim_lens.chat.format import ChatFormat
 from rim_lens.model.adapter import WEIGHTS
-from rim_lens.model.chat_format import ChatFormat
 from rim_lens.patterns.held_neurons import ShiftPenalty, held_places, hold, read_neurons
 from rim_lens.patterns.training_plan import read_plan
 from rim_lens.patterns.training_rows import TrainingRow, read_training_rows, tokens_of

@@ -26,8 +26,8 @@ from made_patterns import made_patterns
 from made_results import MANIFEST, made_behavior, made_series
 
 from rim_lens import RimLensError, attention_by_length, compare_arms
+from rim_lens.chat.segments import SEGMENTS
 from rim_lens.inference_time.span_attention import SpanAttention
-from rim_lens.model.chat import SEGMENTS
 from rim_lens.plots import FIGURES, figure_for
 from rim_lens.plots.arms import arm_changes
 from rim_lens.plots.attention import attention_contrast, length_curve, segment_map

@@ -5,11 +5,12 @@ import pytest
 from scipy import stats
 
 from rim_lens.behavior.judge import Judgement
+from rim_lens.chat.chat import Chat
+from rim_lens.chat.segments import SEGMENTS
 from rim_lens.errors import RimLensError
 from rim_lens.inference_time.contrast import group_contrast, pair_contrast, rank_contrast
 from rim_lens.inference_time.refusal_heads import RefusalHeads, find_refusal_heads
 from rim_lens.inference_time.span_attention import SpanAttention
-from rim_lens.model.chat import SEGMENTS, Chat
 from rim_lens.results import Manifest
 
 COT, OPEN, CLOSE, USER = (SEGMENTS.index(name) for name in ("cot", "think_open", "think_close", "user"))

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rim_lens.audit.files import write_json
+from rim_lens.chat.tags import ThinkTags, read_tags
 from rim_lens.errors import RimLensError
-from rim_lens.model.chat import ThinkTags, read_tags
 
 PLAN_FILE = "plan.json"
 SMALLEST_SET = 32  # below this an interval is wider than any finding

@@ -13,9 +13,10 @@ import pandas as pd
 
 from rim_lens.behavior.generate import Generation, generate
 from rim_lens.behavior.judge import Judge
+from rim_lens.chat.chat import Chat
+from rim_lens.chat.segments import Thinking
 from rim_lens.data.prompts import Prompt
 from rim_lens.errors import RimLensError
-from rim_lens.model.chat import Chat, Thinking
 from rim_lens.model.lens_model import LensModel
 
 

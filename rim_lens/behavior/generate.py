@@ -18,9 +18,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rim_lens.chat.chat import Chat
+from rim_lens.chat.segments import Thinking, segment_id
 from rim_lens.errors import RimLensError
 from rim_lens.model.batch import Batch
-from rim_lens.model.chat import Chat, Thinking, segment_id
 from rim_lens.model.decode import decoder
 from rim_lens.model.fitting import halves_batches
 from rim_lens.model.lens_model import LensModel, Request

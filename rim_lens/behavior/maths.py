@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rim_lens.behavior.generate import Generation, generate
+from rim_lens.chat.segments import Thinking
 from rim_lens.data.prompts import Prompt
-from rim_lens.model.chat import Thinking
 from rim_lens.model.lens_model import LensModel
 from rim_lens.stats import Rate
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from rim_lens.behavior.generate import Generation
 from rim_lens.behavior.judge import Judgement
+from rim_lens.chat.chat import Chat
 from rim_lens.errors import RimLensError
 from rim_lens.model.batch import Batch
-from rim_lens.model.chat import Chat
 from rim_lens.model.fitting import halves_batches
 from rim_lens.model.lens_model import LensModel
 from rim_lens.processes import all_rows

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rim_lens.capture.passes import passes
 from rim_lens.capture.positions import Columns, Positions, columns_of, most_positions
-from rim_lens.model.chat import Chat
+from rim_lens.chat.chat import Chat
 from rim_lens.model.fitting import halves_batches
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.taps import Backend, Pass, Tap

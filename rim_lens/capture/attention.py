@@ -13,7 +13,8 @@ from torch import Tensor
 
 from rim_lens.capture.passes import passes
 from rim_lens.capture.positions import Columns, Positions, columns_of
-from rim_lens.model.chat import SEGMENTS, Chat
+from rim_lens.chat.chat import Chat
+from rim_lens.chat.segments import SEGMENTS
 from rim_lens.model.fitting import halves_batches
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.taps import AttentionCall, Backend, Pass, Tap

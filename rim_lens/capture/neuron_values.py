@@ -17,9 +17,9 @@ from torch import Tensor
 
 from rim_lens.capture.experts import ExpertCall, ExpertTap, expert_taps
 from rim_lens.capture.mixture_layers import checked_neurons
+from rim_lens.chat.chat import Chat
 from rim_lens.errors import RimLensError
 from rim_lens.model.batch import Batch
-from rim_lens.model.chat import Chat
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.taps import Backend, Pass, Tap
 

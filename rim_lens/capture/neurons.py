@@ -22,9 +22,9 @@ from torch import Tensor
 from rim_lens.capture.neuron_activations import NeuronActivations
 from rim_lens.capture.neuron_readers import NeuronReader, neuron_reader
 from rim_lens.capture.positions import positions_in
+from rim_lens.chat.chat import Chat
 from rim_lens.errors import RimLensError
 from rim_lens.model.batch import Batch
-from rim_lens.model.chat import Chat
 from rim_lens.model.finite import check_finite
 from rim_lens.model.fitting import halves_batches
 from rim_lens.model.lens_model import LensModel

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from rim_lens.chat.chat import Chat
 from rim_lens.model.batch import Batch
-from rim_lens.model.chat import Chat
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.taps import Backend, Tap
 from rim_lens.processes import n_processes

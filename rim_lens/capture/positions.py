@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from rim_lens.chat.chat import Chat
 from rim_lens.errors import RimLensError
 from rim_lens.model.batch import Batch
-from rim_lens.model.chat import Chat
 
 Positions = str | Sequence[int]
 

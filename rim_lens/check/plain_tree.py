@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 from transformers.pytorch_utils import Conv1D
 
+from rim_lens.chat.chat import Chat
 from rim_lens.check.expert_loop import MixturePart, is_experts, mixture_neurons, without_expert_unit
 from rim_lens.errors import RimLensError
-from rim_lens.model.chat import Chat
 from rim_lens.model.lens_model import LensModel
 
 

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rim_lens.chat.chat import Chat
+from rim_lens.chat.segments import segment_id
 from rim_lens.check.plain_hooked import PlainHooked
 from rim_lens.check.plain_tree import PlainTree
-from rim_lens.model.chat import Chat, segment_id
 from rim_lens.model.lens_model import LensModel
 
 REQUESTS = ("Why is the sky blue?", "Name three rivers, please.")  # of different length: the batch has padding

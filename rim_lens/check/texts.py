@@ -3,11 +3,12 @@
 from contextlib import nullcontext
 
 from rim_lens.behavior.generate import generate
+from rim_lens.chat.chat import Chat
+from rim_lens.chat.segments import SEGMENTS
 from rim_lens.check.outcome import Measured
 from rim_lens.check.subject import COT, REQUESTS, Subject
 from rim_lens.errors import RimLensError
 from rim_lens.intervene import ablate_heads
-from rim_lens.model.chat import SEGMENTS, Chat
 from rim_lens.model.lens_model import LensModel
 
 N_TOKENS = 6

@@ -24,8 +24,9 @@ from inspect_ai.model import (
 )
 
 from rim_lens.behavior.generate import Generation
+from rim_lens.chat.chat import Chat
+from rim_lens.chat.segments import Thinking
 from rim_lens.errors import RimLensError
-from rim_lens.model.chat import Chat, Thinking
 
 HONOURED = {"max_tokens", "temperature", "seed", "reasoning_tokens", "reasoning_effort", "reasoning_history"}
 INSPECTS_OWN = {  # acted on before a provider is asked

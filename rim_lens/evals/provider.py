@@ -22,12 +22,13 @@ from inspect_ai.model._cache import epoch  # Inspect's own record of it; set bef
 from inspect_ai.tool import ToolChoice, ToolInfo
 
 from rim_lens.behavior.generate import generate
+from rim_lens.chat.chat import Chat
+from rim_lens.chat.tags import read_tags
 from rim_lens.errors import RimLensError
 from rim_lens.evals.batching import Batcher
 from rim_lens.evals.interventions import read_intervention
 from rim_lens.evals.messages import Question, call_of, check_config, output_of, question_of
 from rim_lens.evals.one_sentence import one_sentence
-from rim_lens.model.chat import Chat, read_tags
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.load import load_model
 from rim_lens.processes import n_processes

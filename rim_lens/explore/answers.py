@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from rim_lens.behavior.generate import generate
 from rim_lens.behavior.judge import RefusalJudge
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_tokens
+from rim_lens.chat.chat import Chat
+from rim_lens.chat.segments import Thinking
 from rim_lens.intervene import ablate_heads
 from rim_lens.intervene.selection import Head
-from rim_lens.model.chat import Chat, Thinking
 from rim_lens.model.lens_model import LensModel
 
 

@@ -14,6 +14,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_tokens
+from rim_lens.chat.chat import Chat
+from rim_lens.chat.segments import Thinking
 from rim_lens.data.prompts import Prompt
 from rim_lens.errors import RimLensError
 from rim_lens.explore.answers import Answer, answer
@@ -22,7 +24,6 @@ from rim_lens.explore.state import Explorer
 from rim_lens.inference_time.span_attention import span_attention
 from rim_lens.inference_time.token_attention import TokenAttention, token_attention
 from rim_lens.intervene.selection import Head
-from rim_lens.model.chat import Chat, Thinking
 from rim_lens.model.lens_model import LensModel
 from rim_lens.plots.attention import segment_map
 from rim_lens.plots.names import condition

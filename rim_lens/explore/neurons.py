@@ -15,11 +15,11 @@ import plotly.graph_objects as go
 from rim_lens.behavior.generate import as_chats
 from rim_lens.capture.neuron_activations import NeuronActivations
 from rim_lens.capture.neurons import neuron_activations
+from rim_lens.chat.chat import Chat
 from rim_lens.data.prompts import Prompt
 from rim_lens.errors import RimLensError
 from rim_lens.explore.markup import columns, table_html
 from rim_lens.explore.state import Explorer
-from rim_lens.model.chat import Chat
 from rim_lens.model.lens_model import LensModel
 from rim_lens.plots import style
 from rim_lens.training_time.checkpoints import Checkpoints

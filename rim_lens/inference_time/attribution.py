@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rim_lens.chat.chat import Chat
 from rim_lens.inference_time.run_scores import (
     CleanPasses,
     MetricFunction,
@@ -30,7 +31,6 @@ from rim_lens.inference_time.run_scores import (
     over_prompts,
 )
 from rim_lens.model.batch import Batch
-from rim_lens.model.chat import Chat
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.resume import ResumablePass, unfit
 from rim_lens.model.taps import Tap

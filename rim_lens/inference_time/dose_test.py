@@ -18,6 +18,8 @@ from jaxtyping import Float
 from rim_lens.behavior.generate import as_chats
 from rim_lens.behavior.judge import Judge, RefusalJudge
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_tokens
+from rim_lens.chat.chat import Chat
+from rim_lens.chat.segments import Thinking
 from rim_lens.data.prompts import Prompt
 from rim_lens.errors import RimLensError
 from rim_lens.inference_time.head_measures import (
@@ -31,7 +33,6 @@ from rim_lens.inference_time.head_measures import (
 )
 from rim_lens.inference_time.run_scores import Region
 from rim_lens.inference_time.set_effects import alternative_for, recovered_share, set_effect
-from rim_lens.model.chat import Chat, Thinking
 from rim_lens.model.lens_model import LensModel, Request
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import benjamini_hochberg, count_head_sets, matched_head_sets

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from rim_lens.behavior.judge import LABELS, Judgement
+from rim_lens.chat.chat import Chat
 from rim_lens.errors import RimLensError
-from rim_lens.model.chat import Chat
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,12 +11,13 @@ from torch import Tensor
 from rim_lens.behavior.judge import Judge
 from rim_lens.behavior.refusal_score import RefusalTokens
 from rim_lens.capture.activations import mean_head_outputs
+from rim_lens.chat.chat import Chat
+from rim_lens.chat.segments import Thinking
 from rim_lens.data.prompts import Prompt
 from rim_lens.inference_time.dose_test import DoseTest, HeadTest, Prompts, chats_of, measures_of
 from rim_lens.inference_time.head_measures import Head
 from rim_lens.intervene import HeadRecording, ablate_heads, record_heads
 from rim_lens.intervene.selection import chosen_heads
-from rim_lens.model.chat import Chat, Thinking
 from rim_lens.model.lens_model import LensModel
 from rim_lens.stats.controls import Alternative
 

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Float64
 
+from rim_lens.chat.chat import Chat
 from rim_lens.inference_time.patching import need_pairs
 from rim_lens.inference_time.run_scores import (
     Metric,
@@ -33,7 +34,6 @@ from rim_lens.inference_time.run_scores import (
 )
 from rim_lens.intervene.recording import HeadRecording, record_heads
 from rim_lens.intervene.selection import Head
-from rim_lens.model.chat import Chat
 from rim_lens.model.lens_model import LensModel
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import benjamini_hochberg, bootstrap_means, mean_test

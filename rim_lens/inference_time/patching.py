@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Float64
 
+from rim_lens.chat.chat import Chat
 from rim_lens.errors import RimLensError
 from rim_lens.inference_time.run_scores import (
     Metric,
@@ -33,7 +34,6 @@ from rim_lens.inference_time.run_scores import (
 from rim_lens.intervene.recording import record_heads
 from rim_lens.intervene.selection import Head
 from rim_lens.model.batch import Batch
-from rim_lens.model.chat import Chat
 from rim_lens.model.fitting import over_batches
 from rim_lens.model.lens_model import LensModel
 from rim_lens.processes import all_rows

@@ -17,6 +17,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 
 from rim_lens.behavior.judge import Judgement
+from rim_lens.chat.chat import Chat
 from rim_lens.errors import RimLensError
 from rim_lens.inference_time.groups import groups_of, need_distinct_requests, need_groups
 from rim_lens.inference_time.probe_fit import (
@@ -30,7 +31,6 @@ from rim_lens.inference_time.probe_fit import (
 )
 from rim_lens.inference_time.probe_intervals import held_out_statistics, selected_layer, supervised_statistics
 from rim_lens.inference_time.template_positions import shared_template, template_residuals
-from rim_lens.model.chat import Chat
 from rim_lens.model.lens_model import LensModel
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import auroc, benjamini_hochberg

@@ -23,11 +23,12 @@ import pandas as pd
 from jaxtyping import Float
 
 from rim_lens.behavior.judge import Judgement
+from rim_lens.chat.chat import Chat
+from rim_lens.chat.segments import SEGMENTS
 from rim_lens.errors import RimLensError
 from rim_lens.inference_time.contrast import Contrast, group_contrast, pair_contrast, rank_contrast
 from rim_lens.inference_time.groups import Groups, groups_of, need_distinct_requests, need_groups
 from rim_lens.inference_time.span_attention import SpanAttention, span_attention
-from rim_lens.model.chat import SEGMENTS, Chat
 from rim_lens.model.lens_model import LensModel
 from rim_lens.results import Manifest, Result
 

@@ -12,12 +12,13 @@ from typing import Any, Literal
 from rim_lens.behavior.generate import generate
 from rim_lens.behavior.judge import Judge
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_score, refusal_tokens
+from rim_lens.chat.chat import Chat
+from rim_lens.chat.segments import Thinking
 from rim_lens.data.prompts import Prompt
 from rim_lens.errors import RimLensError
 from rim_lens.inference_time.dose_test import DoseTest, HeadTest, Prompts, chats_of, measures_of
 from rim_lens.inference_time.head_measures import Change, Head
 from rim_lens.intervene import knock_out, scale_heads
-from rim_lens.model.chat import Chat, Thinking
 from rim_lens.model.lens_model import LensModel
 from rim_lens.stats.controls import Alternative
 

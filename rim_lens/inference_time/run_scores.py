@@ -19,13 +19,13 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from rim_lens.behavior.refusal_score import RefusalTokens, log_odds, refusal_tokens
+from rim_lens.chat.chat import Chat
 from rim_lens.errors import RimLensError
 from rim_lens.intervene.head_runs import HeadRuns, one_hot
 from rim_lens.intervene.recording import HeadRecording
 from rim_lens.intervene.selection import Head
 from rim_lens.model.batch import Batch
 from rim_lens.model.changed_runs import whole_passes, why_not
-from rim_lens.model.chat import Chat
 from rim_lens.model.finite import check_finite
 from rim_lens.model.fitting import AtOnce, over_batches
 from rim_lens.model.lens_model import LensModel

@@ -17,7 +17,8 @@ from jaxtyping import Float
 
 from rim_lens.capture.attention import segment_masses
 from rim_lens.capture.positions import Positions, positions_in
-from rim_lens.model.chat import SEGMENTS, Chat
+from rim_lens.chat.chat import Chat
+from rim_lens.chat.segments import SEGMENTS
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.taps import Backend
 from rim_lens.results import Manifest, Result

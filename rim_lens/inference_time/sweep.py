@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Float64
 
+from rim_lens.chat.chat import Chat
 from rim_lens.errors import RimLensError
 from rim_lens.inference_time.attribution import head_attributions
 from rim_lens.inference_time.run_scores import (
@@ -35,7 +36,6 @@ from rim_lens.inference_time.run_scores import (
     score_runs,
 )
 from rim_lens.intervene.selection import Head
-from rim_lens.model.chat import Chat
 from rim_lens.model.lens_model import LensModel
 from rim_lens.results import Manifest, Result
 

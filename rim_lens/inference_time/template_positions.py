@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rim_lens.capture.activations import residuals
+from rim_lens.chat.chat import Chat
 from rim_lens.errors import RimLensError
-from rim_lens.model.chat import Chat
 from rim_lens.model.lens_model import LensModel
 
 _LONGEST_TAIL = 6  # template tokens that may close the user's turn

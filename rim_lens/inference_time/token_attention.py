@@ -13,8 +13,9 @@ import pandas as pd
 from jaxtyping import Float
 
 from rim_lens.capture.attention import attention_rows
+from rim_lens.chat.chat import Chat
+from rim_lens.chat.segments import SEGMENTS
 from rim_lens.errors import RimLensError
-from rim_lens.model.chat import SEGMENTS, Chat
 from rim_lens.model.lens_model import LensModel
 from rim_lens.results import Manifest, Result
 

@@ -21,12 +21,12 @@ from jaxtyping import Float
 
 from rim_lens.behavior.judge import Judgement
 from rim_lens.capture.activations import head_outputs, residuals
+from rim_lens.chat.chat import Chat
 from rim_lens.errors import RimLensError
 from rim_lens.inference_time.contrast import pair_contrast
 from rim_lens.inference_time.groups import groups_of, need_distinct_requests
 from rim_lens.inference_time.probe import RefusalProbe
 from rim_lens.inference_time.write_vectors import write_vectors
-from rim_lens.model.chat import Chat
 from rim_lens.model.fitting import AtOnce
 from rim_lens.model.lens_model import LensModel
 from rim_lens.progress import track

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from rim_lens.chat.segments import segment_id
 from rim_lens.intervene.selection import Chosen, Heads, UnitTap, Where, chosen_heads
-from rim_lens.model.chat import segment_id
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.taps import AttentionCall, Backend
 

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rim_lens.capture.activations import head_outputs
+from rim_lens.chat.chat import Chat
 from rim_lens.errors import RimLensError
-from rim_lens.model.chat import Chat
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.taps import Backend
 

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from rim_lens.chat.chat import Chat
 from rim_lens.errors import RimLensError
-from rim_lens.model.chat import Chat
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.taps import STILL_THINKING, Pass, Tap
 

@@ -1,1 +1,1 @@
-"""From anything that names a model to a `LensModel`: loading, chat format and segments, batches, taps, decoding."""
+"""From anything that names a model to a `LensModel`: loading, batches, taps, decoding."""

@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from rim_lens.chat.chat import Chat
+from rim_lens.chat.segments import segment_id
 from rim_lens.errors import RimLensError
-from rim_lens.model.chat import Chat, segment_id
 
 Side = Literal["left", "right"]
 

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rim_lens.chat.segments import SEGMENTS
 from rim_lens.model.batch import Batch
-from rim_lens.model.chat import SEGMENTS
 from rim_lens.model.finite import check_finite
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.shared_prefix import prefix_first, shared_length

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import torch
 
+from rim_lens.chat.chat import Chat
 from rim_lens.errors import RimLensError
 from rim_lens.model.batch import Batch
-from rim_lens.model.chat import Chat
 from rim_lens.processes import share
 
 if TYPE_CHECKING:

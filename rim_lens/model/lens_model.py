@@ -17,10 +17,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rim_lens.chat.chat import Chat
+from rim_lens.chat.format import ChatFormat
+from rim_lens.chat.tags import ThinkTags
 from rim_lens.errors import RimLensError
 from rim_lens.model.batch import Batch, batches, make_batch
-from rim_lens.model.chat import Chat, ThinkTags
-from rim_lens.model.chat_format import ChatFormat
 from rim_lens.model.finite import check_finite
 from rim_lens.model.shape import ModelShape, shape_of
 from rim_lens.processes import share

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from rim_lens.chat.format import ChatFormat
+from rim_lens.chat.tags import ThinkTags
 from rim_lens.errors import RimLensError
 from rim_lens.model.adapter import adapter_base, is_adapter, merge_adapter
 from rim_lens.model.bundled import NAME, bundled_model_folder
-from rim_lens.model.chat import ThinkTags
-from rim_lens.model.chat_format import ChatFormat
 from rim_lens.model.gguf import converted_gguf
 from rim_lens.model.hub import check_reachable, translated_hub_errors
 from rim_lens.model.lens_model import LensModel

@@ -17,8 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
+from rim_lens.chat.segments import SEGMENTS
 from rim_lens.model.batch import Batch
-from rim_lens.model.chat import SEGMENTS
 from rim_lens.model.decode import grown
 from rim_lens.model.finite import check_finite
 from rim_lens.model.lens_model import LensModel

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rim_lens.chat.segments import SEGMENTS
 from rim_lens.errors import RimLensError
-from rim_lens.model.chat import SEGMENTS
 
 if TYPE_CHECKING:
     from rim_lens.model.batch import Batch

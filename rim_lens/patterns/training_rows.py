@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from rim_lens.behavior.maths import NUMBER, final_answer, is_correct
+from rim_lens.chat.format import ChatFormat
+from rim_lens.chat.segments import Thinking
 from rim_lens.data.local_files import read_rows
 from rim_lens.errors import RimLensError
-from rim_lens.model.chat import Thinking
-from rim_lens.model.chat_format import ChatFormat
 
 REQUEST = ("request", "problem", "question", "instruction", "prompt")
 RESPONSE = ("response", "answer", "completion")

@@ -4,7 +4,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 
-from rim_lens.model.chat_format import ChatFormat
+from rim_lens.chat.format import ChatFormat
 from rim_lens.patterns.arm_data import written_arms
 from rim_lens.patterns.training_plan import TrainingPlan
 from rim_lens.patterns.training_rows import TrainingRow, read_training_rows, training_rows

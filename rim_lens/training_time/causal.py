@@ -24,6 +24,8 @@ from jaxtyping import Int
 from rim_lens.behavior.judge import Judge
 from rim_lens.behavior.refusal_score import RefusalTokens
 from rim_lens.capture.neurons import neuron_activations
+from rim_lens.chat.chat import Chat
+from rim_lens.chat.segments import Thinking
 from rim_lens.data.prompts import Prompt
 from rim_lens.errors import RimLensError
 from rim_lens.inference_time.dose_test import Prompts, chats_of, measures_of
@@ -32,7 +34,6 @@ from rim_lens.inference_time.set_effects import alternative_for, set_effect
 from rim_lens.intervene.experts import ablate_expert_neurons
 from rim_lens.intervene.neurons import ablate_neurons
 from rim_lens.intervene.selection import Where
-from rim_lens.model.chat import Chat, Thinking
 from rim_lens.model.lens_model import LensModel
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import benjamini_hochberg

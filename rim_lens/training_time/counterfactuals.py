@@ -17,9 +17,10 @@ import numpy as np
 from rim_lens.behavior.generate import generate
 from rim_lens.behavior.judge import Judge, RefusalJudge
 from rim_lens.capture.neurons import Positions
+from rim_lens.chat.chat import Chat
+from rim_lens.chat.segments import Thinking
 from rim_lens.data.prompts import Prompt
 from rim_lens.errors import RimLensError
-from rim_lens.model.chat import Chat, Thinking
 from rim_lens.model.lens_model import LensModel
 
 FORCING = (

@@ -16,9 +16,10 @@ from rim_lens.behavior.generate import as_chats
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_tokens
 from rim_lens.capture.neuron_activations import Measure
 from rim_lens.capture.neurons import Positions
+from rim_lens.chat.chat import Chat
+from rim_lens.chat.segments import Thinking
 from rim_lens.data.prompts import Prompt
 from rim_lens.errors import RimLensError
-from rim_lens.model.chat import Chat, Thinking
 from rim_lens.model.lens_model import LensModel
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import Correlation, benjamini_hochberg, bootstrap_mean, correlation, correlation_difference

@@ -20,9 +20,10 @@ from rim_lens.behavior.generate import as_chats
 from rim_lens.capture.neuron_activations import NeuronActivations
 from rim_lens.capture.neuron_values import NeuronValues, record_neurons
 from rim_lens.capture.neurons import Positions, chosen_positions
+from rim_lens.chat.chat import Chat
+from rim_lens.chat.segments import SEGMENTS
 from rim_lens.data.prompts import Prompt
 from rim_lens.errors import RimLensError
-from rim_lens.model.chat import SEGMENTS, Chat
 from rim_lens.model.fitting import over_batches
 from rim_lens.model.lens_model import LensModel
 from rim_lens.results import Manifest, Result

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from rim_lens.capture.neuron_activations import Measure, NeuronActivations
 from rim_lens.capture.neurons import Positions
+from rim_lens.chat.chat import Chat
+from rim_lens.chat.segments import segment_id
 from rim_lens.errors import RimLensError
-from rim_lens.model.chat import Chat, segment_id
 from rim_lens.model.fitting import halves_batches
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.stored_weights import StoredWeights

@@ -18,8 +18,8 @@ import pandas as pd
 from jaxtyping import Int
 
 from rim_lens.capture.neuron_activations import Measure
+from rim_lens.chat.chat import Chat
 from rim_lens.errors import RimLensError
-from rim_lens.model.chat import Chat
 from rim_lens.model.lens_model import LensModel
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import benjamini_hochberg, empirical_p, percentile

@@ -18,9 +18,10 @@ from rim_lens.capture.attention import MassTap
 from rim_lens.capture.neuron_activations import NeuronActivations
 from rim_lens.capture.neuron_readers import NeuronReader, neuron_reader
 from rim_lens.capture.neurons import AtDecision, Positions, chosen_positions, finished
+from rim_lens.chat.chat import Chat
+from rim_lens.chat.segments import SEGMENTS
 from rim_lens.errors import RimLensError
 from rim_lens.model.batch import Batch
-from rim_lens.model.chat import SEGMENTS, Chat
 from rim_lens.model.fitting import halves_batches, out_of_memory
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.prefilled import Prefilled, can_prefill, prefilled, prefilling_pass

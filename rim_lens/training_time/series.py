@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rim_lens.chat.chat import Chat
 from rim_lens.data.local_files import read_rows
 from rim_lens.errors import RimLensError
 from rim_lens.model.adapter import adapter_base, is_adapter
-from rim_lens.model.chat import Chat
 from rim_lens.model.lens_model import LensModel
 
 FILE = "series.json"

@@ -20,10 +20,11 @@ from jaxtyping import Float
 
 from rim_lens.behavior.generate import as_chats
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_tokens
+from rim_lens.chat.chat import Chat
+from rim_lens.chat.segments import SEGMENTS
 from rim_lens.data.prompts import Prompt
 from rim_lens.errors import RimLensError
 from rim_lens.inference_time.head_measures import Head
-from rim_lens.model.chat import SEGMENTS, Chat
 from rim_lens.model.lens_model import LensModel
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import bootstrap_mean

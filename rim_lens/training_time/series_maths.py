@@ -21,9 +21,10 @@ from jaxtyping import Float
 from rim_lens.behavior.conditions import Condition, ask
 from rim_lens.behavior.maths import solved
 from rim_lens.behavior.refusal_score import mean_log_likelihood
+from rim_lens.chat.chat import Chat
+from rim_lens.chat.segments import Thinking
 from rim_lens.data.prompts import Prompt, PromptSet
 from rim_lens.errors import RimLensError
-from rim_lens.model.chat import Chat, Thinking
 from rim_lens.model.fitting import halves_batches
 from rim_lens.model.lens_model import LensModel
 from rim_lens.processes import all_rows

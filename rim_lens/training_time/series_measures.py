@@ -20,8 +20,8 @@ from torch import Tensor
 from rim_lens.behavior.refusal_score import RefusalTokens, log_odds
 from rim_lens.capture.neuron_activations import Measure, NeuronActivations
 from rim_lens.capture.neurons import Positions
+from rim_lens.chat.chat import Chat
 from rim_lens.inference_time.head_measures import Head
-from rim_lens.model.chat import Chat
 from rim_lens.model.lens_model import LensModel
 from rim_lens.processes import sum_over_processes
 from rim_lens.progress import track

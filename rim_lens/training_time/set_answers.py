@@ -20,11 +20,11 @@ from jaxtyping import Float, Float64
 from rim_lens.behavior.generate import is_thinking
 from rim_lens.behavior.judge import LABELS
 from rim_lens.behavior.refusal_score import mean_log_likelihood
+from rim_lens.chat.chat import Chat
 from rim_lens.data.prompts import Prompt
 from rim_lens.inference_time.head_measures import AnswerMeasure, Measured
 from rim_lens.inference_time.run_scores import cut_at_decision
 from rim_lens.model.batch import Batch
-from rim_lens.model.chat import Chat
 from rim_lens.model.fitting import over_batches
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.prefilled import Continued, Prefilled, can_prefill

@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Float, Float64
 
 from rim_lens.behavior.refusal_score import RefusalTokens
+from rim_lens.chat.chat import Chat
 from rim_lens.inference_time.head_measures import Head
 from rim_lens.inference_time.run_scores import cut_at_decision
 from rim_lens.intervene.heads import ablate_heads
 from rim_lens.intervene.selection import Where
 from rim_lens.model.batch import Batch
-from rim_lens.model.chat import Chat
 from rim_lens.model.fitting import AtOnce, over_batches
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.prefilled import Prefilled, can_prefill, prefill

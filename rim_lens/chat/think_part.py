@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rim_lens.model.chat import ThinkTags
+from rim_lens.chat.tags import ThinkTags
 
 
 class ThinkPart(NamedTuple):

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from rim_lens.chat.segments import Span
 from rim_lens.errors import RimLensError
-from rim_lens.model.chat import Span
 
 Messages = Sequence[Mapping[str, str]]
 Pieces = list[tuple[str, str]]  # (segment, text), in the order of the chat

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from html import escape
+from typing import Protocol
 
 import numpy as np
+from jaxtyping import Int
 from rich.text import Text
 
-from rim_lens.model.chat import SEGMENTS, Chat
+from rim_lens.chat.segments import SEGMENTS, Span, Thinking
 
 # Hues that stay apart for colour-blind readers (after Okabe and Ito), as backgrounds behind black text.
 COLOURS = dict(
@@ -15,7 +18,26 @@ COLOURS = dict(
 )
 
 
-def segments_text(chat: Chat) -> Text:
+class Segmented(Protocol):
+    """What a view needs of a `Chat`."""
+
+    @property
+    def text(self) -> str: ...  # noqa: D102
+    @property
+    def spans(self) -> tuple[Span, ...]: ...  # noqa: D102
+    @property
+    def token_ids(self) -> Int[np.ndarray, "pos"]: ...  # noqa: D102
+    @property
+    def segment_ids(self) -> Int[np.ndarray, "pos"]: ...  # noqa: D102
+    @property
+    def thinking(self) -> Thinking: ...  # noqa: D102
+    @property
+    def decision_position(self) -> int: ...  # noqa: D102
+    @property
+    def decode(self) -> Callable[[Sequence[int]], str] | None: ...  # noqa: D102
+
+
+def segments_text(chat: Segmented) -> Text:
     """The chat's text with each segment on its colour, line ends made visible, under a legend of token counts."""
     view = Text()
     for segment, count in _token_counts(chat).items():
@@ -27,7 +49,7 @@ def segments_text(chat: Chat) -> Text:
     return view
 
 
-def segments_html(chat: Chat) -> str:
+def segments_html(chat: Segmented) -> str:
     """The same as a fragment of HTML."""
     legend = " ".join(_mark(segment, f" {segment} {count} ") for segment, count in _token_counts(chat).items())
     body = "".join(_mark(span.segment, _visible(chat.text[span.start : span.end])) for span in chat.spans)
@@ -37,15 +59,15 @@ def segments_html(chat: Chat) -> str:
     )
 
 
-def _token_counts(chat: Chat) -> dict[str, int]:
+def _token_counts(chat: Segmented) -> dict[str, int]:
     counts = np.bincount(chat.segment_ids, minlength=len(SEGMENTS))
     return dict(zip(SEGMENTS, counts.tolist(), strict=True))
 
 
-def _decision_line(chat: Chat) -> str:
+def _decision_line(chat: Segmented) -> str:
     token = int(chat.token_ids[chat.decision_position])
     shown = f" {chat.decode([token])!r}" if chat.decode is not None else ""
-    return f"{len(chat)} tokens, thinking {chat.thinking}, decision position {chat.decision_position}{shown}"
+    return f"{len(chat.token_ids)} tokens, thinking {chat.thinking}, decision position {chat.decision_position}{shown}"
 
 
 def _style(segment: str) -> str:

@@ -1,0 +1,271 @@
+"""Rendering chats through a tokenizer's own chat template, in one of three thinking modes.
+
+off: an empty think span (`open` + `close`); on: the prompt ends with `open` and the model writes its CoT;
+prefilled: `open` + a given CoT + `close`. Templates with a switch for thinking are asked through it, templates that
+open the tag themselves are recognised, and others get the tags as plain text after their generation prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import get_args
+
+import numpy as np
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from rim_lens.chat.chat import Chat
+from rim_lens.chat.layout import (
+    Messages,
+    Pieces,
+    Render,
+    Turns,
+    generation_prompt,
+    join_pieces,
+    locate,
+    pieces_of,
+    probe_turns,
+)
+from rim_lens.chat.segments import Span, Thinking, segment_id
+from rim_lens.chat.tags import ThinkTags
+from rim_lens.chat.think_part import cut_think_part, written_tags
+from rim_lens.chat.tokens import TokenStarts
+from rim_lens.errors import RimLensError
+
+SWITCHES = ("enable_thinking", "thinking")  # names under which templates take a thinking switch
+ROLES = ("system", "user", "assistant")
+
+
+class ChatFormat:
+    """A tokenizer's chat template and how thinking is switched in it.
+
+    Args:
+        tokenizer: a fast tokenizer (character offsets are needed).
+        tags: the texts around a CoT; `<think>` by default, in the form in which the template writes them.
+        chat_template: used in place of the tokenizer's own.
+        generation_eos: end-of-sequence ids of the generation config, joined to the tokenizer's.
+
+    Raises RimLensError, at first use, when there is no chat template or the tokenizer gives no offsets.
+
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        tags: ThinkTags | None = None,
+        *,
+        chat_template: str | None = None,
+        generation_eos: int | Sequence[int] | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self._given_tags = tags if tags is not None else ThinkTags()
+        eos = [generation_eos] if isinstance(generation_eos, int) else (generation_eos or ())
+        self._generation_eos = frozenset(int(token) for token in eos)
+        self._tokens = TokenStarts(tokenizer)
+        self._turns: dict[bool, Turns] = {}
+
+    def render(
+        self,
+        request: str | Sequence[Mapping[str, str]],
+        *,
+        thinking: Thinking = "off",
+        cot: str | None = None,
+        response: str | None = None,
+        system: str | None = None,
+    ) -> Chat:
+        """Render one request, or a list of messages that ends with the user's, as the prompt of an answer.
+
+        Args:
+            request: the user's text, or messages with `role` and `content`; the last must be the user's.
+            thinking: "off", "on" or "prefilled".
+            cot: the CoT between the tags, for "prefilled" only.
+            response: appended after the prompt (teacher forcing); the prompt's tokens are the same without it.
+            system: a system prompt before the messages.
+
+        Raises RimLensError for messages that the template refuses or rewrites, and for a CoT in another mode.
+
+        """
+        messages = _messages(request, system)
+        _check_thinking(thinking, cot)
+        text, places = locate(messages, self._renderer(thinking != "off"), self._template)
+        pieces = pieces_of(text, places, self._turns_for(thinking != "off"))
+        pieces = self._with_think_part(pieces, thinking, cot)
+        chat = self._chat(pieces, messages[-1]["content"], thinking)
+        return self._with_response(chat, response) if response else chat
+
+    # What the template and the tokenizer do
+
+    @cached_property
+    def switch(self) -> str | None:
+        """Name of the template's variable that switches thinking, None when it has none."""
+        user = [{"role": "user", "content": "x"}]
+        for name in SWITCHES:
+            if self._apply(user, True, {name: True}) != self._apply(user, True, {name: False}):
+                return name
+        return None
+
+    @cached_property
+    def tags(self) -> ThinkTags:
+        """The tags in the form the template writes them; as given where it writes none."""
+        return written_tags(*self._generation_prompts, self._given_tags)
+
+    @cached_property
+    def writes_tags(self) -> bool:
+        """Whether the template itself writes the tags; if not, they stand after its generation prompt as plain text."""
+        parts = [cut_think_part(prompt, self._given_tags) for prompt in self._generation_prompts]
+        return any(part.open or part.close for part in parts)
+
+    @cached_property
+    def _generation_prompts(self) -> tuple[str, str]:
+        """The template's generation prompts with thinking off and on."""
+        off, on = (
+            generation_prompt(self._renderer(thinking), self._turns_for(thinking).user_closing)
+            for thinking in (False, True)
+        )
+        return off, on
+
+    @cached_property
+    def open_ids(self) -> tuple[int, ...]:
+        """Token ids of the opening tag, as they follow other text."""
+        return tuple(self._tokens.encode_after("", self.tags.open).tolist())
+
+    @cached_property
+    def close_ids(self) -> tuple[int, ...]:
+        """Token ids of the closing tag, as they follow other text: forced when a CoT's budget is spent."""
+        return tuple(self._tokens.encode_after("", self.tags.close).tolist())
+
+    @cached_property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids that end a turn: the tokenizer's, the generation config's and the template's turn closing."""
+        ids = set(self._generation_eos)
+        if self.tokenizer.eos_token_id is not None:
+            ids.add(int(self.tokenizer.eos_token_id))
+        closing = self._tokens.units(self._turns_for(False).last_closing)
+        first = next((unit for unit in closing if unit in self._tokens.added), None)
+        if first is not None:
+            ids.add(self._tokens.added[first])
+        return tuple(sorted(ids))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens and spaces as they are."""
+        return self._tokens.decode(token_ids)
+
+    # Steps of a render
+
+    def _with_think_part(self, pieces: Pieces, thinking: Thinking, cot: str | None) -> Pieces:
+        """The pieces of the whole prompt, its think part in the mode asked for."""
+        last_segment, generation = pieces[-1]
+        written = cut_think_part(generation if last_segment == "assistant_tag" else "", self._given_tags)
+        before = pieces[:-1] if last_segment == "assistant_tag" else pieces
+        if thinking == "off" and written.close:
+            think = [("think_open", written.open), ("think_close", written.close)]
+        elif thinking == "on":
+            if not self.tags.open:
+                raise RimLensError("thinking 'on' needs an opening tag: give ThinkTags with one.")
+            think = [("think_open", self.tags.open)]
+        else:
+            think = [("think_open", self.tags.open), ("cot", cot or ""), ("think_close", self.tags.close)]
+        return [*before, ("assistant_tag", written.header), *think]
+
+    def _chat(self, pieces: Pieces, request: str, thinking: Thinking) -> Chat:
+        text, spans = "".join(piece for _, piece in pieces), join_pieces(pieces)
+        token_ids, starts = self._tokens.encode(text)
+        if not len(token_ids):
+            raise RimLensError("the chat template renders to no tokens: pass a request or another template.")
+        ends = np.array([span.end for span in spans])
+        span_of_token = np.minimum(np.searchsorted(ends, starts, side="right"), len(spans) - 1)
+        segment_ids = np.array([segment_id(span.segment) for span in spans], dtype=np.int8)[span_of_token]
+        decision = len(token_ids) - 1
+        return Chat(text, token_ids, segment_ids, thinking, request, decision, tuple(spans), self.decode)
+
+    def _with_response(self, chat: Chat, response: str) -> Chat:
+        token_ids = self._tokens.encode_after(chat.text, response)
+        new_segments = np.full(len(token_ids), segment_id("response"), dtype=np.int8)
+        return replace(
+            chat,
+            text=chat.text + response,
+            token_ids=np.concatenate([chat.token_ids, token_ids]),
+            segment_ids=np.concatenate([chat.segment_ids, new_segments]),
+            spans=(*chat.spans, Span("response", len(chat.text), len(chat.text) + len(response))),
+            n_rendered=len(chat) + len(token_ids),
+        )
+
+    def _turns_for(self, thinking: bool) -> Turns:
+        if thinking not in self._turns:
+            bos = str(self.tokenizer.bos_token or "")
+            turns = probe_turns(self._renderer(thinking), self._tokens.units, bos)
+            # An empty think span that the template writes before earlier answers is no part of their header.
+            header = cut_think_part(turns.assistant_header, self._given_tags).header
+            self._turns[thinking] = replace(turns, assistant_header=header)
+        return self._turns[thinking]
+
+    @cached_property
+    def _template(self) -> str:
+        if self.chat_template is None and not self.tokenizer.chat_template:
+            name = getattr(self.tokenizer, "name_or_path", "") or "this model"
+            raise RimLensError(
+                f"the tokenizer of {name} has no chat template: pass chat_template=, or use a chat model "
+                "(its name often ends in -Instruct or -Chat)."
+            )
+        try:
+            return str(self.tokenizer.get_chat_template(self.chat_template))
+        except ValueError as error:  # several named templates, none of them the default
+            raise RimLensError(
+                f"no chat template is the tokenizer's default ({error}): pass chat_template= with a name."
+            ) from error
+
+    def _renderer(self, thinking: bool) -> Render:
+        variables = {self.switch: thinking} if self.switch else {}
+        return lambda messages, with_prompt: self._apply(messages, with_prompt, variables)
+
+    def _apply(self, messages: Messages, with_prompt: bool, variables: Mapping[str, bool]) -> str:
+        template = self._template
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                chat_template=template,
+                add_generation_prompt=with_prompt,
+                tokenize=False,
+                **variables,
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise RimLensError(
+                f"the chat template refuses these messages ({str(error).strip().rstrip('.')}): "
+                "check the order of their roles, and whether the template takes a system prompt."
+            ) from error
+        return str(text)
+
+
+def _check_thinking(thinking: str, cot: str | None) -> None:
+    if thinking not in get_args(Thinking):
+        raise RimLensError(f"unknown thinking mode {thinking!r}: use one of {', '.join(get_args(Thinking))}.")
+    if thinking == "prefilled" and cot is None:
+        raise RimLensError("thinking 'prefilled' needs a CoT: pass cot= (the text between the tags).")
+    if thinking != "prefilled" and cot is not None:
+        raise RimLensError(f"thinking {thinking!r} takes no CoT: leave cot= out, or use 'prefilled'.")
+
+
+def _messages(request: str | Sequence[Mapping[str, str]], system: str | None) -> list[dict[str, str]]:
+    """The checked messages of a request: an optional system prompt, turns, and the user's last."""
+    if isinstance(request, str):
+        request = [{"role": "user", "content": request}]
+    messages = [dict(message) for message in request]
+    if system is not None:
+        if messages and messages[0].get("role") == "system":
+            raise RimLensError("the messages already begin with a system prompt: leave system= out.")
+        messages.insert(0, {"role": "system", "content": system})
+    for index, message in enumerate(messages):
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES or not isinstance(content, str):
+            raise RimLensError(
+                f"message {index} must have a role ({', '.join(ROLES)}) and a text content, "
+                f"got role {role!r} and content of type {type(content).__name__}."
+            )
+        if role == "system" and index:
+            raise RimLensError(f"message {index} is a system prompt: it must be the first message.")
+    if not messages or messages[-1]["role"] != "user":
+        raise RimLensError("the last message must be the user's: pass an answer to it as response=.")
+    return messages
