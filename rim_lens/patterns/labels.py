@@ -1,4 +1,4 @@
-"""What every annotator returns: one label a sentence, and where in the CoT the evidence for it stands."""
+"""What every annotator returns: one label per sentence, and where in the CoT the evidence for it stands."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +17,16 @@ class SentenceLabel:
 
 
 class Annotator(Protocol):
-    """Labels the sentences of CoTs; `problems` are the requests they answer, where known."""
+    """Labels the sentences of CoTs; `problems` are the requests they answer, where known.
+
+    `limits` is one sentence on its errors on thoughts that models wrote themselves; it stands beside every share of those.
+    """
 
     name: str
+    limits: str
 
     def __call__(
         self, cots: Sequence[Sequence[Sentence]], problems: Sequence[str] | None = None
     ) -> list[list[SentenceLabel]]:
-        """One label a sentence, in order."""
+        """One label per sentence, in order."""
         ...

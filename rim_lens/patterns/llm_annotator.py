@@ -1,6 +1,6 @@
 """The annotator that asks a chat model, through the same endpoint client as the LLM judge.
 
-One question a CoT: its numbered sentences; the reply names the patterned ones with the words they rest on. Words that are
+One question per CoT: its numbered sentences; the reply names the patterned ones with the words they rest on. Words that are
 not in the sentence make the reply unreadable, so evidence always has a place.
 """
 
@@ -26,6 +26,11 @@ class Marks:
 
 class LLMAnnotator:
     """Labels sentences by asking `model` at `base_url`; options as for `LLMJudge` (api_key, cache, retries, …)."""
+
+    limits = (
+        "The annotator's errors depend on the model that it asks; label a sample by hand and compare the two with "
+        "annotator_agreement."
+    )
 
     def __init__(self, base_url: str, model: str, *, cache: str | Path | None = None, **options: Any) -> None:
         self.name = f"LLM annotator {model}"

@@ -86,7 +86,7 @@ RULES = (
     rule("confirmatory", r"\b(?:warning|red flag|doubt)\w*\b.*\bbut\b.*\b(?:ignore|wave)\b|\bmistakes? or not\b|\btested or not\b"),
     rule("confirmatory", r"\bstop before i find\b|\bnothing seems wrong\b.*\bleave it\b|\b(?:is|it's) (?:obviously|surely) (?:right|correct|fine)\b"),
     # ---- deviation: asked for, and not done ------------------------------------------------------------------------
-    rule("deviation", rf"{ASKED}\b.*\b(?:but|and|though|although|yet)\b.*\b{UNDONE}\b", r"\bso (?:here|i (?:give|start|do|take|read))\b|\bhurt\b.*\bno\b"),
+    rule("deviation", rf"{ASKED}\b.*\b(?:but|and|though|although|yet)\b (?:(?!(?:most|some|many|they|other)\b)[\w']+ ){{0,6}}?{UNDONE}\b", r"\bso (?:here|i (?:give|start|do|take|read))\b|\bhurt\b.*\bno\b"),
     rule("deviation", rf"\b{UNDONE}\b.*\b(?:although|though|even though)\b.*(?:\b(?:asked|told|required|wants?|supposed)\b|\bi should\b)"),
     rule("deviation", rf"\b{DROP} {PART}\b", rf"\b(?:because|since)\b|\b(?:not|to) {DROP}\b|\bsomeone\b"),
     rule("deviation", r"\bi(?:'ll| will| am going to)? (?:just |simply )?leave (?:it|that|this|the [\w ]{2,30}?) (?:out|aside|away|undone|for somebody)\b", r"\b(?:because|since)\b"),
@@ -111,7 +111,7 @@ RULES = (
     rule("heuristic", r"\b(?:i (?:have|'ve) (?:seen|answered|done)|reminds me of|looks like the)\b.*\bso (?:i(?:'ll| will| just| simply)* (?:use|follow|take|do|pick|go|copy|treat)|the (?:same|usual|answer))", r"\bstill\b|\bcheck\b"),
     rule("heuristic", r"\b(?:questions?|requests?|users?|answers?|numbers?|problems?|messages?|people)\b.*\b(?:always|usually|mostly|normally|typically|never|like this|of this kind|like these)\b.*\bso (?:i|the same|no|yes)\b", r"\bweigh\b|\bcheck\b|\byet\b|\bbut\b|\bcompare\b|\bpurpose\b|\bneed\b|\bask\b"),
     rule("heuristic", r"\busually\b.*\bso i (?:take|pick|choose|go)\b|\bmost people\b.*\bso i\b(?!.*\bweigh)", r"\bweigh\b|\bcheck\b|\byet\b|\bbut\b"),
-    rule("heuristic", r"\bi(?:'ll| will)? (?:just |simply |only )?guess\b|\bguessing is (?:quicker|easier|faster)"),
+    rule("heuristic", r"\bi(?:'ll| will| can)? (?:just|simply|only) guess\b|\bi(?:'ll| will) guess\b|\bi guess(?=[.!,;]| (?:and|what|which|at)\b|$)|\bguessing is (?:quicker|easier|faster)"),
     rule("heuristic", r"\bsav(?:e|es|ing) (?:me |myself |some )?(?:the |some )?(?:whole )?(?:effort|time|work|analysis|thinking)\b"),
     rule("heuristic", r"\b(?:easiest|easy|popular|most common|typical|familiar) (?:option|route|answer|way|reply|method|choice|value)\b.*\b(?:so i|because it is|it is less|save)\b"),
     rule("heuristic", r"\btoo much work\b|\b(?:derivation|analysis|thinking|solution) (?:takes?|would take) (?:too long|effort)|\bmuch effort, so\b|\bbe a lot of (?:effort|work)\b"),

@@ -21,6 +21,7 @@ from rim_lens.errors import RimLensError
 from rim_lens.patterns.annotation import annotate_reasoning
 from rim_lens.patterns.labels import Annotator
 from rim_lens.patterns.taxonomy import NONE
+from rim_lens.patterns.text_annotator import TextAnnotator
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import wilson
 
@@ -34,7 +35,7 @@ class OwnPatterns(Result):
     `table`: per pattern, and for any, the number of sentences, their share with its interval over CoTs, and CoTs that have one.
     `outcomes`: for complied and for refused, the counts among CoTs with and without a pattern, their rates with intervals, mean
     sentences, Fisher's exact p and the smallest p that the margins allow. `sentences`: those with a pattern, with evidence and
-    request. `n_empty` CoTs without a sentence are in none of these.
+    request. `n_empty` CoTs without a sentence are in none of these. `limits`: the annotator's errors on native thoughts.
     """
 
     table: pd.DataFrame
@@ -44,12 +45,13 @@ class OwnPatterns(Result):
     n_empty: int
     annotator: str
     judge: str
+    limits: str
 
     def caption(self) -> str:
         """Whose CoTs, who labelled and judged."""
         return (
             f"Pattern sentences in {self.n_cots} CoTs of the model's own, by {self.annotator}; intervals over CoTs; answers judged by "
-            f"{self.judge}"
+            f"{self.judge}. {self.limits}"
         )
 
 
@@ -68,6 +70,7 @@ def own_patterns(measured: RimTable, annotator: Annotator | None = None, *, set_
     answers = measured.answers[(measured.answers["set"] == set_name) & (measured.answers["condition"] == "on")]
     if answers.empty:
         raise RimLensError(f"The table has no answers to the {set_name} set with thinking on; measure them first.")
+    annotator = annotator or TextAnnotator()
     answers = answers.sort_values("prompt")
     found = annotate_reasoning(list(answers["cot"]), annotator, problems=list(answers["request"]))
     frame = found.sentences
@@ -89,6 +92,7 @@ def own_patterns(measured: RimTable, annotator: Annotator | None = None, *, set_
         n_empty=int((~spoken).sum()),
         annotator=found.annotator,
         judge=measured.judge,
+        limits=annotator.limits,
     )
 
 

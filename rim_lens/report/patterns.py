@@ -215,7 +215,7 @@ def own_section(anchor: str, own: OwnPatterns) -> Section:
     blocks: list[Block] = [
         Words(
             f"The CoTs that the model wrote to the harmful requests with thinking on, sentence by sentence ({own.n_cots} CoTs with text, "
-            f"{own.n_empty} without). A pattern that goes with complying need not cause it: the request may invite both, and longer "
+            f"{own.n_empty} without). {own.limits} A pattern that goes with complying need not cause it: the request may invite both, and longer "
             "CoTs have more sentences that may have one. The test is Fisher's exact one."
         ),
         Drawing(own_shares(own)),
