@@ -25,6 +25,21 @@ class ByLetters:
         ]
 
 
+class Harm:
+    """A harmfulness judge: no verdict on the fifth answer of each call."""
+
+    name = "harm by letters"
+    judges = frozenset({"label", "harmful", "harm_score"})
+
+    def __call__(self, requests, responses, cots=None, truncated=None):
+        sums = [sum(map(ord, request + response)) for request, response in zip(requests, responses, strict=True)]
+        labels = [one.label for one in ByLetters()(requests, responses)]
+        return [
+            Judgement("unjudged", 0.0, "") if i == 4 else Judgement(label, 1.0, "", one % 2 == 0, one % 5 / 4)
+            for i, (label, one) in enumerate(zip(labels, sums, strict=True))
+        ]
+
+
 @pytest.fixture(scope="module")
 def table():
     sets = [load_prompts(name, n=12) for name in ("harmful", "harmless", "maths")]
@@ -38,6 +53,23 @@ def table():
         maths_tokens=3,
         cot_budget=4,
     )
+
+
+@pytest.fixture(scope="module")
+def harm_table():
+    prompts = load_prompts("harmful", n=12)
+    return measure_rim(tiny_model("llama"), prompts, None, None, judge=Harm(), max_new_tokens=3, cot_budget=4)
+
+
+def test_columns_of_harm_are_there_where_the_judge_fills_them(table, harm_table):
+    assert not {"harmful", "harm_score"} & set(table.answers)
+    for _, answers in harm_table.answers.groupby("condition"):
+        sums = [sum(map(ord, a + b)) for a, b in zip(answers["request"], answers["response"], strict=True)]
+        missing = answers["label"] == "unjudged"
+        assert (answers["harmful"].isna() == missing).all()
+        assert (answers["harm_score"].isna() == missing).all()
+        assert missing.sum() == 1
+        assert list(answers["harmful"][~missing]) == [one % 2 == 0 for i, one in enumerate(sums) if i != 4]
 
 
 def test_rates_are_counts_of_the_answers(table):

@@ -25,7 +25,7 @@ from transformers import (
     Pipeline,
 )
 
-from rim_lens.behavior.judge import LABELS, Judgement, Label, RefusalJudge, check_lengths
+from rim_lens.behavior.judge import LABELS, Column, Judgement, Label, RefusalJudge, check_lengths
 from rim_lens.errors import RimLensError
 from rim_lens.model.fitting import AtOnce
 from rim_lens.processes import gather_items, join, share
@@ -55,6 +55,8 @@ class ClassifierJudge:
     sequences (default), or only the response. Raises `RimLensError` for a model of another kind and for labels that
     `label_map` does not cover.
     """
+
+    judges: frozenset[Column] = frozenset({"label"})
 
     def __init__(
         self,

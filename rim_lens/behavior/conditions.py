@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from rim_lens.behavior.generate import Generation, generate
-from rim_lens.behavior.judge import Judge
+from rim_lens.behavior.judge import HARM, Judge, filled_by
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import Thinking
 from rim_lens.data.prompts import Prompt
@@ -79,7 +79,10 @@ def judged_answers(
     generations: Sequence[Generation],
     judge: Judge,
 ) -> pd.DataFrame:
-    """One row an answer: prompt, wording, label, the judge's evidence, CoT, response, how it ended, the chat's tokens."""
+    """One row per answer: prompt, wording, label, the judge's evidence, CoT, response, how it ended, the chat's tokens.
+
+    `harmful` and `harm_score` are columns where the judge fills them, <NA> and NaN where it came to no verdict.
+    """
     requests = [prompts[one.prompt].text for one in asked]
     judgements = judge(
         requests,
@@ -97,6 +100,7 @@ def judged_answers(
             "label": judgement.label,
             "confidence": judgement.confidence,
             "evidence": judgement.evidence,
+            **{column: getattr(judgement, column) for column in HARM if column in filled_by(judge)},
             "cot": generation.cot,
             "response": generation.response,
             "closed": generation.closed,
@@ -107,7 +111,9 @@ def judged_answers(
         }
         for one, generation, judgement in zip(asked, generations, judgements, strict=True)
     ]
-    return pd.DataFrame(rows).astype({"closed": "boolean"})
+    kinds = {"closed": "boolean", "harmful": "boolean", "harm_score": "float64"}
+    answers = pd.DataFrame(rows)
+    return answers.astype({column: kind for column, kind in kinds.items() if column in answers})
 
 
 def chats_of(answers: pd.DataFrame) -> list[Chat]:
