@@ -11,13 +11,13 @@ from rim_lens.audit.attempt import NotMeasured, attempt
 from rim_lens.audit.heads import answers_in
 from rim_lens.audit.stage import Context
 from rim_lens.behavior.conditions import chats_of
-from rim_lens.behavior.generate import as_chats
 from rim_lens.behavior.measure import RimTable
 from rim_lens.behavior.refusal_score import refusal_tokens
 from rim_lens.chat.chat import Chat
 from rim_lens.data.prompts import Prompt
 from rim_lens.inference_time.attribution import head_attributions
 from rim_lens.inference_time.head_measures import Head
+from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel
 from rim_lens.results import Manifest, Result
 from rim_lens.training_time.causal import test_neurons

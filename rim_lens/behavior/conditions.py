@@ -37,13 +37,15 @@ class Asked:
     wording: int
 
 
-def conditions(thinking: Sequence[str], prefilled: Sequence[str]) -> list[Condition]:
+def conditions(thinking: str | Sequence[str], prefilled: str | Sequence[str]) -> list[Condition]:
     """Conditions by name: thinking modes, then classes of prefilled wordings."""
     from rim_lens.data.prompts import load_wordings
 
+    thinking = [thinking] if isinstance(thinking, str) else thinking
+    prefilled = [prefilled] if isinstance(prefilled, str) else prefilled
     for mode in thinking:
         if mode not in ("off", "on"):
-            raise RimLensError(f"{mode!r} is no thinking mode here; use 'off', 'on', and prefilled= for given CoTs.")
+            raise RimLensError(f"{mode!r} is not a thinking mode here; use 'off', 'on', and prefilled= for given CoTs.")
     plain = [Condition(mode, mode) for mode in thinking]  # type: ignore[arg-type]
     given = [Condition(kind, "prefilled", tuple(wording.text for wording in load_wordings(kind))) for kind in prefilled]
     return plain + given

@@ -11,7 +11,6 @@ Of several processes each decodes its share of the prompts and gets all answers.
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +20,12 @@ from torch import Tensor
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import Thinking, segment_id
 from rim_lens.errors import RimLensError
+from rim_lens.model.as_chats import as_chats
 from rim_lens.model.batch import Batch
 from rim_lens.model.decode import decoder
 from rim_lens.model.fitting import halves_batches
-from rim_lens.model.lens_model import LensModel, Request
+from rim_lens.model.lens_model import LensModel
+from rim_lens.model.requests import Prompts
 from rim_lens.processes import gather_items
 from rim_lens.progress import track
 
@@ -81,7 +82,7 @@ class Written:
 @halves_batches
 def generate(
     model: LensModel,
-    prompts: Sequence[Request] | Sequence[Chat],
+    prompts: Prompts,
     *,
     thinking: Thinking = "off",
     cot: str | Sequence[str] | None = None,
@@ -98,7 +99,7 @@ def generate(
 
     Args:
         model: the model; active taps (ablations, knock-outs) apply to every step.
-        prompts: requests (strings or conversations), or chats rendered before.
+        prompts: texts, `Prompt`s, a `PromptSet`, conversations, or chats rendered before; a single one is one prompt.
         thinking: `off`, `on` (the model writes its CoT) or `prefilled` (with `cot`); ignored for rendered chats.
         cot: the CoT to prefill, one for all or one a prompt.
         system: a system prompt for all.
@@ -138,25 +139,6 @@ def generate(
 def is_thinking(chat: Chat) -> bool:
     """Whether the chat ends inside its CoT; one that a former generation closed does not."""
     return chat.thinking == "on" and int(chat.segment_ids[-1]) in (OPEN, COT)
-
-
-def as_chats(
-    model: LensModel,
-    prompts: Sequence[Any],
-    *,
-    thinking: Thinking = "off",
-    cot: str | Sequence[str] | None = None,
-    system: str | None = None,
-) -> list[Chat]:
-    """Chats as they are; requests rendered for the thinking mode."""
-    if len(prompts) == 0:
-        raise RimLensError("There are no prompts to answer; pass at least one.")
-    if all(isinstance(prompt, Chat) for prompt in prompts):
-        return list(prompts)
-    cots = list(cot) if cot is not None and not isinstance(cot, str) else cot
-    if isinstance(cots, list) and len(cots) != len(prompts):
-        raise RimLensError(f"{len(cots)} CoTs were given for {len(prompts)} prompts; pass one for all or one each.")
-    return model.render(list(prompts), thinking=thinking, cot=cots, system=system)
 
 
 def picker(temperature: float, seed: int | Sequence[int]) -> Pick:

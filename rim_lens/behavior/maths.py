@@ -7,7 +7,7 @@ from typing import Any
 
 from rim_lens.behavior.generate import Generation, generate
 from rim_lens.chat.segments import Thinking
-from rim_lens.data.prompts import Prompt
+from rim_lens.data.prompts import Prompt, Prompts, as_problems
 from rim_lens.model.lens_model import LensModel
 from rim_lens.stats import Rate
 
@@ -49,8 +49,20 @@ def solved(problems: Sequence[Prompt], generations: Sequence[Generation]) -> lis
     return [is_correct(g.response, str(p.answer)) for p, g in zip(problems, generations, strict=True)]
 
 
-def maths_accuracy(model: LensModel, problems: Sequence[Prompt], *, thinking: Thinking = "off", **options: Any) -> Rate:
-    """Share of problems solved, with n; options as in `generate`."""
+def maths_accuracy(model: LensModel, problems: Prompts, *, thinking: Thinking = "off", **options: Any) -> Rate:
+    """Share of problems solved, with n; options as in `generate`.
+
+    Args:
+        model: the model.
+        problems: a set with answers, its name or file, or `Prompt`s.
+        thinking: mode in which they are answered.
+        options: of `generate`.
+
+    Raises:
+        RimLensError: a problem without an answer.
+
+    """
+    problems = as_problems(problems)
     options.setdefault("max_new_tokens", 64)
     generations = generate(model, [problem.text for problem in problems], thinking=thinking, **options)
     right = solved(problems, generations)

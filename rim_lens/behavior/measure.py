@@ -21,7 +21,7 @@ from rim_lens.behavior.conditions import Condition, ask, cells, conditions, judg
 from rim_lens.behavior.judge import Judge, RefusalJudge
 from rim_lens.behavior.maths import solved
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_tokens
-from rim_lens.data.prompts import PromptSet, load_prompts
+from rim_lens.data.prompts import Prompts, PromptSet, as_prompt_set
 from rim_lens.errors import RimLensError
 from rim_lens.model.lens_model import LensModel
 from rim_lens.progress import track
@@ -69,11 +69,11 @@ class RimTable(Result):
 
 def measure_rim(
     model: LensModel,
-    harmful: str | PromptSet | None = "harmful",
-    harmless: str | PromptSet | None = "harmless",
-    maths: str | PromptSet | None = "maths",
+    harmful: Prompts | None = "harmful",
+    harmless: Prompts | None = "harmless",
+    maths: Prompts | None = "maths",
     *,
-    thinking: Sequence[str] = ("off", "on"),
+    thinking: str | Sequence[str] = ("off", "on"),
     prefilled: Sequence[str] | Mapping[str, Sequence[str]] = (),
     n: int | None = None,
     seed: int = 0,
@@ -89,7 +89,7 @@ def measure_rim(
 
     Args:
         model: the model.
-        harmful: a prompt set or its name or path; None leaves it out.
+        harmful: a prompt set, its name or path, `Prompt`s or texts; None leaves it out.
         harmless: likewise; the control for over-refusal.
         maths: likewise, with answers.
         thinking: `off`, `on` or both; the first condition is the one that others are compared with.
@@ -112,7 +112,7 @@ def measure_rim(
     judge = judge or RefusalJudge()
     tokens = tokens or refusal_tokens(model)
     wanted = {"harmful": harmful, "harmless": harmless, "maths": maths}
-    sets = {name: as_prompt_set(given, n, seed) for name, given in wanted.items() if given is not None}
+    sets = {name: as_prompt_set(given, n, seed, name=name) for name, given in wanted.items() if given is not None}
     if not sets:
         raise RimLensError("measure_rim was given no prompts; pass at least one of harmful, harmless and maths.")
     given = {name: prefilled.get(name, ()) if isinstance(prefilled, Mapping) else prefilled for name in sets}
@@ -142,14 +142,6 @@ def measure_rim(
         answers=answers,
         judge=judge.name,
     )
-
-
-def as_prompt_set(given: str | PromptSet, n: int | None, seed: int) -> PromptSet:
-    """The set itself, or loaded by name; at most `n` prompts of it."""
-    if isinstance(given, PromptSet):
-        return given if n is None or n >= len(given) else given.sample(n, seed)
-    whole = load_prompts(given, seed=seed)
-    return whole if n is None or n >= len(whole) else whole.sample(n, seed)
 
 
 def answers_of(

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from rim_lens.behavior.generate import Generation
 from rim_lens.behavior.judge import Judgement
-from rim_lens.chat.chat import Chat
 from rim_lens.errors import RimLensError
+from rim_lens.model.as_chats import as_chats
 from rim_lens.model.batch import Batch
 from rim_lens.model.fitting import halves_batches
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.requests import Prompts
 from rim_lens.processes import all_rows
 from rim_lens.stats import auroc
 
@@ -143,12 +144,13 @@ def log_odds(logits: Float[Tensor, "... vocab"], ids: Sequence[int]) -> Float[Te
 @halves_batches
 @torch.no_grad()
 def refusal_score(
-    model: LensModel, chats: Sequence[Chat], tokens: RefusalTokens | None = None, *, batch_size: int = 32
+    model: LensModel, chats: Prompts, tokens: RefusalTokens | None = None, *, batch_size: int = 32
 ) -> Float64[np.ndarray, " prompt"]:
     """Refusal score of every chat at its decision position, in nats; higher means refusal.
 
     Active taps apply, so this is also the score under an ablation.
     """
+    chats = as_chats(model, chats)
     tokens = tokens or refusal_tokens(model)
     scores, seen = np.empty(len(chats), dtype=np.float64), list[int]()
     for indices, batch in model.shared_batches(chats, batch_size):
@@ -161,7 +163,7 @@ def refusal_score(
 @torch.no_grad()
 def sequence_refusal_score(
     model: LensModel,
-    chats: Sequence[Chat],
+    chats: Prompts,
     *,
     refusals: Sequence[str] = REFUSAL_OPENINGS,
     compliances: Sequence[str] = COMPLIANCE_OPENINGS,
@@ -171,6 +173,7 @@ def sequence_refusal_score(
 
     Slower by the number of openings; for models whose refusals do not show in their first token.
     """
+    chats = as_chats(model, chats)
     encoded = [model.encode(text) for text in (*refusals, *compliances)]
     openings = [chat.extend(ids, "response") for chat in chats for ids in encoded]
     likelihood, seen = np.empty(len(openings), dtype=np.float64), list[int]()

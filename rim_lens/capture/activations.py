@@ -9,8 +9,10 @@ from torch import Tensor
 from rim_lens.capture.passes import passes
 from rim_lens.capture.positions import Columns, Positions, columns_of, most_positions
 from rim_lens.chat.chat import Chat
+from rim_lens.model.as_chats import as_chats
 from rim_lens.model.fitting import halves_batches
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.requests import Prompts
 from rim_lens.model.taps import Backend, Pass, Tap
 from rim_lens.processes import all_rows, sum_over_processes
 
@@ -18,7 +20,7 @@ from rim_lens.processes import all_rows, sum_over_processes
 @halves_batches
 def residuals(
     model: LensModel,
-    chats: Sequence[Chat],
+    chats: Prompts,
     positions: Positions = "decision",
     *,
     batch_size: int = 16,
@@ -28,6 +30,7 @@ def residuals(
 
     NaN where a chat has fewer positions than the one with the most.
     """
+    chats = as_chats(model, chats)
     shape = (model.n_layers + 1, most_positions(chats, positions), model.d_model)
     return _gathered(model, chats, ResidualTap(positions), shape, batch_size, backend, "residual stream")
 
@@ -35,7 +38,7 @@ def residuals(
 @halves_batches
 def head_outputs(
     model: LensModel,
-    chats: Sequence[Chat],
+    chats: Prompts,
     positions: Positions = "decision",
     *,
     batch_size: int = 16,
@@ -45,6 +48,7 @@ def head_outputs(
 
     NaN for layers without attention and where a chat has fewer positions than the one with the most.
     """
+    chats = as_chats(model, chats)
     shape = (model.n_layers, most_positions(chats, positions), model.n_heads, model.d_head)
     return _gathered(model, chats, HeadOutputTap(positions), shape, batch_size, backend, "head outputs")
 
@@ -52,13 +56,14 @@ def head_outputs(
 @halves_batches
 def mean_head_outputs(
     model: LensModel,
-    chats: Sequence[Chat],
+    chats: Prompts,
     positions: Positions = "all",
     *,
     batch_size: int = 16,
     backend: Backend = "auto",
 ) -> Float[Tensor, "layer head d_head"]:
     """Mean output of every head over all the positions of all the chats, float32 on the CPU; nothing is stored per token."""
+    chats = as_chats(model, chats)
     total = torch.zeros(model.n_layers, model.n_heads, model.d_head, dtype=torch.float64)
     count = torch.zeros((), dtype=torch.float64)
     tap = HeadOutputTap(positions)

@@ -5,18 +5,17 @@
 Patterns are never stored T × T: memory grows linearly with length.
 """
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from rim_lens.capture.passes import passes
 from rim_lens.capture.positions import Columns, Positions, columns_of
-from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import SEGMENTS
+from rim_lens.model.as_chats import as_chats
 from rim_lens.model.fitting import halves_batches
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.requests import Prompts
 from rim_lens.model.taps import AttentionCall, Backend, Pass, Tap
 from rim_lens.processes import all_rows, gather_items
 
@@ -26,7 +25,7 @@ QUERIES_AT_ONCE = 64
 @halves_batches
 def segment_masses(
     model: LensModel,
-    chats: Sequence[Chat],
+    chats: Prompts,
     queries: Positions = "decision",
     *,
     batch_size: int = 8,
@@ -37,6 +36,7 @@ def segment_masses(
     Segments sum to 1 (less where the model has an attention sink, which takes the rest). NaN for layers without
     attention and for chats that have none of the queries.
     """
+    chats = as_chats(model, chats)
     masses = torch.full((len(chats), model.n_layers, model.n_heads, len(SEGMENTS)), torch.nan)
     tap, seen = MassTap(queries), list[int]()
     for indices, _ in passes(
@@ -49,9 +49,10 @@ def segment_masses(
 
 
 def attention_rows(
-    model: LensModel, chats: Sequence[Chat], queries: Positions = "decision", *, backend: Backend = "auto"
+    model: LensModel, chats: Prompts, queries: Positions = "decision", *, backend: Backend = "auto"
 ) -> list[Float[Tensor, "layer head query key"]]:
     """Whole attention rows of each chat, keys being the chat's own tokens; for a few prompts."""
+    chats = as_chats(model, chats)
     rows: list[Tensor] = []
     tap, seen = RowTap(queries), list[int]()
     for indices, _ in passes(model, chats, tap, batch_size=1, backend=backend, description="attention rows"):

@@ -24,10 +24,12 @@ from rim_lens.capture.neuron_readers import NeuronReader, neuron_reader
 from rim_lens.capture.positions import positions_in
 from rim_lens.chat.chat import Chat
 from rim_lens.errors import RimLensError
+from rim_lens.model.as_chats import as_chats
 from rim_lens.model.batch import Batch
 from rim_lens.model.finite import check_finite
 from rim_lens.model.fitting import halves_batches
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.requests import Prompts
 from rim_lens.model.taps import Backend
 from rim_lens.processes import n_processes
 from rim_lens.progress import track
@@ -41,7 +43,7 @@ MOMENTS = {"mean": "mean", "variance": "variance", "magnitude": "mean_absolute",
 @halves_batches
 def neuron_activations(
     model: LensModel,
-    chats: Sequence[Chat],
+    chats: Prompts,
     positions: Positions = "response",
     *,
     per_prompt: bool | Int[np.ndarray, "neuron index"] = False,
@@ -70,6 +72,7 @@ def neuron_activations(
         RimLensError: a chat has no token at `positions`, the model's neurons cannot be read, or its layers differ in width.
 
     """
+    chats = as_chats(model, chats)
     chosen = [chosen_positions(chat, positions) for chat in chats]
     for number, where in enumerate(chosen):
         if not where.any():

@@ -13,10 +13,23 @@ from pathlib import Path
 from rim_lens.data.fetch import load_public
 from rim_lens.data.local_files import SUFFIXES, Row, read_rows
 from rim_lens.data.public_sets import PUBLIC_SETS, Kind
-from rim_lens.data.schemas import Prompt, PromptSet, Wording, find_columns, prompts_from_rows
+from rim_lens.data.schemas import Prompt, PromptSet, Wording, find_columns, kind_of, listed, prompts_from_rows
 from rim_lens.errors import RimLensError
 
-__all__ = ["Prompt", "PromptSet", "SetInfo", "Wording", "list_prompt_sets", "load_prompts", "load_wordings"]
+__all__ = [
+    "Prompt",
+    "PromptSet",
+    "Prompts",
+    "SetInfo",
+    "Wording",
+    "as_problems",
+    "as_prompt_set",
+    "list_prompt_sets",
+    "load_prompts",
+    "load_wordings",
+]
+
+Prompts = str | Path | PromptSet | Iterable[Prompt | str]  # a set's name or file, a set, prompts, or texts
 
 BUILTIN_SETS: dict[str, Kind] = {"harmful": "harmful", "harmless": "harmless", "maths": "maths"}
 _HERE = Path(__file__).parent
@@ -57,6 +70,43 @@ def load_prompts(
     return prompts if n is None else prompts.sample(n, seed)
 
 
+def as_prompt_set(given: Prompts, n: int | None = None, seed: int = 0, *, name: str = "prompts") -> PromptSet:
+    """A prompt set from its name or file, from a set, or from `Prompt`s or texts; at most `n` prompts of it.
+
+    Texts become prompts of the set `name`.
+
+    Raises:
+        RimLensError: no such set or file, no prompts, or something else among them.
+
+    """
+    if isinstance(given, str | Path):
+        whole = load_prompts(given)
+    elif isinstance(given, PromptSet):
+        whole = given
+    else:
+        whole = PromptSet(name, "passed in", _as_prompts(given, name))
+    if not len(whole):
+        raise RimLensError(f"The set {whole.name} holds no prompts; give at least one.")
+    return whole if n is None or n >= len(whole) else whole.sample(n, seed)
+
+
+def as_problems(given: Prompts, n: int | None = None, seed: int = 0) -> PromptSet:
+    """As `as_prompt_set`, for maths problems: each of them needs an answer.
+
+    Raises:
+        RimLensError: also for a problem without an answer.
+
+    """
+    problems = as_prompt_set(given, n, seed, name="problems")
+    lacking = [problem.id for problem in problems if problem.answer is None]
+    if lacking:
+        raise RimLensError(
+            f"{len(lacking)} of {len(problems)} problems of {problems.name} have no answer (first: {lacking[0]}); maths "
+            "needs one each, as Prompt(answer=...) or as a column of the file."
+        )
+    return problems
+
+
 def list_prompt_sets() -> list[SetInfo]:
     """Every set that `load_prompts` knows by name, the built-in ones first."""
     own = [
@@ -87,6 +137,16 @@ def load_wordings(kind: str) -> list[Wording]:
         Wording(row["text"], kind, row.get("pattern"), f"{kind}-{number:02d}")
         for number, row in enumerate(rows, start=1)
     ]
+
+
+def _as_prompts(given: Iterable[Prompt | str], name: str) -> tuple[Prompt, ...]:
+    kinds = "a set, its name or file, Prompts or texts"
+    prompts = []
+    for number, one in enumerate([given] if isinstance(given, Prompt) else listed(given, kinds), start=1):
+        if not isinstance(one, Prompt | str):
+            raise RimLensError(f"Prompt {number} is {kind_of(one)}; pass {kinds}.")
+        prompts.append(one if isinstance(one, Prompt) else Prompt(str(one), None, f"{name}-{number:04d}"))
+    return tuple(prompts)
 
 
 def _whole(name_or_path: str | Path, column: str | None) -> PromptSet:

@@ -10,6 +10,7 @@ import random
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, overload
 
@@ -147,6 +148,26 @@ class Columns:
     id: str | None = None
     pair: str | None = None
     rationale: str | None = None
+
+
+def listed(given: Any, kinds: str) -> list[Any]:
+    """The items of a list, array or series; `kinds` says in the error what can be passed.
+
+    Raises:
+        RimLensError: there are none, or it is a mapping, a set (which has no order), a table or not a list at all.
+
+    """
+    if isinstance(given, Mapping | AbstractSet | bytes) or hasattr(given, "columns") or not isinstance(given, Iterable):
+        raise RimLensError(f"Prompts cannot be {kind_of(given)}; pass {kinds}.")
+    items = list(given)
+    if not items:
+        raise RimLensError("There are no prompts; pass at least one.")
+    return items
+
+
+def kind_of(value: Any) -> str:
+    """A wrong value's type, for an error."""
+    return "None" if value is None else f"of type {type(value).__name__}"
 
 
 def find_columns(names: Iterable[str], where: str, text: str | None = None) -> Columns:

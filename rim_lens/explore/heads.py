@@ -16,7 +16,6 @@ import plotly.graph_objects as go
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_tokens
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import Thinking
-from rim_lens.data.prompts import Prompt
 from rim_lens.errors import RimLensError
 from rim_lens.explore.answers import Answer, answer
 from rim_lens.explore.markup import answer_html, columns, tokens_html
@@ -25,6 +24,7 @@ from rim_lens.inference_time.span_attention import span_attention
 from rim_lens.inference_time.token_attention import TokenAttention, token_attention
 from rim_lens.intervene.selection import Head
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.requests import Prompts, as_requests
 from rim_lens.plots.attention import segment_map
 from rim_lens.plots.names import condition
 from rim_lens.results import Result
@@ -172,7 +172,7 @@ class HeadExplorer(Explorer):
 
 def explore_heads(
     model: LensModel,
-    prompts: Sequence[str] | Sequence[Prompt] | Sequence[Chat],
+    prompts: Prompts,
     *results: Result,
     tokens: RefusalTokens | None = None,
     max_new_tokens: int = 48,
@@ -192,9 +192,7 @@ def explore_heads(
     Raises:
         RimLensError: no prompts, or a result without a head map.
     """
-    chats = [one.text if isinstance(one, Prompt) else one for one in prompts]
-    if not chats:
-        raise RimLensError("There are no prompts to explore; pass at least one.")
+    chats = as_requests(prompts)
     maps = dict(head_map_of(result) for result in results) or dict([attention_map(model, chats)])
     tokens = tokens or refusal_tokens(model)
     explorer = HeadExplorer(model, chats, maps, tokens, max_new_tokens, cot_budget)  # type: ignore[arg-type]

@@ -12,15 +12,15 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from rim_lens.behavior.generate import as_chats
 from rim_lens.capture.neuron_activations import NeuronActivations
 from rim_lens.capture.neurons import neuron_activations
 from rim_lens.chat.chat import Chat
-from rim_lens.data.prompts import Prompt
 from rim_lens.errors import RimLensError
 from rim_lens.explore.markup import columns, table_html
 from rim_lens.explore.state import Explorer
+from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.requests import Prompts
 from rim_lens.plots import style
 from rim_lens.training_time.checkpoints import Checkpoints
 from rim_lens.training_time.neuron_sets import NeuronRows, neuron_names, neuron_rows
@@ -116,7 +116,7 @@ class NeuronExplorer(Explorer):
 def explore_neurons(
     model: LensModel,
     neurons: NeuronRows,
-    prompts: Sequence[str] | Sequence[Prompt] | Sequence[Chat],
+    prompts: Prompts,
     series: Checkpoints | None = None,
     *,
     n_neurons: int = 50,
@@ -140,7 +140,7 @@ def explore_neurons(
         RimLensError: no neurons or prompts, or a model without the modules of the direct path.
     """
     rows = neuron_rows(neurons)[:n_neurons]
-    chats = as_chats(model, [one.text if isinstance(one, Prompt) else one for one in prompts])
+    chats = as_chats(model, prompts)
     table = neuron_table(model, rows, chats, n_neurons=len(rows), n_prompts=n_prompts, batch_size=batch_size, seed=seed)
     return NeuronExplorer(model, rows, chats, series, table, batch_size, seed)
 

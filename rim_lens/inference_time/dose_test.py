@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from rim_lens.behavior.generate import as_chats
 from rim_lens.behavior.judge import Judge, RefusalJudge
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_tokens
 from rim_lens.chat.chat import Chat
@@ -33,12 +32,11 @@ from rim_lens.inference_time.head_measures import (
 )
 from rim_lens.inference_time.run_scores import Region
 from rim_lens.inference_time.set_effects import alternative_for, recovered_share, set_effect
-from rim_lens.model.lens_model import LensModel, Request
+from rim_lens.model.lens_model import LensModel
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import benjamini_hochberg, count_head_sets, matched_head_sets
 from rim_lens.stats.controls import Alternative
 
-Prompts = Sequence[Request] | Sequence[Chat] | Sequence[Prompt]
 SHORT_ANSWER, MATHS_ANSWER = 24, 64  # tokens
 
 
@@ -159,12 +157,6 @@ class DoseTest:
             share, interval = recovered_share(before, after, target, self.seed)
             row |= {"recovered": share, "recovered_low": interval.low, "recovered_high": interval.high}
         return row
-
-
-def chats_of(model: LensModel, prompts: Prompts, thinking: Thinking, cot: str | Sequence[str] | None) -> list[Chat]:
-    """Chats as they are; requests and prompts rendered."""
-    plain = [prompt.text if isinstance(prompt, Prompt) else prompt for prompt in prompts]
-    return as_chats(model, plain, thinking=thinking, cot=cot)
 
 
 def measures_of(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from rim_lens.behavior.generate import as_chats, generate
+from rim_lens.behavior.generate import generate
 from rim_lens.behavior.judge import LABELS, Judge
 from rim_lens.behavior.maths import solved
 from rim_lens.behavior.refusal_score import RefusalTokens, log_odds, refusal_score
@@ -21,6 +21,7 @@ from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import Thinking
 from rim_lens.data.prompts import Prompt
 from rim_lens.inference_time.run_scores import Region, score_runs
+from rim_lens.model.as_chats import as_chats
 from rim_lens.model.fitting import AtOnce
 from rim_lens.model.lens_model import LensModel
 from rim_lens.processes import share, sum_over_processes

@@ -13,12 +13,15 @@ from rim_lens.behavior.refusal_score import RefusalTokens
 from rim_lens.capture.activations import mean_head_outputs
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import Thinking
-from rim_lens.data.prompts import Prompt
-from rim_lens.inference_time.dose_test import DoseTest, HeadTest, Prompts, chats_of, measures_of
+from rim_lens.data.prompts import Prompts as ProblemSet
+from rim_lens.data.prompts import as_problems
+from rim_lens.inference_time.dose_test import DoseTest, HeadTest, measures_of
 from rim_lens.inference_time.head_measures import Head
 from rim_lens.intervene import HeadRecording, ablate_heads, record_heads
 from rim_lens.intervene.selection import chosen_heads
+from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.requests import Prompts
 from rim_lens.stats.controls import Alternative
 
 __all__ = ["HeadTest", "test_heads"]
@@ -30,7 +33,7 @@ def test_heads(
     harmful: Prompts,
     *,
     harmless: Prompts | None = None,
-    maths: Sequence[Prompt] | None = None,
+    maths: ProblemSet | None = None,
     doses: Sequence[int] | None = None,
     method: Literal["zero", "mean", "resample"] = "zero",
     positions: Literal["all", "decision"] = "all",
@@ -77,10 +80,11 @@ def test_heads(
     """
     chosen_heads(model, list(heads))  # an unknown head is an error before anything is measured
     change = partial(_ablate, model, method, positions, _prepared(model, method, reference))
-    chats = chats_of(model, harmful, thinking, cot)
-    gentle = None if harmless is None else chats_of(model, harmless, thinking, cot)
+    chats = as_chats(model, harmful, thinking=thinking, cot=cot)
+    gentle = None if harmless is None else as_chats(model, harmless, thinking=thinking, cot=cot)
     zeroed_in = positions if method == "zero" else None
-    measures = measures_of(model, chats, gentle, maths, thinking, generated, judge, tokens, generation, zeroed_in)
+    problems = None if maths is None else as_problems(maths)
+    measures = measures_of(model, chats, gentle, problems, thinking, generated, judge, tokens, generation, zeroed_in)
     test = DoseTest(model, list(heads), doses, n_controls, n_generated_controls, alternative, seed)
     label = f"{method} ablation" + (" at the decision position" if positions == "decision" else "")
     return test.result({label: change}, measures)

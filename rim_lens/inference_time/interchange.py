@@ -34,7 +34,9 @@ from rim_lens.inference_time.run_scores import (
 )
 from rim_lens.intervene.recording import HeadRecording, record_heads
 from rim_lens.intervene.selection import Head
+from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.requests import Prompts
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import benjamini_hochberg, bootstrap_means, mean_test
 
@@ -79,8 +81,8 @@ class InterchangeSweep(Result):
 
 def interchange_sweep(
     model: LensModel,
-    harmful_chats: Sequence[Chat],
-    harmless_twin_chats: Sequence[Chat],
+    harmful_chats: Prompts,
+    harmless_twin_chats: Prompts,
     metric: Metric | None = None,
     *,
     method: Literal["exact", "plain"] = "exact",
@@ -104,6 +106,8 @@ def interchange_sweep(
         RimLensError: the chats do not pair up.
 
     """
+    harmful_chats = as_chats(model, harmful_chats)
+    harmless_twin_chats = as_chats(model, harmless_twin_chats)
     begin = perf_counter()
     need_pairs(harmful_chats, harmless_twin_chats, "harmful", "harmless")
     score, metric_name = as_metric(model, metric)

@@ -33,9 +33,11 @@ from rim_lens.inference_time.run_scores import (
 )
 from rim_lens.intervene.recording import record_heads
 from rim_lens.intervene.selection import Head
+from rim_lens.model.as_chats import answered_chats, as_chats
 from rim_lens.model.batch import Batch
 from rim_lens.model.fitting import over_batches
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.requests import Prompts
 from rim_lens.processes import all_rows
 from rim_lens.results import Manifest, Result
 from rim_lens.stats.bootstrap import expanded_level
@@ -89,7 +91,7 @@ class PatchingSweep(Result):
 
 def patching_sweep(
     model: LensModel,
-    off_chats: Sequence[Chat],
+    off_chats: Prompts,
     on_chats: Sequence[Chat],
     metric: Metric | None = None,
     *,
@@ -116,6 +118,8 @@ def patching_sweep(
         RimLensError: the chats are not of the same requests, or a chat has no close tag where it is asked for.
 
     """
+    off_chats = as_chats(model, off_chats)
+    on_chats = answered_chats(on_chats, "on_chats")
     begin = perf_counter()
     need_pairs(off_chats, on_chats, "think-off", "think-on", same_request=True)
     width = 1 if positions == "decision" else aligned_width([*off_chats, *on_chats])

@@ -31,7 +31,9 @@ from rim_lens.inference_time.probe_fit import (
 )
 from rim_lens.inference_time.probe_intervals import held_out_statistics, selected_layer, supervised_statistics
 from rim_lens.inference_time.template_positions import shared_template, template_residuals
+from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.requests import Prompts
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import auroc, benjamini_hochberg
 
@@ -91,10 +93,10 @@ class RefusalProbe(Result):
 
 def probe_refusal(
     model: LensModel,
-    chats: Sequence[Chat],
+    chats: Prompts,
     judged: Sequence[Judgement | str],
     *,
-    pairs: tuple[Sequence[Chat], Sequence[Chat]] | None = None,
+    pairs: tuple[Prompts, Prompts] | None = None,
     n_folds: int = 5,
     n_permutations: int = 500,
     batch_size: int = 16,
@@ -116,6 +118,8 @@ def probe_refusal(
         RimLensError: too few refused or complied chats; a request that occurs twice; pairs of unequal number.
 
     """
+    chats = as_chats(model, chats)
+    plus, minus = ([], []) if pairs is None else (as_chats(model, side) for side in pairs)
     groups = groups_of(chats, judged)
     kept = np.flatnonzero(groups.refused | groups.complied)
     refused = groups.refused[kept]
@@ -124,7 +128,6 @@ def probe_refusal(
     need_groups(int(refused.sum()), int((~refused).sum()), max(5, n_folds), "probe_refusal")
     rows = [chats[int(i)] for i in kept]
     need_distinct_requests(rows, "probe_refusal")
-    plus, minus = pairs or ((), ())
     if len(plus) != len(minus):
         raise RimLensError(f"Pairs need as many chats on both sides, got {len(plus)} and {len(minus)}.")
     everything = [*rows, *plus, *minus]

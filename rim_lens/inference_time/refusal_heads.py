@@ -29,7 +29,9 @@ from rim_lens.errors import RimLensError
 from rim_lens.inference_time.contrast import Contrast, group_contrast, pair_contrast, rank_contrast
 from rim_lens.inference_time.groups import Groups, groups_of, need_distinct_requests, need_groups
 from rim_lens.inference_time.span_attention import SpanAttention, span_attention
+from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.requests import Prompts
 from rim_lens.results import Manifest, Result
 
 Head = tuple[int, int]
@@ -93,7 +95,7 @@ class RefusalHeads(Result):
 
 def find_refusal_heads(
     model: LensModel,
-    chats: Sequence[Chat],
+    chats: Prompts,
     judged: Sequence[Judgement | str] | None = None,
     *,
     outcome: Float[np.ndarray, "chat"] | None = None,
@@ -123,6 +125,7 @@ def find_refusal_heads(
             few chats in a group; a request that occurs twice.
 
     """
+    chats = as_chats(model, chats)
     if (judged is None) == (outcome is None):
         raise RimLensError("Give either judged= (labels of the answers) or outcome= (a number per chat), and not both.")
     groups = None if judged is None else groups_of(chats, judged)

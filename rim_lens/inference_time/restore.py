@@ -14,12 +14,15 @@ from rim_lens.behavior.judge import Judge
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_score, refusal_tokens
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import Thinking
-from rim_lens.data.prompts import Prompt
+from rim_lens.data.prompts import Prompts as ProblemSet
+from rim_lens.data.prompts import as_problems
 from rim_lens.errors import RimLensError
-from rim_lens.inference_time.dose_test import DoseTest, HeadTest, Prompts, chats_of, measures_of
+from rim_lens.inference_time.dose_test import DoseTest, HeadTest, measures_of
 from rim_lens.inference_time.head_measures import Change, Head
 from rim_lens.intervene import knock_out, scale_heads
+from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.requests import Prompts
 from rim_lens.stats.controls import Alternative
 
 Way = Literal["scale", "knock_out_cot"]
@@ -33,7 +36,7 @@ def restore_refusal(
     ways: Sequence[Way] = ("scale", "knock_out_cot"),
     factors: Sequence[float] = (1.5, 2.0),
     harmless: Prompts | None = None,
-    maths: Sequence[Prompt] | None = None,
+    maths: ProblemSet | None = None,
     doses: Sequence[int] | None = None,
     thinking: Thinking = "on",
     cot: str | Sequence[str] | None = None,
@@ -76,15 +79,20 @@ def restore_refusal(
         RimLensError: as `test_heads`; a chat without a CoT.
 
     """
-    chats = _with_cot(model, chats_of(model, harmful, thinking, cot), generation)
-    gentle = None if harmless is None else _with_cot(model, chats_of(model, harmless, thinking, cot), generation)
+    chats = _with_cot(model, as_chats(model, harmful, thinking=thinking, cot=cot), generation)
+    gentle = (
+        None
+        if harmless is None
+        else _with_cot(model, as_chats(model, harmless, thinking=thinking, cot=cot), generation)
+    )
     changes: dict[str, Change] = {}
     for way in ways:
         if way == "scale":
             changes |= {f"scaled {factor:g}×": partial(_scale, model, factor) for factor in factors}
         else:
             changes["CoT hidden"] = partial(_hide_cot, model)
-    measures = measures_of(model, chats, gentle, maths, "on", generated, judge, tokens, generation)
+    problems = None if maths is None else as_problems(maths)
+    measures = measures_of(model, chats, gentle, problems, "on", generated, judge, tokens, generation)
     off = model.render([chat.request for chat in chats], thinking="off")
     target = refusal_score(model, off, tokens or refusal_tokens(model))
     test = DoseTest(model, list(heads), doses, n_controls, n_generated_controls, alternative, seed)

@@ -19,7 +19,9 @@ from rim_lens.capture.attention import segment_masses
 from rim_lens.capture.positions import Positions, positions_in
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import SEGMENTS
+from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.requests import Prompts
 from rim_lens.model.taps import Backend
 from rim_lens.results import Manifest, Result
 
@@ -57,7 +59,7 @@ class SpanAttention(Result):
 
 def span_attention(
     model: LensModel,
-    chats: Sequence[Chat],
+    chats: Prompts,
     queries: Positions = "decision",
     *,
     batch_size: int = 8,
@@ -76,6 +78,7 @@ def span_attention(
         RimLensError: an unknown segment, an offset outside a chat, or attention that cannot be read.
 
     """
+    chats = as_chats(model, chats)
     start = perf_counter()
     mass = segment_masses(model, chats, queries, batch_size=batch_size, backend=backend).numpy()
     seen, share = _keys_seen(chats, queries)

@@ -12,7 +12,6 @@ A head that is one of several doing the same, or a gate, shows little here: see 
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal
@@ -21,7 +20,6 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Float64
 
-from rim_lens.chat.chat import Chat
 from rim_lens.errors import RimLensError
 from rim_lens.inference_time.attribution import head_attributions
 from rim_lens.inference_time.run_scores import (
@@ -36,7 +34,9 @@ from rim_lens.inference_time.run_scores import (
     score_runs,
 )
 from rim_lens.intervene.selection import Head
+from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.requests import Prompts
 from rim_lens.results import Manifest, Result
 
 SCREENED_SHARE, SCREENED_LEAST = 0.075, 12  # heads measured exactly after screening
@@ -79,7 +79,7 @@ class AblationSweep(Result):
 
 def ablation_sweep(
     model: LensModel,
-    chats: Sequence[Chat],
+    chats: Prompts,
     metric: Metric | None = None,
     method: Literal["exact", "screened", "plain"] = "exact",
     *,
@@ -105,6 +105,7 @@ def ablation_sweep(
         RimLensError: no chats, an unknown method, or chats without an assistant tag.
 
     """
+    chats = as_chats(model, chats)
     if method not in ("exact", "screened", "plain"):
         raise RimLensError(f"unknown method {method!r}: use 'exact', 'screened' or 'plain'.")
     begin = perf_counter()

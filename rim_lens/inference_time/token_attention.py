@@ -13,10 +13,11 @@ import pandas as pd
 from jaxtyping import Float
 
 from rim_lens.capture.attention import attention_rows
-from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import SEGMENTS
 from rim_lens.errors import RimLensError
+from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.requests import Prompts
 from rim_lens.results import Manifest, Result
 
 Head = tuple[int, int]
@@ -73,7 +74,7 @@ class TokenAttention(Result):
 
 def token_attention(
     model: LensModel,
-    chats: Sequence[Chat],
+    chats: Prompts,
     heads: Sequence[Head] | None = None,
     *,
     notes: Sequence[str] | None = None,
@@ -89,6 +90,7 @@ def token_attention(
     Raises:
         RimLensError: no chats or heads, an unknown head, or notes of another number.
     """
+    chats = as_chats(model, chats)
     if not chats or (heads is not None and not len(heads)) or (notes is not None and len(notes) != len(chats)):
         raise RimLensError("token_attention needs at least one chat and one head, and as many notes as chats, if any.")
     rows = [found[:, :, 0] for found in attention_rows(model, chats)]

@@ -27,8 +27,10 @@ from rim_lens.inference_time.contrast import pair_contrast
 from rim_lens.inference_time.groups import groups_of, need_distinct_requests
 from rim_lens.inference_time.probe import RefusalProbe
 from rim_lens.inference_time.write_vectors import write_vectors
+from rim_lens.model.as_chats import as_chats
 from rim_lens.model.fitting import AtOnce
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.requests import Prompts
 from rim_lens.progress import track
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import bootstrap_means, empirical_p
@@ -69,7 +71,7 @@ class RefusalTrace(Result):
 
 def trace_refusal(
     model: LensModel,
-    chats: Sequence[Chat],
+    chats: Prompts,
     probe: RefusalProbe,
     *,
     judged: Sequence[Judgement | str] | None = None,
@@ -95,6 +97,7 @@ def trace_refusal(
             which head contributions to the residual stream are not a plain sum.
 
     """
+    chats = as_chats(model, chats)
     groups = groups_of(chats, ["incoherent"] * len(chats) if judged is None else judged)
     kept = [i for i, chat in enumerate(chats) if chat.where("cot").sum() >= 2 * window]
     if len(kept) < 2 or window < 1:

@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rim_lens.capture.activations import head_outputs
-from rim_lens.chat.chat import Chat
 from rim_lens.errors import RimLensError
+from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.requests import Prompts
 from rim_lens.model.taps import Backend
 
 
@@ -41,13 +42,14 @@ class HeadRecording:
 
 def record_heads(
     model: LensModel,
-    chats: Sequence[Chat],
+    chats: Prompts,
     *,
     offsets: Sequence[int] = (0,),
     batch_size: int = 16,
     backend: Backend = "auto",
 ) -> HeadRecording:
     """Record every head's output at offsets ≤ 0 from the decision position of `chats`."""
+    chats = as_chats(model, chats)
     if any(offset > 0 for offset in offsets):
         raise RimLensError(f"offsets {tuple(offsets)} reach past the decision position: use 0 and below.")
     z = head_outputs(model, chats, tuple(offsets), batch_size=batch_size, backend=backend)

@@ -8,7 +8,7 @@ for. A model that exists only as an object with TransformerLens' hook surface ha
 import copy
 import hashlib
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,13 +23,12 @@ from rim_lens.chat.tags import ThinkTags
 from rim_lens.errors import RimLensError
 from rim_lens.model.batch import Batch, batches, make_batch
 from rim_lens.model.finite import check_finite
+from rim_lens.model.requests import Prompts, as_requests
 from rim_lens.model.shape import ModelShape, shape_of
 from rim_lens.processes import share
 
 if TYPE_CHECKING:
     from rim_lens.model.taps import Tap
-
-Request = str | Sequence[Mapping[str, str]]
 
 
 class LensModel:
@@ -159,16 +158,18 @@ class LensModel:
         return whole.hexdigest()
 
     # ---- from prompts to batches ----------------------------------------------------------------------------------
-    def render(self, requests: Request | Sequence[Request], **options: Any) -> list[Chat]:
-        """Render requests with the model's own chat template; options as in `ChatFormat.render`.
+    def render(self, requests: Prompts, **options: Any) -> list[Chat]:
+        """Render texts, `Prompt`s or conversations with the model's own chat template; options as in `ChatFormat.render`.
 
-        `cot` and `response` may be given once for all or as a list, one a request.
+        A single one is one request. `cot` and `response` may be given once for all or as a list, one per request.
 
         Raises:
-            RimLensError: a rendered chat is longer than the model's context.
+            RimLensError: something else than requests, or a rendered chat that is longer than the model's context.
 
         """
-        many = [requests] if is_one_request(requests) else list(requests)
+        many = as_requests(requests)
+        if any(isinstance(one, Chat) for one in many):
+            raise RimLensError("A chat is rendered already; pass texts, Prompts or conversations.")
         per_row = [
             {key: value[i] if isinstance(value, list) else value for key, value in options.items()}
             for i in range(len(many))
@@ -311,11 +312,6 @@ def digest_of(parameter: Tensor) -> bytes:
     """sha256 of a parameter's values."""
     raw = parameter.detach().to("cpu").contiguous().flatten()
     return hashlib.sha256(raw.view(torch.uint8).numpy().data).digest()
-
-
-def is_one_request(requests: Any) -> bool:
-    """Whether `requests` is one request: a string, or one conversation (a list of messages)."""
-    return isinstance(requests, str) or (bool(requests) and isinstance(requests[0], Mapping))
 
 
 def shares_storage(bridge: Any, model: Any) -> bool:

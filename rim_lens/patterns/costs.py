@@ -15,8 +15,8 @@ import pandas as pd
 
 from rim_lens.behavior.conditions import Condition
 from rim_lens.behavior.judge import Judge, RefusalJudge
-from rim_lens.behavior.measure import RimTable, answers_of, as_prompt_set
-from rim_lens.data.prompts import PromptSet, load_wordings
+from rim_lens.behavior.measure import RimTable, answers_of
+from rim_lens.data.prompts import Prompts, PromptSet, as_prompt_set, load_wordings
 from rim_lens.errors import RimLensError
 from rim_lens.model.lens_model import LensModel
 from rim_lens.patterns.cost_tables import OFF, category_table, contrast_table, cost_table, length_table
@@ -75,7 +75,7 @@ class PatternCosts(Result):
 
 def pattern_costs(
     model: LensModel,
-    harmful: str | PromptSet = "harmful",
+    harmful: Prompts = "harmful",
     *,
     classes: Sequence[str] | Mapping[str, Sequence[str]] = (*NAMES, *CONTROLS),
     reference: str = "neutral",

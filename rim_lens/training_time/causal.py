@@ -26,15 +26,18 @@ from rim_lens.behavior.refusal_score import RefusalTokens
 from rim_lens.capture.neurons import neuron_activations
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import Thinking
-from rim_lens.data.prompts import Prompt
+from rim_lens.data.prompts import Prompts as ProblemSet
+from rim_lens.data.prompts import as_problems
 from rim_lens.errors import RimLensError
-from rim_lens.inference_time.dose_test import Prompts, chats_of, measures_of
+from rim_lens.inference_time.dose_test import measures_of
 from rim_lens.inference_time.head_measures import AnswerMeasure, Change, Measured, ScoreMeasure
 from rim_lens.inference_time.set_effects import alternative_for, set_effect
 from rim_lens.intervene.experts import ablate_expert_neurons
 from rim_lens.intervene.neurons import ablate_neurons
 from rim_lens.intervene.selection import Where
+from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.requests import Prompts
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import benjamini_hochberg
 from rim_lens.stats.controls import Alternative
@@ -86,7 +89,7 @@ def test_neurons(
     harmful: Prompts,
     *,
     harmless: Prompts | None = None,
-    maths: Sequence[Prompt] | None = None,
+    maths: ProblemSet | None = None,
     positions: Literal["all", "from_decision"] = "all",
     methods: Sequence[Method] = ("zero",),
     reference: Sequence[Chat] | None = None,
@@ -138,12 +141,13 @@ def test_neurons(
     rows = neuron_rows(neurons)
     if controls is None:
         controls = matched_controls(neurons, max(n_controls, n_generated_controls, n_maths_controls), seed=seed)
-    chats = chats_of(model, harmful, thinking, cot)
-    gentle = None if harmless is None else chats_of(model, harmless, thinking, cot)
-    solved = maths if solve else None
+    chats = as_chats(model, harmful, thinking=thinking, cot=cot)
+    gentle = None if harmless is None else as_chats(model, harmless, thinking=thinking, cot=cot)
+    problems = None if maths is None else as_problems(maths)
+    solved = problems if solve else None
     measures: list[Any] = [
         *measures_of(model, chats, gentle, solved, maths_thinking, generated, judge, tokens, generation),
-        *([] if maths is None else [MathsLikelihood(model, maths, positions == "from_decision")]),
+        *([] if problems is None else [MathsLikelihood(model, problems, positions == "from_decision")]),
     ]
     if positions == "from_decision":
         measures = [at_decision(measure) for measure in measures]

@@ -19,7 +19,7 @@ from rim_lens.behavior.judge import Judge, RefusalJudge
 from rim_lens.capture.neurons import Positions
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import Thinking
-from rim_lens.data.prompts import Prompt
+from rim_lens.data.prompts import Prompt, Prompts, as_prompt_set
 from rim_lens.errors import RimLensError
 from rim_lens.model.lens_model import LensModel
 
@@ -91,7 +91,7 @@ def given_pairs(
 
 def refusal_forcing_pairs(
     model: LensModel,
-    prompts: Sequence[Prompt],
+    prompts: Prompts,
     *,
     wordings: Sequence[str] = FORCING,
     thinking: Thinking = "off",
@@ -103,6 +103,7 @@ def refusal_forcing_pairs(
     Raises:
         RimLensError: a wording without "{request}".
     """
+    prompts = as_prompt_set(prompts)
     bad = [wording for wording in wordings if "{request}" not in wording]
     if bad or not wordings:
         raise RimLensError(
@@ -112,7 +113,7 @@ def refusal_forcing_pairs(
     chosen = dealt(groups, len(wordings), seed)
     forced = [wordings[i].replace("{request}", p.text) for i, p in zip(chosen, prompts, strict=True)]
     return CounterfactualPairs(
-        tuple(model.render([prompt.text for prompt in prompts], thinking=thinking)),
+        tuple(model.render(prompts, thinking=thinking)),
         tuple(model.render(forced, thinking=thinking)),
         tuple(groups),
         "rewrite",
@@ -122,7 +123,7 @@ def refusal_forcing_pairs(
 
 def teacher_forced_pairs(
     model: LensModel,
-    prompts: Sequence[Prompt],
+    prompts: Prompts,
     *,
     refusals: Sequence[str] = REFUSALS,
     responses: Sequence[str] | None = None,
@@ -137,7 +138,7 @@ def teacher_forced_pairs(
 
     Args:
         model: the model whose answers are taken.
-        prompts: harmful requests.
+        prompts: harmful requests: a set, its name or file, `Prompt`s or texts.
         refusals: the refusals, dealt out over the prompts.
         responses: answers of the model, where they were generated before.
         judge: says which answers are refusals already; their pairs carry no contrast and are dropped.
@@ -150,7 +151,8 @@ def teacher_forced_pairs(
     Raises:
         RimLensError: the model refuses nearly everything, so that fewer than two pairs are left.
     """
-    texts = [prompt.text for prompt in prompts]
+    prompts = as_prompt_set(prompts)
+    texts = prompts.texts
     if responses is None:
         own = generate(model, texts, thinking=thinking, max_new_tokens=max_new_tokens, batch_size=batch_size)
         chats, ids = [one.chat for one in own], [one.response_ids for one in own]

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from rim_lens.behavior.generate import as_chats
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_tokens
 from rim_lens.capture.neuron_activations import Measure
 from rim_lens.capture.neurons import Positions
-from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import Thinking
-from rim_lens.data.prompts import Prompt
 from rim_lens.errors import RimLensError
+from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.requests import Prompts
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import Correlation, benjamini_hochberg, bootstrap_mean, correlation, correlation_difference
 from rim_lens.stats.line import FittedLine, fitted_line
@@ -98,8 +97,8 @@ class Forgetting(Result):
 def forgetting_table(
     model: LensModel,
     checkpoints: Checkpoints,
-    safety: Sequence[Prompt] | Sequence[Chat],
-    task: Sequence[Prompt] | Sequence[Chat],
+    safety: Prompts,
+    task: Prompts,
     neurons: NeuronRows,
     *,
     misalignment: Mapping[str, float] | None = None,
@@ -135,6 +134,7 @@ def forgetting_table(
     Raises:
         RimLensError: fewer than four checkpoints besides the reference, or a misalignment rate missing.
     """
+    safety, task = as_chats(model, safety, thinking=thinking), as_chats(model, task, thinking=task_thinking)
     need_enough(len(checkpoints) - 1)
     missing = [name for name in checkpoints.names if misalignment is not None and name not in misalignment]
     if missing:
@@ -142,8 +142,8 @@ def forgetting_table(
     found = measure_series(
         model,
         checkpoints,
-        chats_of(model, safety, thinking),
-        chats_of(model, task, task_thinking),
+        safety,
+        task,
         neuron_rows(neurons),
         tokens or refusal_tokens(model),
         positions=positions,
@@ -288,8 +288,3 @@ def need_enough(n: int) -> None:
         raise RimLensError(
             f"A correlation over {n} checkpoints says nothing; at least {FEWEST} besides the reference are needed."
         )
-
-
-def chats_of(model: LensModel, prompts: Sequence[Prompt] | Sequence[Chat], thinking: Thinking) -> list[Chat]:
-    """Chats as they are, prompts rendered."""
-    return as_chats(model, [one.text if isinstance(one, Prompt) else one for one in prompts], thinking=thinking)

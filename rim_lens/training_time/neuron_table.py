@@ -16,24 +16,22 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 
-from rim_lens.behavior.generate import as_chats
 from rim_lens.capture.neuron_activations import NeuronActivations
 from rim_lens.capture.neuron_values import NeuronValues, record_neurons
 from rim_lens.capture.neurons import Positions, chosen_positions
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import SEGMENTS
-from rim_lens.data.prompts import Prompt
 from rim_lens.errors import RimLensError
+from rim_lens.model.as_chats import answered_chats, as_chats
 from rim_lens.model.fitting import over_batches
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.requests import Prompts
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import bootstrap_mean
 from rim_lens.training_time.direct_effect import direct_effects
 from rim_lens.training_time.neuron_sets import NeuronRows, neuron_names, neuron_rows
 from rim_lens.training_time.prompt_pass import pass_over
 from rim_lens.training_time.series_measures import REQUEST_AND_ANSWER
-
-Prompts = Sequence[str] | Sequence[Prompt] | Sequence[Chat]
 
 N_NEURONS, N_TOKENS, N_PROMPTS = 20, 8, 3
 
@@ -100,7 +98,8 @@ def neuron_table(
     """
     every = neuron_rows(neurons)
     rows = every[:n_neurons]
-    off = as_chats(model, [one.text if isinstance(one, Prompt) else one for one in prompts])
+    off = as_chats(model, prompts)
+    on = None if on is None else answered_chats(on, "on")
     if on is not None and [chat.request for chat in on] != [chat.request for chat in off]:
         raise RimLensError("The chats with thinking on must be of the same requests in the same order as the prompts.")
     effects = direct_effects(model, rows)  # first: a model without the modules is refused before any pass

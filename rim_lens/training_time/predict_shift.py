@@ -25,8 +25,10 @@ from rim_lens.capture.neurons import Positions
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import segment_id
 from rim_lens.errors import RimLensError
+from rim_lens.model.as_chats import answered_chats, as_chats
 from rim_lens.model.fitting import halves_batches
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.requests import Prompts
 from rim_lens.model.stored_weights import StoredWeights
 from rim_lens.model.swap import shown, squared_norm, swap_of
 from rim_lens.progress import track
@@ -90,8 +92,8 @@ def predict_shift(
     model: LensModel,
     neurons: NeuronRows,
     data: Sequence[Chat],
-    safety: Sequence[Chat],
-    task: Sequence[Chat] | None = None,
+    safety: Prompts,
+    task: Prompts | None = None,
     *,
     before: NeuronActivations | None = None,
     step: Literal["sgd", "sign"] = "sgd",
@@ -124,6 +126,9 @@ def predict_shift(
     Raises:
         RimLensError: data without a token to learn, or a loss without gradient.
     """
+    data = answered_chats(data, "data")
+    safety = as_chats(model, safety)
+    task = None if task is None else as_chats(model, task)
     rows = neuron_rows(neurons)
     loss, gradient = gradient_of(model, data, batch_size)
     direction = unit(gradient, step)

@@ -14,7 +14,7 @@ import pandas as pd
 from rim_lens.behavior.conditions import Condition, ask, judged_answers
 from rim_lens.behavior.judge import Judge, RefusalJudge
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_tokens
-from rim_lens.data.prompts import PromptSet
+from rim_lens.data.prompts import Prompts, as_prompt_set
 from rim_lens.model.lens_model import LensModel
 from rim_lens.progress import track
 from rim_lens.results import Manifest, Result
@@ -46,7 +46,7 @@ class SeriesBehavior(Result):
 def series_behavior(
     model: LensModel,
     checkpoints: Checkpoints,
-    harmful: PromptSet,
+    harmful: Prompts,
     *,
     judge: Judge | None = None,
     tokens: RefusalTokens | None = None,
@@ -59,7 +59,7 @@ def series_behavior(
     Args:
         model: the series' base model; it is at the checkpoint it was at before when the function returns.
         checkpoints: the series.
-        harmful: harmful requests.
+        harmful: harmful requests: a set, its name or file, `Prompt`s or texts.
         judge: `RefusalJudge()` by default.
         tokens: refusal tokens of the score; the tokenizer's common ones by default.
         max_new_tokens: longest answer.
@@ -67,7 +67,7 @@ def series_behavior(
         seed: of the bootstraps.
 
     """
-    judge = judge or RefusalJudge()
+    judge, harmful = judge or RefusalJudge(), as_prompt_set(harmful, name="harmful")
     tokens = tokens or refusal_tokens(model)
     off = Condition("off", "off")
     frames = []

@@ -18,14 +18,14 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from rim_lens.behavior.generate import as_chats
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_tokens
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import SEGMENTS
-from rim_lens.data.prompts import Prompt
 from rim_lens.errors import RimLensError
 from rim_lens.inference_time.head_measures import Head
+from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.requests import Prompts
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import bootstrap_mean
 from rim_lens.training_time.checkpoints import Checkpoints
@@ -71,7 +71,7 @@ class SeriesHeads(Result):
 def heads_over_series(
     model: LensModel,
     checkpoints: Checkpoints,
-    prompts: Sequence[Prompt] | Sequence[Chat],
+    prompts: Prompts,
     heads: Sequence[Head],
     *,
     n_random: int | None = None,
@@ -95,7 +95,7 @@ def heads_over_series(
     Raises:
         RimLensError: no heads, fewer than four prompts, or layers that have no other heads.
     """
-    chats = as_chats(model, [one.text if isinstance(one, Prompt) else one for one in prompts])
+    chats = as_chats(model, prompts)
     sets = followed(model, heads, n_random, seed)
     rows = np.zeros((1, 3 if model.is_moe else 2), dtype=np.int64)  # neurons are not asked about
     found = measure_series(

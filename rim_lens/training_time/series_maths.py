@@ -23,8 +23,7 @@ from rim_lens.behavior.maths import solved
 from rim_lens.behavior.refusal_score import mean_log_likelihood
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import Thinking
-from rim_lens.data.prompts import Prompt, PromptSet
-from rim_lens.errors import RimLensError
+from rim_lens.data.prompts import Prompt, Prompts, PromptSet, as_problems
 from rim_lens.model.fitting import halves_batches
 from rim_lens.model.lens_model import LensModel
 from rim_lens.processes import all_rows
@@ -66,7 +65,7 @@ class SeriesMaths(Result):
 def series_maths(
     model: LensModel,
     checkpoints: Checkpoints,
-    problems: PromptSet,
+    problems: Prompts,
     *,
     generated: bool = True,
     thinking: Thinking = "on",
@@ -80,7 +79,7 @@ def series_maths(
     Args:
         model: the series' base model; it is at the checkpoint it was at before when the function returns.
         checkpoints: the series.
-        problems: problems with answers; with rationales in all of them the worked answers' likelihood is taken.
+        problems: a set with answers, its name or file, or `Prompt`s; with rationales in all of them the worked answers' likelihood is taken.
         generated: whether the problems are answered too; False leaves the likelihood.
         thinking: mode in which they are answered, "off" or "on".
         max_new_tokens: longest answer.
@@ -92,8 +91,7 @@ def series_maths(
         RimLensError: a problem without an answer.
 
     """
-    if any(problem.answer is None for problem in problems):
-        raise RimLensError(f"The set {problems.name} has problems without answers; maths needs them.")
+    problems = as_problems(problems)
     worked = all(problem.rationale for problem in problems)
     chats, segments = [right_answer(model, problem, worked) for problem in problems], WORKED if worked else STATED
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "cot_budget": cot_budget, "batch_size": batch_size}
