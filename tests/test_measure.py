@@ -121,7 +121,7 @@ def test_result_survives_the_disk(table, tmp_path):
 
 def test_unknown_conditions_and_no_sets_are_errors():
     model = tiny_model("llama")
-    with pytest.raises(RimLensError, match="no thinking mode"):
+    with pytest.raises(RimLensError, match="not a thinking mode"):
         measure_rim(model, thinking=("loud",))
     with pytest.raises(RimLensError, match="no wordings"):
         measure_rim(model, prefilled=("hasty",))
