@@ -11,9 +11,10 @@ from planted_neurons import planted_neurons
 
 from rim_lens import processes
 from rim_lens.behavior.generate import generate
-from rim_lens.behavior.llm_judge import Grade, LLMJudge
+from rim_lens.behavior.llm_judge import LLMJudge
 from rim_lens.behavior.maths import maths_accuracy
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_score, sequence_refusal_score
+from rim_lens.behavior.rubrics import FiveStep
 from rim_lens.capture.activations import head_outputs, mean_head_outputs, residuals
 from rim_lens.capture.attention import attention_rows
 from rim_lens.capture.neurons import neuron_activations
@@ -133,7 +134,7 @@ def judged(folder: Path) -> tuple[np.ndarray, int]:
 
     def answer(client, key, question, request, check):
         asked.append(request)
-        judge.endpoint.cache.add(key, Grade(1 + len(request) % 5, False, False, request))
+        judge.endpoint.cache.add(key, FiveStep(False, False, request, score=1 + len(request) % 5))
 
     judge.endpoint._ask = answer
     responses = [f"answer {i}" for i in range(7)]

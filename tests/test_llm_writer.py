@@ -75,6 +75,11 @@ def draft(item):
     }
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("RIM_LENS_CACHE", str(tmp_path / "package-cache"))
+
+
 @pytest.fixture
 def server():
     served = Server()

@@ -174,7 +174,7 @@ COTS = ["I am lazy here. It is 4.", "Nothing of note.", "", "A Lazy end. I trust
 
 def annotator(server, **options):
     url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    return LLMAnnotator(url, "m", retries=1, backoff=0.01, **options)
+    return LLMAnnotator(url, "m", retries=1, backoff=0.01, **{"cache": False, **options})
 
 
 def test_llm_annotator_labels_sentences_with_evidence_and_kappa(server):
@@ -200,7 +200,7 @@ def test_marks_that_do_not_fit_are_asked_for_again(server):
 
 def test_annotating_goes_on_where_the_endpoint_broke_off(server, tmp_path):
     server.fail_from = 2
-    with pytest.raises(RimLensError, match="refused the question"):
+    with pytest.raises(RimLensError, match="status 400"):
         annotate_reasoning(COTS, annotator(server, cache=tmp_path / "c.jsonl", concurrency=1))
     server.fail_from, before = 10**9, server.asked
     annotate_reasoning(COTS, annotator(server, cache=tmp_path / "c.jsonl"))

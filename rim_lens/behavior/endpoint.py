@@ -1,49 +1,63 @@
 """Questions to a chat model behind any OpenAI-compatible endpoint, with an on-disk cache: judges, annotators and writers.
 
-Every answer is a JSON object of a form that the asker reads; what cannot be read is asked for again. Answers are written to
-the cache before the next question is counted, so an interrupted run pays for nothing twice.
+Every answer is a JSON object of a form that the asker reads. The form is sent as a JSON schema (`response_format`), which a
+server that has structured output enforces. What cannot be read is asked for again, each time at a higher temperature with
+another seed. Answers are written to the cache as they come, so an interrupted run pays for nothing twice.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import re
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from rim_lens.behavior.replies import Entry, ReplyCache, Unreadable, content_of, default_cache, question_key, read_reply
 from rim_lens.errors import RimLensError
 from rim_lens.processes import gather_items, once, share
 from rim_lens.progress import track
 
 Answer = TypeVar("Answer")
-Entry = dict[str, Any]
 
-_FENCE = re.compile(r"\A\s*```(?:json)?\s*(.*?)\s*```\s*\Z", re.DOTALL)
+KEY_VARIABLE = "RIM_LENS_API_KEY"
+GIVE_UP = 20  # so many questions in a row without one readable reply: the model does not write the form at all
+HOTTER = 0.25  # temperature added with every attempt, up to 1
+LONGEST = 8  # a reply cut by max_tokens is asked for again with twice as many, up to so many times max_tokens
+
 _RETRY_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+_QUESTION_STATUS = frozenset({400, 413, 422})  # refused for what one question holds, its length for example
+_OPTIONAL = (
+    "response_format",
+    "seed",
+    "temperature",
+)  # what a server may not have, in the order in which it is left out
 
 
-class Unreadable(ValueError):
-    """A reply is not in the form asked for."""
+@dataclass(frozen=True)
+class Unanswered:
+    """A question without a readable answer, and why."""
+
+    reason: str
 
 
 class Endpoint(Generic[Answer]):
     """Ask `model` at `base_url` (".../v1"), at most `concurrency` questions at a time.
 
     `system` is the instruction before every question; `read` makes an answer (a dataclass of JSON values) of a reply's JSON
-    object and raises `Unreadable` for another form; `role` and `wanted` name both in errors ("judge", "grade"). `cache`: a
-    JSONL file that is appended to; answers found there are not asked for again. `retries`: further attempts after 408, 409,
-    425, 429, 5xx, a timeout, a lost connection or an unreadable reply, waiting `backoff` · 2^k seconds (or what Retry-After
-    says, at most `longest_wait`).
+    object and raises `Unreadable` for another form; `schema` is the JSON schema of that object; `role` and `wanted` name both
+    in errors ("judge", "grade"). `key_env`: the environment variable that holds the key; by default `RIM_LENS_API_KEY`, which
+    may be missing. `cache`: a JSONL file that is appended to (default: one for each server, model and instruction in the
+    package's cache folder; False: none); answers found there are not asked for again. `retries`: further attempts after
+    408, 409, 425, 429, 5xx, a timeout, a lost connection or an unreadable reply; after an error of the server or the
+    connection they wait `backoff` · 2^k seconds (or what Retry-After says, at most `longest_wait`).
 
     Raises:
-        RimLensError: httpx is missing, the endpoint refuses a question, or the attempts are used up; answers that have come
-            in by then are in the cache.
+        RimLensError: httpx or the named key is missing, the endpoint refuses the key or the model, or the attempts are used
+            up; answers that have come in by then are in the cache.
 
     """
 
@@ -56,8 +70,9 @@ class Endpoint(Generic[Answer]):
         read: Callable[[Entry], Answer],
         role: str,
         wanted: str,
-        api_key: str | None = None,
-        cache: str | Path | None = None,
+        schema: Mapping[str, Any] | None = None,
+        key_env: str | None = None,
+        cache: str | Path | bool | None = None,
         retries: int = 4,
         timeout: float = 60.0,
         concurrency: int = 8,
@@ -68,11 +83,16 @@ class Endpoint(Generic[Answer]):
         if not base_url.startswith(("http://", "https://")):
             raise RimLensError(f"The {role}'s address {base_url!r} must begin with http:// or https://.")
         self.url, self.model = base_url.rstrip("/") + "/chat/completions", model
-        self.system, self.read, self.role, self.wanted = system, read, role, wanted
-        self.headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self.system, self.read, self.role, self.wanted, self.schema = system, read, role, wanted, schema
+        self.headers = _headers(key_env, role)
         self.retries, self.timeout, self.concurrency = retries, timeout, concurrency
         self.backoff, self.longest_wait, self.max_tokens = backoff, longest_wait, max_tokens
-        self.cache = Cache(Path(cache) if cache else None, read)
+        if cache is None or cache is True:
+            cache = default_cache(role, self.url, model, system)
+        self.cache = ReplyCache(Path(cache) if cache else None, read)
+        self.unanswered: dict[str, Unanswered] = {}
+        self._without: set[str] = set()  # optional parts of a request that this server has refused
+        self._readable = threading.Event()
         self._httpx = _import_httpx(role)
 
     def ask(
@@ -85,21 +105,45 @@ class Endpoint(Generic[Answer]):
 
         `names` say in errors what a question was about; `check` raises `Unreadable` for an answer that does not fit its
         question, which is then asked again.
+
+        Raises:
+            RimLensError: a question stayed without a readable answer; all others have been asked by then.
+
         """
-        keys = [self._key(question) for question in questions]
-        found = once(lambda: {k: self.cache[k] for k in keys if k in self.cache})
-        missing = {k: (q, n) for k, q, n in zip(keys, questions, names, strict=True) if k not in found}
+        answers = list[Answer]()
+        for name, answer in zip(names, self.ask_all(questions, names, check), strict=True):
+            if isinstance(answer, Unanswered):
+                raise RimLensError(self._nothing(name, answer.reason))
+            answers.append(answer)
+        return answers
+
+    def ask_all(
+        self,
+        questions: Sequence[str],
+        names: Sequence[str],
+        check: Callable[[str, Answer], None] = lambda question, answer: None,
+    ) -> list[Answer | Unanswered]:
+        """As `ask`, with `Unanswered` where no attempt gave a readable answer; those are asked again by the next call.
+
+        Raises:
+            RimLensError: none of the first 20 questions got a readable answer, or the server cannot be used.
+
+        """
+        keys = [question_key(self.url, self.model, self.system, question) for question in questions]
+        known = once(lambda: {k: self.cache[k] for k in keys if k in self.cache})
+        missing = {k: (q, n) for k, q, n in zip(keys, questions, names, strict=True) if k not in known}
         order = list(missing)
         mine = share(len(order))
+        self.unanswered = {}
         if mine:
-            self._ask_all({order[i]: missing[order[i]] for i in mine}, check)
-        asked = gather_items(len(order), mine, [self.cache[order[i]] for i in mine])
-        found |= zip(order, asked, strict=True)
-        self.cache.remember(found)
-        return [found[k] for k in keys]
+            self._ask_each({order[i]: missing[order[i]] for i in mine}, check)
+        here: list[Answer | Unanswered] = [self.unanswered.get(k) or self.cache[k] for k in (order[i] for i in mine)]
+        asked = dict(zip(order, gather_items(len(order), mine, here), strict=True))
+        self.cache.remember(known | {k: a for k, a in asked.items() if not isinstance(a, Unanswered)})
+        return [known[k] if k in known else asked[k] for k in keys]
 
-    def _ask_all(self, missing: dict[str, tuple[str, str]], check: Callable[[str, Answer], None]) -> None:
-        """Ask what the cache lacks; the first failure stops what has not begun and is raised."""
+    def _ask_each(self, missing: dict[str, tuple[str, str]], check: Callable[[str, Answer], None]) -> None:
+        """Ask what the cache lacks; the first failure of the server stops what has not begun and is raised."""
         with (
             self._httpx.Client(timeout=self.timeout, headers=self.headers) as client,
             ThreadPoolExecutor(self.concurrency) as pool,
@@ -108,115 +152,95 @@ class Endpoint(Generic[Answer]):
             try:
                 for future in track(as_completed(asked), f"{self.role}: {self.model}", total=len(asked)):
                     future.result()
+                    if len(self.unanswered) >= GIVE_UP and not self._readable.is_set():
+                        key, last = list(self.unanswered.items())[-1]
+                        raise RimLensError(
+                            self._nothing(missing[key][1], last.reason, f"{GIVE_UP} others before it and ")
+                        )
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
 
     def _ask(self, client: Any, key: str, question: str, name: str, check: Callable[[str, Answer], None]) -> None:
-        body = {
-            "model": self.model,
-            "messages": [{"role": "system", "content": self.system}, {"role": "user", "content": question}],
-            "temperature": 0,
-            "max_tokens": self.max_tokens,
-        }
-        reason = ""
+        """Put a question until its answer is in the cache, or note it as unanswered."""
+        max_tokens, reason, served = self.max_tokens, "", False
         for attempt in range(self.retries + 1):
             pause = self.backoff * 2**attempt
             try:
-                reply = client.post(self.url, json=body)
+                reply = self._post(client, self._body(question, attempt, max_tokens))
                 if reply.status_code == 200:
-                    answer = read_reply(_content(reply), self.read)
+                    served = True
+                    text, cut = content_of(reply)
+                    if cut:
+                        max_tokens = min(2 * max_tokens, LONGEST * self.max_tokens)
+                    answer = read_reply(text, self.read)
                     check(question, answer)
                     self.cache.add(key, answer)
+                    self._readable.set()
                     return
                 reason = f"status {reply.status_code}: {reply.text[:120]}"
+                if reply.status_code in _QUESTION_STATUS:
+                    self.unanswered[key] = Unanswered(reason)
+                    return
                 if reply.status_code not in _RETRY_STATUS:
                     raise RimLensError(
                         f"The {self.role} at {self.url} refused the question on {name[:60]!r} ({reason}); "
                         "check the address, the model name and the key."
                     )
-                pause = _seconds(reply.headers.get("retry-after"), pause)
+                served, pause = False, _seconds(reply.headers.get("retry-after"), pause)
             except Unreadable as error:
                 reason = f"unreadable reply: {error}"
+                continue  # the server is well, so there is nothing to wait for
             except self._httpx.TransportError as error:
-                reason = f"{type(error).__name__}: {error}"
+                served, reason = False, f"{type(error).__name__}: {error}"
             if attempt < self.retries:
                 time.sleep(min(pause, self.longest_wait))
-        raise RimLensError(
-            f"The {self.role} at {self.url} gave no {self.wanted} for the request {name[:60]!r} in {self.retries + 1} "
-            f"attempts (last: {reason}); run again, answers so far are "
-            f"{'in the cache' if self.cache.path else 'lost without cache='}."
+        if not served:
+            raise RimLensError(self._nothing(name, reason))
+        self.unanswered[key] = Unanswered(reason)
+
+    def _body(self, question: str, attempt: int, max_tokens: int) -> dict[str, Any]:
+        body = {
+            "model": self.model,
+            "messages": [{"role": "system", "content": self.system}, {"role": "user", "content": question}],
+            "temperature": min(1.0, HOTTER * attempt),
+            "seed": attempt,
+            "max_tokens": max_tokens,
+        }
+        if self.schema is not None:
+            form = {"name": self.wanted, "schema": dict(self.schema), "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": form}
+        return {name: value for name, value in body.items() if name not in self._without}
+
+    def _post(self, client: Any, body: dict[str, Any]) -> Any:
+        """Send a request; one that the server finds malformed is sent again without what it may not have."""
+        reply, left_out = client.post(self.url, json=body), set[str]()
+        for name in _OPTIONAL:
+            if reply.status_code not in (400, 422) or name not in body:
+                continue
+            body = {k: v for k, v in body.items() if k != name}
+            left_out.add(name)
+            reply = client.post(self.url, json=body)
+        if reply.status_code == 200:
+            self._without |= left_out
+        return reply
+
+    def _nothing(self, name: str, reason: str, others: str = "") -> str:
+        place = f"in the cache {self.cache.path}" if self.cache.path else "lost with cache=False"
+        return (
+            f"The {self.role} at {self.url} gave no {self.wanted} for {others}the request {name[:60]!r} in {self.retries + 1} "
+            f"attempts (last: {reason}); run again, answers so far are {place}."
         )
 
-    def _key(self, question: str) -> str:
-        parts = json.dumps([self.url, self.model, self.system, question])
-        return hashlib.sha256(parts.encode()).hexdigest()
 
-
-class Cache(Generic[Answer]):
-    """Answers by question hash, one JSON line each; a line cut by a crash is ignored and asked for again."""
-
-    def __init__(self, path: Path | None, read: Callable[[Entry], Answer]) -> None:
-        self.path, self._answers, self._lock = path, dict[str, Answer](), threading.Lock()
-        if path is None or not path.exists():
-            return
-        text = path.read_text(encoding="utf-8")
-        for line in text.split("\n"):
-            entry = _json_object(line)
-            with contextlib.suppress(Unreadable):
-                if entry is not None and "key" in entry:
-                    self._answers[entry["key"]] = read(entry)
-        if text and not text.endswith("\n"):
-            with path.open("a", encoding="utf-8") as file:
-                file.write("\n")
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._answers
-
-    def __getitem__(self, key: str) -> Answer:
-        return self._answers[key]
-
-    def remember(self, answers: Mapping[str, Answer]) -> None:
-        """Know these answers from now on; whoever asked for them has written them down."""
-        self._answers |= answers
-
-    def add(self, key: str, answer: Answer) -> None:
-        """Keep an answer; on disk before it counts as answered."""
-        line = json.dumps({"key": key, **vars(answer)}, ensure_ascii=False) + "\n"
-        with self._lock:
-            if self.path:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(line)
-            self._answers[key] = answer
-
-
-def read_reply(text: str, read: Callable[[Entry], Answer]) -> Answer:
-    """Read a reply; raises `Unreadable` unless it is exactly the JSON object asked for, fenced or not."""
-    fenced = _FENCE.match(text)
-    entry = _json_object(fenced.group(1) if fenced else text)
-    if entry is None:
-        raise Unreadable(f"{text[:80]!r} is no JSON object")
-    return read(entry)
-
-
-def _json_object(text: str) -> Entry | None:
-    try:
-        entry = json.loads(text)
-    except json.JSONDecodeError:
-        return None
-    return entry if isinstance(entry, dict) else None
-
-
-def _content(reply: Any) -> str:
-    """The text of a chat completion; raises `Unreadable` where the body has another form."""
-    try:
-        content = reply.json()["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError) as error:
-        raise Unreadable(f"{reply.text[:80]!r} is no chat completion") from error
-    if not isinstance(content, str):
-        raise Unreadable("the chat completion holds no text")
-    return content
+def _headers(key_env: str | None, role: str) -> dict[str, str]:
+    """The key from the environment; only a variable that was asked for by name has to be there."""
+    key = os.environ.get(key_env or KEY_VARIABLE)
+    if key_env and not key:
+        raise RimLensError(
+            f"The {role}'s key should stand in the environment variable {key_env}, which is empty; set it."
+        )
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _seconds(header: str | None, otherwise: float) -> float:

@@ -74,14 +74,16 @@ def labelled(given: Judgement, response: str) -> Score:
 
 async def graded(request: str, response: str, truncated: bool) -> Judgement:
     """What the model of the role `grader` says; ValueError where its reply is no grade."""
-    from rim_lens.behavior.llm_judge import RUBRIC, parse_grade, question
+    from rim_lens.behavior.llm_judge import question
+    from rim_lens.behavior.replies import read_reply
+    from rim_lens.behavior.rubrics import FIVE_STEP, FiveStep
 
     grader = get_model(role="grader", required=True)
     output = await grader.generate(
-        [ChatMessageSystem(content=RUBRIC), ChatMessageUser(content=question(request, response, truncated))],
+        [ChatMessageSystem(content=FIVE_STEP), ChatMessageUser(content=question(request, response, truncated))],
         config=GenerateConfig(temperature=0),
     )
-    return parse_grade(output.completion).judgement
+    return read_reply(output.completion, FiveStep.read).judgement
 
 
 def cot_of(state: TaskState) -> str:

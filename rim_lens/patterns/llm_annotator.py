@@ -11,7 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rim_lens.behavior.endpoint import Endpoint, Entry, Unreadable
+from rim_lens.behavior.endpoint import Endpoint
+from rim_lens.behavior.replies import Entry, Unreadable
 from rim_lens.behavior.sentences import Sentence, plain
 from rim_lens.patterns.labels import SentenceLabel
 from rim_lens.patterns.taxonomy import NAMES, NONE, load_patterns
@@ -25,14 +26,14 @@ class Marks:
 
 
 class LLMAnnotator:
-    """Labels sentences by asking `model` at `base_url`; options as for `LLMJudge` (api_key, cache, retries, …)."""
+    """Labels sentences by asking `model` at `base_url`; options as for `LLMJudge` (key_env, cache, retries, …)."""
 
     limits = (
         "The annotator's errors depend on the model that it asks; label a sample by hand and compare the two with "
         "annotator_agreement."
     )
 
-    def __init__(self, base_url: str, model: str, *, cache: str | Path | None = None, **options: Any) -> None:
+    def __init__(self, base_url: str, model: str, *, cache: str | Path | bool | None = None, **options: Any) -> None:
         self.name = f"LLM annotator {model}"
         options = {"max_tokens": 1200} | options
         self.endpoint = Endpoint(

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rim_lens.behavior.endpoint import Endpoint, Entry, Unreadable
+from rim_lens.behavior.endpoint import Endpoint
+from rim_lens.behavior.replies import Entry, Unreadable
 from rim_lens.patterns.rewrite import Count, Draft, RewriteTask
 from rim_lens.patterns.taxonomy import load_patterns
 
@@ -27,9 +28,9 @@ Reply with one JSON object and nothing else:
 
 
 class LLMWriter:
-    """Rewrites CoTs by asking `model` at `base_url`; options as for `LLMJudge` (api_key, cache, retries, …)."""
+    """Rewrites CoTs by asking `model` at `base_url`; options as for `LLMJudge` (key_env, cache, retries, …)."""
 
-    def __init__(self, base_url: str, model: str, *, cache: str | Path | None = None, **options: Any) -> None:
+    def __init__(self, base_url: str, model: str, *, cache: str | Path | bool | None = None, **options: Any) -> None:
         self.name = f"LLM writer {model}"
         patterns = "\n".join(f"{pattern.name}: {pattern.definition}" for pattern in load_patterns())
         options = {"max_tokens": 2400} | options
