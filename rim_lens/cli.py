@@ -127,6 +127,7 @@ def chat_segments(
     chat_format = load_chat_format(model, read_tags(think_tags))
     chat = chat_format.render(prompt, thinking=thinking, cot=cot, system=system)  # type: ignore[arg-type]
     Console().print(segments_text(chat))
+    Console().print(f"\nthink tags: {chat_format.tags_from}", *chat_format.notes, sep="\n", markup=False)
 
 
 @app.command()

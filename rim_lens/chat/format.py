@@ -2,25 +2,24 @@
 
 off: an empty think span (`open` + `close`); on: the prompt ends with `open` and the model writes its CoT;
 prefilled: `open` + a given CoT + `close`. Templates with a switch for thinking are asked through it, templates that
-open the tag themselves are recognised, and others get the tags as plain text after their generation prompt.
+open the tag themselves are recognised, and others get the tags as plain text after their generation prompt. Which tags,
+and where they come from, is said by `tags` and `tags_from`; what else a template does, by `notes`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from datetime import datetime
+from functools import cached_property, partial
 from typing import get_args
 
 import numpy as np
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.layout import (
-    Messages,
     Pieces,
-    Render,
     Turns,
     generation_prompt,
     join_pieces,
@@ -28,13 +27,14 @@ from rim_lens.chat.layout import (
     pieces_of,
     probe_turns,
 )
+from rim_lens.chat.own_tags import OwnTags, TagsFrom, own_tags
 from rim_lens.chat.segments import Span, Thinking, segment_id
 from rim_lens.chat.tags import ThinkTags
-from rim_lens.chat.think_part import cut_think_part, written_tags
+from rim_lens.chat.template import DATE, Template
+from rim_lens.chat.think_part import cut_think_part, without_answer_tag, written_tags
 from rim_lens.chat.tokens import TokenStarts
 from rim_lens.errors import RimLensError
 
-SWITCHES = ("enable_thinking", "thinking")  # names under which templates take a thinking switch
 ROLES = ("system", "user", "assistant")
 
 
@@ -43,8 +43,10 @@ class ChatFormat:
 
     Args:
         tokenizer: a fast tokenizer (character offsets are needed).
-        tags: the texts around a CoT; `<think>` by default, in the form in which the template writes them.
+        tags: the texts around a CoT, in place of those that the template or its family has; `<think>` where none has any.
         chat_template: used in place of the tokenizer's own.
+        variables: further variables of the template, such as `{"reasoning_effort": "high"}`.
+        date: what a template is given as today, so that renders can be repeated.
         generation_eos: end-of-sequence ids of the generation config, joined to the tokenizer's.
 
     Raises RimLensError, at first use, when there is no chat template or the tokenizer gives no offsets.
@@ -57,15 +59,17 @@ class ChatFormat:
         tags: ThinkTags | None = None,
         *,
         chat_template: str | None = None,
+        variables: Mapping[str, object] | None = None,
+        date: datetime = DATE,
         generation_eos: int | Sequence[int] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
-        self.chat_template = chat_template
-        self._given_tags = tags if tags is not None else ThinkTags()
+        self.template = Template(tokenizer, chat_template, variables, date)
+        self._given_tags = tags
         eos = [generation_eos] if isinstance(generation_eos, int) else (generation_eos or ())
         self._generation_eos = frozenset(int(token) for token in eos)
         self._tokens = TokenStarts(tokenizer)
-        self._turns: dict[bool, Turns] = {}
+        self._probed: dict[bool, Turns] = {}
 
     def render(
         self,
@@ -90,7 +94,8 @@ class ChatFormat:
         """
         messages = _messages(request, system)
         _check_thinking(thinking, cot)
-        text, places = locate(messages, self._renderer(thinking != "off"), self._template)
+        render = partial(self.template, thinking=thinking != "off")
+        text, places = locate(messages, render, self.template.source, self.tags.close_mark)
         pieces = pieces_of(text, places, self._turns_for(thinking != "off"))
         pieces = self._with_think_part(pieces, thinking, cot)
         chat = self._chat(pieces, messages[-1]["content"], thinking)
@@ -101,28 +106,54 @@ class ChatFormat:
     @cached_property
     def switch(self) -> str | None:
         """Name of the template's variable that switches thinking, None when it has none."""
-        user = [{"role": "user", "content": "x"}]
-        for name in SWITCHES:
-            if self._apply(user, True, {name: True}) != self._apply(user, True, {name: False}):
-                return name
-        return None
+        return self.template.switch.name if self.template.switch else None
 
-    @cached_property
+    @property
     def tags(self) -> ThinkTags:
-        """The tags in the form the template writes them; as given where it writes none."""
-        return written_tags(*self._generation_prompts, self._given_tags)
+        """The tags in the form the template writes them; as given, or as the family has them, where it writes none."""
+        return self._own.tags
+
+    @property
+    def tags_from(self) -> TagsFrom:
+        """Where the tags come from: "given", "template", "known family", or "default" (plain `<think>`)."""
+        return self._own.tags_from
 
     @cached_property
     def writes_tags(self) -> bool:
         """Whether the template itself writes the tags; if not, they stand after its generation prompt as plain text."""
-        parts = [cut_think_part(prompt, self._given_tags) for prompt in self._generation_prompts]
+        parts = [cut_think_part(prompt, self.tags) for prompt in self._generation_prompts]
         return any(part.open or part.close for part in parts)
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the renders should hear, a sentence each."""
+        template, notes = self.template, []
+        if self.tags_from == "default":
+            notes.append("The template has no think tags of its own, so the CoT stands in plain <think> tags.")
+        if template.family is not None:
+            notes.append(f"The template is of the family {template.family.name}.")
+        if template.family is not None and template.family.system_off:
+            notes.append(f"Thinking is switched off by {template.family.system_off!r} in the system prompt.")
+        if template.writes_date is not None:
+            notes.append(f"The template writes a date, which is held at {template.writes_date!r}.")
+        if template.doubles_bos:
+            notes.append("The template begins with two BOS tokens; one was taken out.")
+        if template.takes_parts:
+            notes.append("The template takes contents as lists of parts, so texts are passed as one part each.")
+        return tuple(notes)
+
+    @cached_property
+    def _own(self) -> OwnTags:
+        off, on = self._generation_prompts
+        if self._given_tags is not None:
+            return OwnTags(written_tags(off, on, self._given_tags), "given")
+        return own_tags(self.template, self._turns_as_written(True), (off, on))
 
     @cached_property
     def _generation_prompts(self) -> tuple[str, str]:
         """The template's generation prompts with thinking off and on."""
         off, on = (
-            generation_prompt(self._renderer(thinking), self._turns_for(thinking).user_closing)
+            generation_prompt(partial(self.template, thinking=thinking), self._turns_as_written(thinking).user_closing)
             for thinking in (False, True)
         )
         return off, on
@@ -158,17 +189,34 @@ class ChatFormat:
     def _with_think_part(self, pieces: Pieces, thinking: Thinking, cot: str | None) -> Pieces:
         """The pieces of the whole prompt, its think part in the mode asked for."""
         last_segment, generation = pieces[-1]
-        written = cut_think_part(generation if last_segment == "assistant_tag" else "", self._given_tags)
+        written = cut_think_part(generation if last_segment == "assistant_tag" else "", self.tags)
         before = pieces[:-1] if last_segment == "assistant_tag" else pieces
         if thinking == "off" and written.close:
             think = [("think_open", written.open), ("think_close", written.close)]
+        elif thinking == "off" and self._answers_at_once:
+            return [*before, ("assistant_tag", generation)]
         elif thinking == "on":
             if not self.tags.open:
                 raise RimLensError("thinking 'on' needs an opening tag: give ThinkTags with one.")
             think = [("think_open", self.tags.open)]
         else:
-            think = [("think_open", self.tags.open), ("cot", cot or ""), ("think_close", self.tags.close)]
-        return [*before, ("assistant_tag", written.header), *think]
+            close = self._empty_close if thinking == "off" else self.tags.close
+            think = [("think_open", self.tags.open), ("cot", cot or ""), ("think_close", close)]
+        header = written.header
+        if not written.open and not written.close:
+            header = without_answer_tag(header, self.tags.close_mark) + self._own.lead
+        return [*before, ("assistant_tag", header), *think]
+
+    @property
+    def _empty_close(self) -> str:
+        family = self.template.family
+        return (family.empty_close if family and self.tags_from != "given" else "") or self.tags.close
+
+    @property
+    def _answers_at_once(self) -> bool:
+        """Whether off is the bare generation prompt, as the family has it."""
+        family = self.template.family
+        return self.tags_from != "given" and family is not None and family.off == "bare"
 
     def _chat(self, pieces: Pieces, request: str, thinking: Thinking) -> Chat:
         text, spans = "".join(piece for _, piece in pieces), join_pieces(pieces)
@@ -194,49 +242,15 @@ class ChatFormat:
         )
 
     def _turns_for(self, thinking: bool) -> Turns:
-        if thinking not in self._turns:
+        turns = self._turns_as_written(thinking)
+        # An empty think span that the template writes before earlier answers is no part of their header.
+        return replace(turns, assistant_header=cut_think_part(turns.assistant_header, self.tags).header)
+
+    def _turns_as_written(self, thinking: bool) -> Turns:
+        if thinking not in self._probed:
             bos = str(self.tokenizer.bos_token or "")
-            turns = probe_turns(self._renderer(thinking), self._tokens.units, bos)
-            # An empty think span that the template writes before earlier answers is no part of their header.
-            header = cut_think_part(turns.assistant_header, self._given_tags).header
-            self._turns[thinking] = replace(turns, assistant_header=header)
-        return self._turns[thinking]
-
-    @cached_property
-    def _template(self) -> str:
-        if self.chat_template is None and not self.tokenizer.chat_template:
-            name = getattr(self.tokenizer, "name_or_path", "") or "this model"
-            raise RimLensError(
-                f"the tokenizer of {name} has no chat template: pass chat_template=, or use a chat model "
-                "(its name often ends in -Instruct or -Chat)."
-            )
-        try:
-            return str(self.tokenizer.get_chat_template(self.chat_template))
-        except ValueError as error:  # several named templates, none of them the default
-            raise RimLensError(
-                f"no chat template is the tokenizer's default ({error}): pass chat_template= with a name."
-            ) from error
-
-    def _renderer(self, thinking: bool) -> Render:
-        variables = {self.switch: thinking} if self.switch else {}
-        return lambda messages, with_prompt: self._apply(messages, with_prompt, variables)
-
-    def _apply(self, messages: Messages, with_prompt: bool, variables: Mapping[str, bool]) -> str:
-        template = self._template
-        try:
-            text = self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                chat_template=template,
-                add_generation_prompt=with_prompt,
-                tokenize=False,
-                **variables,
-            )
-        except (TemplateError, TypeError, ValueError) as error:
-            raise RimLensError(
-                f"the chat template refuses these messages ({str(error).strip().rstrip('.')}): "
-                "check the order of their roles, and whether the template takes a system prompt."
-            ) from error
-        return str(text)
+            self._probed[thinking] = probe_turns(partial(self.template, thinking=thinking), self._tokens.units, bos)
+        return self._probed[thinking]
 
 
 def _check_thinking(thinking: str, cot: str | None) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from rim_lens.chat.segments import Span
@@ -30,7 +31,6 @@ TRIMS: tuple[Callable[[str], str], ...] = (
 )
 LEADING_TAG = re.compile(r"<[^<>\s]{1,40}>")
 TRAILING_TAG = re.compile(r"</[^<>\s]{1,40}>\Z")
-CLOSED_COT = re.compile(r".*</think>", re.DOTALL)
 
 
 class Place(NamedTuple):
@@ -60,14 +60,16 @@ class Masked(NamedTuple):
     tail: str
 
 
-def locate(messages: Messages, render: Render, template: str) -> tuple[str, list[Place]]:
+def locate(messages: Messages, render: Render, template: str, close_mark: str) -> tuple[str, list[Place]]:
     """The rendered chat with generation prompt and the places of its user and assistant contents, in order.
 
-    Raises RimLensError when the template writes contents in a way that cannot be followed.
+    `close_mark` ends the CoT that an earlier answer may begin with. Raises RimLensError when the template leaves the
+    system prompt out, or writes contents in a way that cannot be followed.
     """
     text = render(messages, True)
     mark = _free_character([template, text, *(message["content"] for message in messages)])
-    for mask in (_mask_all, _mask_inside_tags):
+    _check_system(messages, render, mark)
+    for mask in (_mask_all, partial(_mask_inside_tags, close_mark=close_mark)):
         masked = [mask(message) if message["role"] != "system" else None for message in messages]
         rendered = render(_with_marks(messages, masked, mark), True)
         contents = [(message["role"], part) for message, part in zip(messages, masked, strict=True) if part is not None]
@@ -99,8 +101,8 @@ def probe_turns(render: Render, split: Callable[[str], list[str]], bos: str) -> 
     after_answer = render([user, answer], False).partition(answer["content"])[2]
 
     # Where the generation prompt is ignored, nothing tells the turn's closing from the assistant's header.
-    user_closing = "" if closed == opened else _common_prefix(split(closed), split(opened))
-    assistant_closing = _common_prefix(split(after_answer), split(answer_to_user))
+    user_closing = "" if closed == opened else common_prefix(split(closed), split(opened))
+    assistant_closing = common_prefix(split(after_answer), split(answer_to_user))
     if not assistant_closing and answer_to_user.startswith(user_closing):  # gpt-oss ends its last answer otherwise
         assistant_closing = user_closing
     assistant_header = user_to_answer.removeprefix(user_closing)
@@ -161,7 +163,7 @@ def _between(gap: str, role_before: str, role_after: str, turns: Turns) -> Piece
         system, header = _cut_suffix(rest, header)
         return [*pieces, ("system", system), (segment, header)]
     # What follows the header is a think part that the template writes before an earlier answer.
-    header = _common_prefix(rest, turns.assistant_header)
+    header = common_prefix(rest, turns.assistant_header)
     return [*pieces, ("assistant_tag", header), ("response", rest[len(header) :])]
 
 
@@ -169,12 +171,23 @@ def _mask_all(message: Mapping[str, str]) -> Masked:
     return Masked("", message["content"], "")
 
 
-def _mask_inside_tags(message: Mapping[str, str]) -> Masked:
+def _check_system(messages: Messages, render: Render, mark: str) -> None:
+    """Raise RimLensError where a system prompt does not reach the chat."""
+    masked = [{**message, "content": mark} if message["role"] == "system" else message for message in messages]
+    if any(message["role"] == "system" and message["content"].strip() for message in messages) and mark not in render(
+        masked, True
+    ):
+        raise RimLensError(
+            "the chat template leaves the system prompt out: put its text before the request in the user's message, "
+            "or pass a chat_template= that writes it."
+        )
+
+
+def _mask_inside_tags(message: Mapping[str, str], close_mark: str) -> Masked:
     """Leave standing what templates look for: tags around a user content, a CoT before an answer."""
     content = message["content"]
     if message["role"] == "assistant":
-        cot = CLOSED_COT.match(content)
-        end = cot.end() if cot is not None else 0
+        end = content.rfind(close_mark) + len(close_mark) if close_mark and close_mark in content else 0
         return Masked(content[:end], content[end:], "")
     head, tail = LEADING_TAG.match(content), TRAILING_TAG.search(content)
     if head is None or tail is None or tail.start() < head.end():
@@ -233,7 +246,7 @@ def _cut_suffix(text: str, suffix: str) -> tuple[str, str]:
     return (text[: len(text) - len(suffix)], suffix) if text.endswith(suffix) else (text, "")
 
 
-def _common_prefix(a: Sequence[str], b: Sequence[str]) -> str:
+def common_prefix(a: Sequence[str], b: Sequence[str]) -> str:
     """The units that both begin with, joined."""
     same = [left == right for left, right in zip(a, b, strict=False)]
     return "".join(a[: same.index(False) if False in same else len(same)])

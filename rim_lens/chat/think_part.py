@@ -26,7 +26,11 @@ def cut_think_part(prompt: str, tags: ThinkTags) -> ThinkPart:
     if opened < 0 and closed < 0:
         return ThinkPart(prompt, "", "")
     if opened > closed:
-        return ThinkPart(prompt[:opened], prompt[opened:], "")
+        inner = opened + len(tags.open_mark)
+        rest = prompt[inner:].strip()
+        # A template may leave the end of a closing tag to the model (Command A: the tag that opens the answer).
+        end = inner if rest and tags.close_mark.startswith(rest) else len(prompt)
+        return ThinkPart(prompt[:opened], prompt[opened:end], "")
     if opened < 0:
         return ThinkPart(prompt[:closed], "", prompt[closed:])
     inner = opened + len(tags.open_mark)
@@ -34,6 +38,13 @@ def cut_think_part(prompt: str, tags: ThinkTags) -> ThinkPart:
     space = tags.open[tags.open.index(tags.open_mark) + len(tags.open_mark) :]
     border = inner + len(space) if prompt[inner:closed].startswith(space) else inner
     return ThinkPart(prompt[:opened], prompt[opened:border], prompt[border:])
+
+
+def without_answer_tag(prompt: str, close_mark: str) -> str:
+    """The prompt without a tag that opens the answer, where that tag is the end of the closing one."""
+    starts = [at for at, character in enumerate(close_mark) if character == "<" and at]
+    tails = [close_mark[at:] for at in starts if prompt.endswith(close_mark[at:])]
+    return prompt[: len(prompt) - len(tails[0])] if tails else prompt
 
 
 def written_tags(off: str, on: str, given: ThinkTags) -> ThinkTags:

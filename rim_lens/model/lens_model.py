@@ -148,6 +148,12 @@ class LensModel:
             self._bridge = None  # it holds split copies of joint projections
 
     @property
+    def think_tags(self) -> str:
+        """The think tags and where they come from, for manifests."""
+        tags, tags_from = self.chat_format.tags, self.chat_format.tags_from
+        return f"{tags.open!r} … {tags.close!r} ({tags_from})"
+
+    @property
     def fingerprint(self) -> str:
         """sha256 over the names and digests of all parameters; only those that `weights_changed` named are read again."""
         whole = hashlib.sha256()
