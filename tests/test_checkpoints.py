@@ -205,14 +205,16 @@ def test_mismatches_are_errors_before_any_work(folder, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(folder / "step-2", broken)
     (broken / "adapter_model.safetensors").write_bytes(b"no weights")
-    dora = save_adapter(tmp_path / "dora", folder / "base", 4, use_dora=True)
+    save_adapter(tmp_path / "corda", folder / "base", 4)
+    settings = json.loads((tmp_path / "corda" / "adapter_config.json").read_text())
+    (tmp_path / "corda" / "adapter_config.json").write_text(json.dumps(settings | {"init_lora_weights": "corda"}))
     model = load_model(folder / "base")
     before = parameters(model)
     for bad, message in (
         (narrow, "does not fit the model"),
         (other_words, "another tokenizer"),
         (broken, "cannot be read"),
-        (dora, "not plain LoRA"),
+        (tmp_path / "corda", "takes a part out of the base weights"),
         (tmp_path / "absent", "check the path"),
     ):
         shown = []

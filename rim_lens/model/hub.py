@@ -47,17 +47,25 @@ def unreachable(name: str, error: Exception) -> RimLensError:
 
 @contextmanager
 def translated_hub_errors(location: str) -> Iterator[None]:
-    """Loading errors of transformers as a RimLensError that names the model."""
-    from safetensors import SafetensorError
+    """Loading errors of transformers as a RimLensError that names the model.
 
+    Besides missing files these are whatever a config makes transformers trip over: a package that it needs and that is not
+    installed, an unknown method of quantisation or kind of model, fields that contradict each other.
+    """
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    except RimLensError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if not isinstance(error, OSError | ValueError | ImportError):
+            reason = f"{type(error).__name__}: {reason}"
         pickled = "no file named model.safetensors" in reason or "loaded with `safetensors`" in reason
         instead = (
             "; save it as safetensors, or pass trust_remote_code=True if you trust its pickled weights"
             if pickled
+            else "; install it, or use a copy of the model that needs no such package"
+            if isinstance(error, ImportError)
             else ""
         )
         raise RimLensError(f"The model {location} could not be loaded ({reason}){instead}.") from error

@@ -45,7 +45,10 @@ class LensModel:
     ) -> None:
         if hf is None and bridge is None:
             raise RimLensError("A LensModel needs a transformers model or an object with TransformerLens' hooks.")
-        self.name = name
+        self.source_name = name
+        self.shown: str | None = (
+            None  # what was put into its weights: "+ adapter", or the checkpoint that replaced them
+        )
         self.tokenizer = tokenizer
         self.hf: Any = hf.eval() if hf is not None else None  # torch's mode without dropout
         self._bridge = bridge
@@ -62,6 +65,11 @@ class LensModel:
         return f"LensModel({self.name!r}, {shape.n_layers} layers × {shape.n_heads} heads, {self.device}, {self.dtype})"
 
     # ---- what it is -----------------------------------------------------------------------------------------------
+    @property
+    def name(self) -> str:
+        """Where it came from, with the adapter or checkpoint whose weights are in it now."""
+        return self.source_name if self.shown is None else f"{self.source_name} {self.shown}"
+
     @property
     def n_layers(self) -> int:
         """Number of transformer blocks."""
@@ -155,13 +163,20 @@ class LensModel:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the names and digests of all parameters; only those that `weights_changed` named are read again."""
+        """sha256 over names and digests of all parameters and stored buffers; only those that `weights_changed` named are read again."""
         whole = hashlib.sha256()
-        for name, value in self.module.named_parameters():
+        for name, value in self._stored():
             if name not in self._digests:
                 self._digests[name] = digest_of(value)
             whole.update(name.encode() + self._digests[name])
         return whole.hexdigest()
+
+    def _stored(self) -> Iterator[tuple[str, Tensor]]:
+        """Parameters, and the buffers that are stored with them (the routing bias of some mixtures)."""
+        yield from self.module.named_parameters()
+        if self.hf is not None:
+            stored = set(self.hf.state_dict())
+            yield from ((name, value) for name, value in self.hf.named_buffers() if name in stored)
 
     # ---- from prompts to batches ----------------------------------------------------------------------------------
     def render(self, requests: Prompts, **options: Any) -> list[Chat]:
@@ -199,10 +214,12 @@ class LensModel:
 
     def batch(self, chats: Sequence[Chat], side: Literal["left", "right"] = "left") -> Batch:
         """All chats in one padded batch on the model's device."""
+        self.check_chats(chats)
         return make_batch(chats, self.pad_id, device=self.device, side=side)
 
     def batches(self, chats: Sequence[Chat], batch_size: int = 16) -> Iterator[tuple[list[int], Batch]]:
         """Batches of chats of similar length, longest first, with the indices of their chats."""
+        self.check_chats(chats)
         return batches(chats, self.pad_id, batch_size=batch_size, device=self.device)
 
     def shared_batches(self, chats: Sequence[Chat], batch_size: int = 16) -> Iterator[tuple[list[int], Batch]]:
@@ -213,9 +230,31 @@ class LensModel:
 
     @property
     def pad_id(self) -> int:
-        """Token id that fills padding; it is masked, so any valid id serves."""
-        pad = self.tokenizer.pad_token_id
-        return int(pad if pad is not None else self.tokenizer.eos_token_id or 0)
+        """Token id that fills padding; it is masked, so any id that the model embeds serves."""
+        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        size = self.n_embedded or 1 << 62
+        return next(int(one) for one in ids if one is not None and one < size)
+
+    @cached_property
+    def n_embedded(self) -> int:
+        """Number of token ids that the model has an embedding for; 0 where unknown."""
+        if self.hf is None:
+            return int(getattr(self.bridge.cfg, "d_vocab", 0) or 0)
+        return int(self.hf.get_input_embeddings().weight.shape[0])
+
+    def check_chats(self, chats: Sequence[Chat]) -> None:
+        """`check_ids` of every chat."""
+        for chat in chats:
+            self.check_ids(chat.token_ids.tolist())
+
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """Raise a RimLensError where the model has no embedding for one of the token ids."""
+        highest = max(ids, default=0)
+        if self.n_embedded and highest >= self.n_embedded:
+            raise RimLensError(
+                f"The tokenizer of {self.name} gives token id {highest} ({self.tokenizer.convert_ids_to_tokens(highest)!r}), but "
+                f"the model embeds {self.n_embedded} tokens: it belongs to another model, or the embedding was not resized."
+            )
 
     # ---- passes ---------------------------------------------------------------------------------------------------
     def tap(

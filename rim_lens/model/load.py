@@ -1,17 +1,20 @@
 """load_model: from a name, a folder, an adapter, a GGUF file or a hooked object to a LensModel."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 from rim_lens.chat.format import ChatFormat
 from rim_lens.chat.tags import ThinkTags
 from rim_lens.errors import RimLensError
-from rim_lens.model.adapter import adapter_base, is_adapter, merge_adapter
+from rim_lens.model.adapter import adapter_base, adapter_revision, base_and_adapter, has_tokenizer, is_adapter
 from rim_lens.model.bundled import NAME, bundled_model_folder
 from rim_lens.model.gguf import converted_gguf
 from rim_lens.model.hub import check_reachable, translated_hub_errors
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.load_check import checked_at_load
+from rim_lens.model.peft_merge import merge_adapter
+from rim_lens.model.whole_weights import check_loaded
 from rim_lens.processes import join
 
 # what can be named as a model: source, example, what happens
@@ -72,41 +75,77 @@ def load_model(
         if adapter is not None:
             raise RimLensError(f"{source} is an adapter itself; give the base model as source and one adapter.")
         adapter, source = folder, adapter_base(folder)
+    adapter = None if adapter is None else adapter_folder(adapter)
     location, name = resolve(str(source))
     hf, loaded_tokenizer = read_weights(
-        location, chosen_dtype(dtype, device, device_map), revision, trust_remote_code, device_map
+        location,
+        chosen_dtype(dtype, device, device_map),
+        revision or base_revision(str(source), location, adapter),
+        trust_remote_code,
+        device_map,
     )
-    if adapter is not None:
-        path = Path(adapter).expanduser()
-        if not is_adapter(path):
-            raise RimLensError(f"{adapter} is no adapter folder (it has no adapter_config.json); check the path.")
-        hf = merge_adapter(hf, path)
-        name = f"{name}+{path.name}"
     if device is not None:
         hf = hf.to(device)
+    if adapter is not None:
+        hf = merge_adapter(hf, adapter)
+        loaded_tokenizer = adapter_tokenizer(adapter, loaded_tokenizer)
     model = LensModel(
         name,
         with_template(tokenizer or loaded_tokenizer, chat_template),
         hf=hf.requires_grad_(False),
         tags=tags,
     )
-    model.merged_adapter = None if adapter is None else str(adapter)
+    if adapter is not None:
+        model.merged_adapter, model.shown = str(adapter), f"+ {adapter.name}"
     return checked_at_load(model)
+
+
+def adapter_folder(adapter: str | Path) -> Path:
+    """The adapter's folder. Raises RimLensError where it holds none."""
+    path = Path(adapter).expanduser()
+    if not is_adapter(path):
+        raise RimLensError(f"{adapter} is no adapter folder (it has no adapter_config.json); check the path.")
+    return path
+
+
+def base_revision(source: str, location: str, adapter: Path | None) -> str | None:
+    """The revision that the adapter was trained on, where `source` is the base that it names."""
+    revision = None if adapter is None else adapter_revision(adapter)
+    if adapter is None or revision is None or source != adapter_base(adapter):
+        return None
+    if Path(location).is_dir():
+        warnings.warn(
+            f"The adapter {adapter} was trained on revision {revision} of its base; {source} is a folder, whose revision is not "
+            "recorded: make sure that it is that one.",
+            stacklevel=3,
+        )
+    return revision
+
+
+def adapter_tokenizer(adapter: Path, base: Any) -> Any:
+    """The adapter's own tokenizer where it brings one, with its chat template or the base's; else the base's."""
+    if not has_tokenizer(adapter):
+        return base
+    from transformers import AutoTokenizer
+
+    with translated_hub_errors(str(adapter)):
+        own = AutoTokenizer.from_pretrained(adapter)
+    if own.chat_template is None:
+        own.chat_template = base.chat_template
+    return own
 
 
 def load_chat_format(source: str, tags: ThinkTags | None = None) -> ChatFormat:
     """The chat format of a model without its weights, for looking at how prompts are cut."""
     from transformers import AutoTokenizer
 
-    folder = Path(source).expanduser()
-    if folder.is_dir() and is_adapter(folder):
-        source = adapter_base(folder)
-    location, _ = resolve(source)
+    base, adapter = base_and_adapter(source)
+    location, _ = resolve(base)
     if not Path(location).is_dir():
         check_reachable(location, None)
     with translated_hub_errors(location):
         tokenizer = AutoTokenizer.from_pretrained(location)
-    return ChatFormat(tokenizer, tags)
+    return ChatFormat(tokenizer if adapter is None else adapter_tokenizer(adapter, tokenizer), tags)
 
 
 def resolve(source: str) -> tuple[str, str]:
@@ -130,7 +169,7 @@ def resolve(source: str) -> tuple[str, str]:
 def read_weights(
     location: str, dtype: Any, revision: str | None, trust_remote_code: bool, device_map: Any
 ) -> tuple[Any, Any]:
-    """The transformers model and its tokenizer from a folder or the hub."""
+    """The transformers model and its tokenizer from a folder or the hub; every weight must be there and have its place."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -143,15 +182,17 @@ def read_weights(
     try:
         with translated_hub_errors(location):
             tokenizer = AutoTokenizer.from_pretrained(location, **common)
-            hf = AutoModelForCausalLM.from_pretrained(
+            hf, info = AutoModelForCausalLM.from_pretrained(
                 location,
                 dtype=dtype,
                 device_map=device_map,
                 use_safetensors=None if trust_remote_code else True,
+                output_loading_info=True,
                 **common,
             )
     finally:
         logging.enable_progress_bar()
+    check_loaded(hf, info, location)
     return hf, tokenizer
 
 

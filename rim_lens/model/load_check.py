@@ -85,20 +85,8 @@ def checked_at_load(model: "LensModel") -> "LensModel":
 def first_tokens(model: "LensModel") -> Tensor:
     """A few tokens of a plain text; a RimLensError where the model has no embedding for one of the tokenizer's ids."""
     ids = model.encode(TEXT)[:N_TOKENS] or [0]
-    size = embeddings(model)
-    if size and max(ids) >= size:
-        raise RimLensError(
-            f"The tokenizer of {model.name} gives token id {max(ids)}, but the model embeds {size} tokens: "
-            "it belongs to another model."
-        )
+    model.check_ids(ids)
     return torch.tensor([ids], device=model.device)
-
-
-def embeddings(model: "LensModel") -> int:
-    """Rows of the embedding, 0 where unknown."""
-    if model.hf is None:
-        return int(getattr(model.bridge.cfg, "d_vocab", 0) or 0)
-    return int(getattr(model.hf.get_input_embeddings(), "num_embeddings", 0))
 
 
 def plain_logits(model: "LensModel", tokens: Tensor) -> Float[Tensor, "row pos vocab"]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rim_lens.errors import RimLensError
 from rim_lens.model.lens_model import LensModel
-from rim_lens.model.stored_weights import StoredWeights
+from rim_lens.model.stored_weights import StoredWeights, stored_names
 
 _SWAPS: WeakKeyDictionary[LensModel, "WeightSwap"] = WeakKeyDictionary()
 
@@ -32,12 +32,13 @@ class WeightSwap:
     def __init__(self, model: LensModel) -> None:
         if model.hf is None:
             raise RimLensError(f"{model.name} is no transformers model; checkpoints can be swapped into these only.")
-        self.parameters: dict[str, Tensor] = dict(model.hf.named_parameters())
+        self.parameters: dict[str, Tensor] = stored_names(model.hf)  # and buffers: whatever a checkpoint may hold
         meta = [name for name, value in self.parameters.items() if value.device.type == "meta"]
         if meta:
             raise RimLensError(f"{model.name} is partly offloaded ({meta[0]}); load it on devices that hold it whole.")
         self.base: dict[str, Tensor] = {}
         self.current: StoredWeights | None = None  # None: the base
+        self.base_shown = model.shown
         self.model = ref(model)  # the swap must not keep its model alive
 
     @torch.no_grad()
@@ -45,13 +46,22 @@ class WeightSwap:
         """Show `weights`, or the base for None. If that fails the model is at its base."""
         try:
             self._write(weights)
+            self._name(weights)
         except BaseException:
             self._write(None)
+            self._name(None)
             raise
+
+    def _name(self, weights: StoredWeights | None) -> None:
+        """Let the model's name say what is in it."""
+        if model := self.model():
+            model.shown = self.base_shown if weights is None else weights.label
 
     def _write(self, weights: StoredWeights | None) -> None:
         names = [] if weights is None else weights.names
         leaving = set() if self.current is None else set(self.current.names) - set(names)
+        if self.current is not None and self.current is not weights:
+            self.current.release()
         self.current = weights  # before the first write, so that a failed one is taken back
         for name in leaving & set(self.base):
             self.parameters[name].copy_(self.base[name])
@@ -69,6 +79,8 @@ class WeightSwap:
         touched = {name for weights in (self.current, reference) if weights is not None for name in weights.names}
         moved = length = 0.0
         for name, parameter in self.parameters.items():
+            if not isinstance(parameter, torch.nn.Parameter):
+                continue
             value = self._value(reference, name)
             length += squared_norm(value)
             if name in touched:

@@ -21,8 +21,8 @@ import pandas as pd
 from rim_lens.chat.format import ChatFormat
 from rim_lens.chat.tags import ThinkTags
 from rim_lens.errors import RimLensError
-from rim_lens.model.adapter import merge_adapter
 from rim_lens.model.load import chosen_device, chosen_dtype, load_chat_format, read_weights, resolve
+from rim_lens.model.peft_merge import merge_adapter
 from rim_lens.patterns.held_neurons import Held, Rows, ShiftPenalty, held_places, hold, read_neurons
 from rim_lens.patterns.saved_steps import SavedSeries, begin_series, plain_lora_config, save_adapter
 from rim_lens.patterns.training_plan import TrainingPlan, TrainingSettings, read_plan

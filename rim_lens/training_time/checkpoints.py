@@ -10,21 +10,26 @@ from disk in a thread. All of them are compared with the model (shapes, vocabula
 """
 
 import hashlib
+import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, overload
 
 from rim_lens.errors import RimLensError
-from rim_lens.model.adapter import WEIGHTS, adapter_base, is_adapter
+from rim_lens.model.adapter import WEIGHTS, adapter_base, adapter_revision, has_tokenizer, is_adapter
+from rim_lens.model.adapter_weights import adapter_weights
+from rim_lens.model.full_weights import FullWeights
 from rim_lens.model.hub import check_reachable, translated_hub_errors
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.load import load_model
-from rim_lens.model.stored_weights import StoredWeights, stored_weights
+from rim_lens.model.stored_weights import StoredWeights
 from rim_lens.model.swap import shown, swap_of
 from rim_lens.training_time.series import Checkpoint, Series, read_series
 
 BASE = "base"
+TEXT = "A  text\n\nwith 1234 parts, can't: <think> Ünï 你好 it </think>\n"  # cut by both tokenizers
 FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]  # what a checkpoint on the hub needs here
 
 
@@ -112,8 +117,21 @@ class Checkpoints(Sequence[Checkpoint]):
             return full[0]
         raise RimLensError("The checkpoints do not name one base model; pass base= to Checkpoints.")
 
+    @property
+    def revision(self) -> str | None:
+        """The revision of the base that the adapters were trained on, where they name one."""
+        folders = [Path(item.source) for item in self.items if item.source is not None]
+        named = {adapter_revision(folder) for folder in folders if is_adapter(folder)} - {None}
+        if len(named) > 1:
+            raise RimLensError(
+                f"The adapters were trained on different revisions of the base ({', '.join(sorted(map(str, named)))})."
+            )
+        return named.pop() if named else None
+
     def open(self, **options: Any) -> LensModel:
         """The base model, checked against every checkpoint; options as for `load_model`."""
+        if options.get("revision") is None:
+            options["revision"] = self.revision
         model = load_model(self.base, **options)
         self.check(model)
         return model
@@ -136,7 +154,7 @@ class Checkpoints(Sequence[Checkpoint]):
             return None
         key = (id(model.hf), item.name)
         if key not in self._weights:
-            swap_of(model)  # raises for models without a transformers tree
+            swap = swap_of(model)  # raises for models without a transformers tree
             folder = located(item)
             if model.merged_adapter is not None and is_adapter(folder):
                 raise RimLensError(
@@ -144,8 +162,13 @@ class Checkpoints(Sequence[Checkpoint]):
                     "top of it; load the base alone with open(), and show a checkpoint with load(model, name)."
                 )
             check_sum(item, folder)
-            check_vocabulary(model, folder)
-            self._weights[key] = stored_weights(model.hf, folder)
+            compare_tokenizer(model, folder)
+            compare_ends(model, folder)
+            stored = (
+                adapter_weights(model.hf, folder, swap.base) if is_adapter(folder) else FullWeights(model.hf, folder)
+            )
+            stored.title = item.name
+            self._weights[key] = stored
         return self._weights[key]
 
     def load(self, model: LensModel, checkpoint: str | Checkpoint) -> LensModel:
@@ -222,18 +245,53 @@ def check_sum(item: Checkpoint, folder: Path) -> None:
         raise RimLensError(f"{path} was changed or damaged: its sha256 is not the one recorded for {item.name}.")
 
 
-def check_vocabulary(model: LensModel, folder: Path) -> None:
-    """Raise where the checkpoint brings a tokenizer with another vocabulary than the model's."""
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+def compare_tokenizer(model: LensModel, folder: Path) -> None:
+    """Compare the checkpoint's tokenizer and chat template, where it brings them, with the model's.
+
+    Raises:
+        RimLensError: another vocabulary, or another way to cut a text into its tokens.
+
+    """
+    if not has_tokenizer(folder):
         return
     from transformers import AutoTokenizer
 
     with translated_hub_errors(str(folder)):
-        theirs = AutoTokenizer.from_pretrained(folder).get_vocab()
-    mine = model.tokenizer.get_vocab()
-    if theirs != mine:
-        differing = next(iter(dict(theirs.items() ^ mine.items())))
+        theirs = AutoTokenizer.from_pretrained(folder)
+    mine = model.tokenizer
+    differing = dict(theirs.get_vocab().items() ^ mine.get_vocab().items())
+    if not differing and theirs.encode(TEXT, add_special_tokens=False) != mine.encode(TEXT, add_special_tokens=False):
+        differing = {"how a text is cut": None}
+    if differing:
         raise RimLensError(
-            f"The checkpoint {folder} has another tokenizer than {model.name} (they differ at {differing!r}); neurons and "
+            f"The checkpoint {folder} has another tokenizer than {model.name} (they differ at {next(iter(differing))!r}); neurons and "
             "refusal tokens would not be comparable."
         )
+    if theirs.chat_template is not None and theirs.chat_template != mine.chat_template:
+        warnings.warn(
+            f"The checkpoint {folder} has another chat template than {model.source_name}; it is measured with the latter's, as all "
+            "of the series are. Pass chat_template= to open() for another.",
+            stacklevel=2,
+        )
+
+
+def compare_ends(model: LensModel, folder: Path) -> None:
+    """Warn where the checkpoint's own settings end an answer at other tokens than the model's."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return
+    try:
+        theirs = token_set(json.loads(path.read_text()).get("eos_token_id"))
+    except (OSError, ValueError, AttributeError) as error:
+        raise RimLensError(f"The settings {path} cannot be read ({error}); copy them again.") from error
+    if theirs - set(model.chat_format.eos_ids):
+        warnings.warn(
+            f"The checkpoint {folder} ends answers at the tokens {sorted(theirs)}, the series at {sorted(model.chat_format.eos_ids)}; "
+            "answers of all checkpoints end where the series' base ends them.",
+            stacklevel=2,
+        )
+
+
+def token_set(ids: int | list[int] | None) -> set[int]:
+    """Token ids from a config, where one stands for itself."""
+    return set() if ids is None else {ids} if isinstance(ids, int) else set(ids)

@@ -255,6 +255,7 @@ class Moved(StoredWeights):
     def __init__(self, hf: Any, origin: StoredWeights | None, direction: Mapping[str, Tensor], distance: float) -> None:
         super().__init__(hf, Path())
         self.origin, self.direction, self.distance = origin, direction, distance
+        self.title = "moved" if origin is None else f"{origin.title}, moved"
 
     @property
     def names(self) -> list[str]:
