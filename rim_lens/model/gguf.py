@@ -8,8 +8,11 @@ from pathlib import Path
 
 from rim_lens.cache import cache_folder, filled_once, is_filled
 from rim_lens.errors import RimLensError
+from rim_lens.model.gguf_metadata import GgufFile
+from rim_lens.model.whole_weights import check_loaded
 
 MAGIC = b"GGUF"
+VERSION = 2  # of the conversion: folders that an earlier one wrote are not read
 
 
 def sha256_of(path: Path) -> str:
@@ -28,7 +31,7 @@ def converted_gguf(path: Path) -> Path:
     with path.open("rb") as file:
         if file.read(4) != MAGIC:
             raise RimLensError(f"{path} is not a GGUF file (it does not start with 'GGUF'); check the download.")
-    folder = cache_folder() / "gguf" / sha256_of(path)[:24]
+    folder = cache_folder() / "gguf" / f"{sha256_of(path)[:24]}-{VERSION}"
     if not is_filled(folder):
         with filled_once(folder) as work:
             convert_gguf(path, work)
@@ -38,13 +41,23 @@ def converted_gguf(path: Path) -> Path:
 def convert_gguf(path: Path, folder: Path) -> None:
     """Write the dequantized float32 model and its tokenizer to `folder`."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
+        file = GgufFile(path)
+        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        file.set_rope(config)
+        file.check(config)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, config=config, dtype=torch.float32, output_loading_info=True
+        )
+        check_loaded(model, info, str(path))
+        file.check_tensors(model)
+    except RimLensError:
+        raise
     except Exception as error:  # the reader raises whatever a cut file makes it trip over
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RimLensError(
