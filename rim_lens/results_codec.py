@@ -1,6 +1,6 @@
 """Field values of a result as JSON, with the tables and tensors found among them set aside.
 
-Values become JSON with single-key tags for what JSON lacks: ``{"$float": "nan"}``, ``{"$tuple": [...]}``,
+Values become JSON with single-key tags for what JSON lacks: ``{"$float": "nan"}``, ``{"$tuple": [...]}``, ``{"$unit": "L12H3"}``,
 ``{"$dict": [[key, value], ...]}`` (keys that are not plain strings), ``{"$table": file}``, ``{"$array":
 name}`` and ``{"$tensor": name}`` (entries of the safetensors file), ``{"$strings": {...}}`` (arrays of text),
 ``{"$data": {...}}`` (a nested dataclass). Nothing is pickled, and loading imports no code but rim_lens' own.
@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from rim_lens.errors import RimLensError
+from rim_lens.units import Head, Neuron
 
 registered: dict[str, type] = {}  # result classes by type name, filled as they are defined
 
@@ -43,6 +44,8 @@ class Encoder:
             return value if math.isfinite(value) else {"$float": repr(value)}
         if isinstance(value, list):
             return [self.encode(item, f"{where}.{i}") for i, item in enumerate(value)]
+        if isinstance(value, Head | Neuron):
+            return {"$unit": str(value)}
         if isinstance(value, tuple) and not hasattr(value, "_fields"):
             return {"$tuple": [self.encode(item, f"{where}.{i}") for i, item in enumerate(value)]}
         if isinstance(value, Mapping):
@@ -117,6 +120,7 @@ class Decoder:
 
     _tags: ClassVar[dict[str, Callable[[Decoder, Any], Any]]] = {
         "$float": lambda self, text: float(text),
+        "$unit": lambda self, name: Head.parse(name) if "H" in name else Neuron.parse(name),
         "$tuple": lambda self, items: tuple(self.decode(item) for item in items),
         "$dict": lambda self, pairs: {self.decode(key): self.decode(item) for key, item in pairs},
         "$table": lambda self, name: self.tables[name],

@@ -343,7 +343,7 @@ def test_think_tags_are_given_as_two_texts(folder):
         (lambda folder: refusal(judge="nobody"), "no judge 'nobody'"),
         (lambda folder: maths(prompts="harmful"), "no answer to"),
         (lambda folder: get_model(f"rim_lens/{folder}", ablate_heads="L9H9"), "there is no head L9H9"),
-        (lambda folder: get_model(f"rim_lens/{folder}", ablate_heads=["L0H1", "H2"]), "H2 names no head"),
+        (lambda folder: get_model(f"rim_lens/{folder}", ablate_heads=["L0H1", "H2"]), ".H2. is not a head"),
         (lambda folder: get_model(f"rim_lens/{folder}", ablate_heads="nowhere"), "neither a list of heads"),
         (lambda folder: get_model(f"rim_lens/{folder}", ablate_heads="L0H1", n_heads=2), "n_heads says how many"),
         (lambda folder: get_model(f"rim_lens/{folder}", ablate_neurons="none.json"), "cannot be read as neurons"),

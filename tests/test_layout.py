@@ -12,6 +12,7 @@ import rim_lens
 
 ROOMS = (
     "errors",
+    "units",
     "cache",
     "processes",
     "progress",

@@ -30,6 +30,7 @@ from rim_lens.training_time.series_behavior import SeriesBehavior
 from rim_lens.training_time.series_heads import SeriesHeads
 from rim_lens.training_time.series_shift import SeriesShift
 from rim_lens.training_time.shift import ActivationShift
+from rim_lens.units import Head
 
 
 def percent(row: pd.Series) -> str:
@@ -123,7 +124,7 @@ def head_findings(results: Mapping[str, Result]) -> list[Finding]:
     sweep = results.get("ablation")
     if isinstance(sweep, AblationSweep):
         row = sweep.table.iloc[0]
-        figure = f"L{row['layer']}H{row['head']}: {row['effect']:+.2f} nats [{row['low']:+.2f}, {row['high']:+.2f}]"
+        figure = f"{Head(row['layer'], row['head'])}: {row['effect']:+.2f} nats [{row['low']:+.2f}, {row['high']:+.2f}]"
         words = "Largest effect of one head's ablation on the refusal score"
         found.append(Finding(chapter, words, figure, str(len(sweep.clean)), p_or_none(row["p"])))
     test = results.get("head_test")

@@ -16,7 +16,6 @@ from rim_lens.behavior.refusal_score import refusal_tokens
 from rim_lens.chat.chat import Chat
 from rim_lens.data.prompts import Prompt
 from rim_lens.inference_time.attribution import head_attributions
-from rim_lens.inference_time.head_measures import Head
 from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel
 from rim_lens.results import Manifest, Result
@@ -33,6 +32,7 @@ from rim_lens.training_time.series_heads import followed, series_heads
 from rim_lens.training_time.series_measures import measure_series
 from rim_lens.training_time.series_shift import series_shift
 from rim_lens.training_time.shift import activation_shift
+from rim_lens.units import Head
 
 FOLLOWED_HEADS = 4  # and as many random ones: each costs a token a prompt and checkpoint
 EXAMPLES = 2  # of each arm's fine-tuning data, for the predicted shift: one batch of a short training
@@ -94,7 +94,7 @@ def supporting_heads(model: LensModel, prompts: Sequence[Prompt]) -> list[Head]:
         model, as_chats(model, texts(prompts)), refusal_tokens(model).score, region="decision"
     ).estimate.mean(axis=0)
     order = estimate.ravel().argsort()[:FOLLOWED_HEADS]
-    return [divmod(int(place), model.n_heads) for place in order]
+    return [Head(*divmod(int(place), model.n_heads)) for place in order]
 
 
 def complied(context: Context) -> dict[str, float]:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 
 from rim_lens.errors import RimLensError
 from rim_lens.results import Result
+from rim_lens.units import index_columns
 
 Measure = Literal["magnitude", "signed"]
 
@@ -118,8 +119,7 @@ class NeuronActivations(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a neuron: its indices and its moments."""
-        names = ["layer", "unit"] if self.mean.ndim == 2 else ["layer", "expert", "unit"]
-        index = dict(zip(names, (i.ravel() for i in np.indices(self.mean.shape)), strict=True))
+        index = dict(zip(index_columns(self.mean.ndim), (i.ravel() for i in np.indices(self.mean.shape)), strict=True))
         moments = {name: getattr(self, name).ravel() for name in ("mean", "variance", "magnitude", "firing_rate")}
         return pd.DataFrame({**index, **moments}).loc[np.isfinite(self.mean).ravel()].reset_index(drop=True)
 

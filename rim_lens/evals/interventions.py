@@ -8,7 +8,6 @@
 The log keeps these arguments, and every answer's raw call what was ablated.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,13 +21,12 @@ from rim_lens.inference_time.patching import PatchingSweep
 from rim_lens.inference_time.refusal_heads import RefusalHeads
 from rim_lens.inference_time.sweep import AblationSweep
 from rim_lens.intervene import ablate_heads, ablate_neurons
-from rim_lens.intervene.selection import Head, Where
+from rim_lens.intervene.selection import Where
 from rim_lens.model.lens_model import LensModel
 from rim_lens.patterns.held_neurons import stored_neurons
 from rim_lens.results import load_result
 from rim_lens.training_time.neuron_sets import neuron_rows
-
-NAME = re.compile(r"L(\d{1,4})H(\d{1,4})")
+from rim_lens.units import Head, heads_from
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Intervention:
         """Names of the heads, number of the neurons, for the log; empty where nothing is ablated."""
         told: dict[str, Any] = {}
         if self.heads:
-            told["ablated_heads"] = [f"L{layer}H{head}" for layer, head in self.heads]
+            told["ablated_heads"] = [str(Head.parse(head)) for head in self.heads]
         if self.neurons:
             told["n_ablated_neurons"] = len(self.neurons)
         return told | ({"positions": self.positions} if told else {})
@@ -96,17 +94,17 @@ def read_heads(given: str | Path | Sequence[Any], n: int | None = None) -> list[
     """Heads by name, as pairs, or the first `n` of a saved result."""
     if isinstance(given, str | Path):
         return named_heads(given) or saved_heads(Path(given).expanduser(), n)
-    heads = [head for one in given for head in (named_heads(one) if isinstance(one, str) else [tuple(one)])]
-    unread = [one for one in given if isinstance(one, str) and not named_heads(one)]
-    if unread or not heads:
-        raise RimLensError(f"{', '.join(unread) or 'An empty list'} names no head: write L12H3 for head 3 of layer 12.")
-    return heads
+    if not given:
+        raise RimLensError("An empty list names no head: write L12H3 for head 3 of layer 12.")
+    return heads_from(given)
 
 
 def named_heads(text: str | Path) -> list[Head]:
     """Heads of a list of names such as "L12H3,L20H5"; empty where the text is anything else."""
-    found = [NAME.fullmatch(part.strip()) for part in str(text).split(",")]
-    return [(int(one[1]), int(one[2])) for one in found if one] if all(found) else []
+    try:
+        return heads_from(str(text))
+    except RimLensError:
+        return []
 
 
 def saved_heads(folder: Path, n: int | None) -> list[Head]:
@@ -117,7 +115,7 @@ def saved_heads(folder: Path, n: int | None) -> list[Head]:
         )
     result = load_result(folder)
     if isinstance(result, HeadTest):
-        heads, n = [(int(layer), int(head)) for layer, head in result.heads], n or len(result.heads)
+        heads, n = heads_from(result.heads), n or len(result.heads)
     elif isinstance(result, AblationSweep | PatchingSweep | InterchangeSweep):
         heads = result.ranked()
     elif isinstance(result, RefusalHeads):

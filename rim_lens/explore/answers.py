@@ -10,8 +10,8 @@ from rim_lens.behavior.refusal_score import RefusalTokens, refusal_tokens
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import Thinking
 from rim_lens.intervene import ablate_heads
-from rim_lens.intervene.selection import Head
 from rim_lens.model.lens_model import LensModel
+from rim_lens.units import AnyHead
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def answer(
     prompt: str | Chat,
     *,
     thinking: Thinking = "off",
-    without: Sequence[Head] = (),
+    without: Sequence[AnyHead] = (),
     tokens: RefusalTokens | None = None,
     max_new_tokens: int = 48,
     cot_budget: int = 96,

@@ -22,12 +22,12 @@ from rim_lens.explore.markup import answer_html, columns, tokens_html
 from rim_lens.explore.state import Explorer
 from rim_lens.inference_time.span_attention import span_attention
 from rim_lens.inference_time.token_attention import TokenAttention, token_attention
-from rim_lens.intervene.selection import Head
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.requests import Prompts, as_requests
 from rim_lens.plots.attention import segment_map
 from rim_lens.plots.names import condition
 from rim_lens.results import Result
+from rim_lens.units import AnyHead, Head
 
 
 class HeadExplorer(Explorer):
@@ -48,7 +48,7 @@ class HeadExplorer(Explorer):
         super().__init__()
         self.model, self.maps, self.tokens = model, maps, tokens
         self.requests = list(dict.fromkeys(one.request if isinstance(one, Chat) else one for one in chats))
-        self.head: Head = (0, 0)
+        self.head = Head(0, 0)
         self.prompt = 0
         self.thinking: tuple[Thinking, ...] = ("off",)
         self.ablated: tuple[Head, ...] = ()
@@ -93,7 +93,7 @@ class HeadExplorer(Explorer):
         self.map = title
         self._changed()
 
-    def ablate(self, *heads: Head) -> None:
+    def ablate(self, *heads: AnyHead) -> None:
         """Silence these heads in `after`, in place of those silenced before; none restores the model as it is."""
         self.ablated = tuple(dict.fromkeys(self._checked(head) for head in heads))
         self._changed()
@@ -160,14 +160,14 @@ class HeadExplorer(Explorer):
             return self.before(mode).chat
         return self.model.render(self.requests[self.prompt], thinking=mode)[0]
 
-    def _checked(self, head: Head) -> Head:
-        layer, index = int(head[0]), int(head[1])
+    def _checked(self, head: AnyHead) -> Head:
+        head = Head.parse(head)
+        layer, index = head
         if not (0 <= layer < self.model.n_layers and 0 <= index < self.model.n_heads):
             raise RimLensError(
-                f"There is no head L{layer}H{index}; the model has {self.model.n_layers} layers of "
-                f"{self.model.n_heads} heads."
+                f"There is no head {head}; the model has {self.model.n_layers} layers of {self.model.n_heads} heads."
             )
-        return layer, index
+        return head
 
 
 def explore_heads(
@@ -199,7 +199,7 @@ def explore_heads(
     strongest = getattr(results[0], "ranked", None) if results else None
     if strongest is not None:
         first = results[0].to_dataframe().iloc[0]
-        explorer.head = (int(first["layer"]), int(first["head"]))
+        explorer.head = Head(int(first["layer"]), int(first["head"]))
     return explorer
 
 
@@ -224,9 +224,9 @@ def attention_map(model: LensModel, chats: Sequence[Any]) -> tuple[str, go.Figur
     return unescape(str(figure.layout.title.text)), figure
 
 
-def names(heads: Sequence[Head]) -> str:
+def names(heads: Sequence[AnyHead]) -> str:
     """L12H3, L4H0."""
-    return ", ".join(f"L{layer}H{head}" for layer, head in heads)
+    return ", ".join(str(Head.parse(head)) for head in heads)
 
 
 def frame(head: Head) -> dict[str, Any]:

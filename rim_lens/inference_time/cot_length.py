@@ -17,8 +17,8 @@ from rim_lens.errors import RimLensError
 from rim_lens.inference_time.span_attention import SpanAttention
 from rim_lens.results import Result
 from rim_lens.stats import bootstrap_means
+from rim_lens.units import AnyHead, Head
 
-Head = tuple[int, int]
 FEWEST = 3  # chats in a bin
 
 
@@ -41,7 +41,7 @@ class AttentionByLength(Result):
 
 
 def attention_by_length(
-    spans: SpanAttention, head: Head | None = None, *, n_bins: int = 4, seed: int = 0
+    spans: SpanAttention, head: AnyHead | None = None, *, n_bins: int = 4, seed: int = 0
 ) -> AttentionByLength:
     """Span attention to every segment, by length of the CoT.
 
@@ -55,10 +55,9 @@ def attention_by_length(
         RimLensError: an unknown head, CoTs that are all of one length, or fewer than 3 chats in a bin.
     """
     n_layers, n_heads = spans.mass.shape[1:3]
+    head = None if head is None else Head.parse(head)
     if head is not None and not (0 <= head[0] < n_layers and 0 <= head[1] < n_heads):
-        raise RimLensError(
-            f"There is no head L{head[0]}H{head[1]}; the attention is of {n_layers} layers of {n_heads} heads."
-        )
+        raise RimLensError(f"There is no head {head}; the attention is of {n_layers} layers of {n_heads} heads.")
     tokens = spans.n_keys[:, spans.segments.index("cot")]
     with_cot = tokens > 0
     bins = _bins(tokens[with_cot], n_bins)
@@ -83,7 +82,7 @@ def attention_by_length(
             for name, (values, ends) in measured.items():
                 row |= {name: values[:, i].mean(), f"{name}_low": ends.low[i], f"{name}_high": ends.high[i]}
             rows.append(row)
-    name = "mean over all heads" if head is None else f"L{head[0]}H{head[1]}"
+    name = "mean over all heads" if head is None else str(head)
     return AttentionByLength(pd.DataFrame(rows), name, spans.queries, manifest=spans.manifest)
 
 

@@ -24,7 +24,6 @@ from rim_lens.errors import RimLensError
 from rim_lens.inference_time.head_measures import (
     AnswerMeasure,
     Change,
-    Head,
     MathsMeasure,
     Measure,
     ScoreMeasure,
@@ -36,6 +35,7 @@ from rim_lens.model.lens_model import LensModel
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import benjamini_hochberg, count_head_sets, matched_head_sets
 from rim_lens.stats.controls import Alternative
+from rim_lens.units import Head
 
 SHORT_ANSWER, MATHS_ANSWER = 24, 64  # tokens
 
@@ -122,14 +122,14 @@ class DoseTest:
             table=table,
             controls=pd.DataFrame(control_rows, columns=["change", "k", "measure", "heads", "effect"]),
             prompts=pd.concat(prompt_tables, ignore_index=True),
-            heads=[(int(layer), int(head)) for layer, head in self.heads],
+            heads=self.heads,
             alternative=self.alternative,
             manifest=Manifest.collect(self.model, seed=self.seed),
         )
 
     def _doses(self) -> list[int]:
         if not self.heads:
-            raise RimLensError("There are no heads to test; pass at least one (layer, head).")
+            raise RimLensError("There are no heads to test; pass at least one, such as L12H3.")
         wanted = [len(self.heads)] if self.doses is None else sorted({int(k) for k in self.doses})
         fitting = [k for k in wanted if 1 <= k <= len(self.heads)]
         if not fitting:
@@ -194,4 +194,4 @@ def measures_of(
 
 
 def _named(heads: Sequence[Head]) -> str:
-    return " ".join(f"L{layer}H{head}" for layer, head in heads)
+    return " ".join(map(str, heads))

@@ -26,8 +26,8 @@ from rim_lens.model.fitting import AtOnce
 from rim_lens.model.lens_model import LensModel
 from rim_lens.processes import share, sum_over_processes
 from rim_lens.progress import track
+from rim_lens.units import Head
 
-Head = tuple[int, int]
 HeadSet = Sequence[Head]
 # Changes the heads for the time of a block; takes one set for all rows or a list of sets, one per row of the batch.
 Change = Callable[[Any], AbstractContextManager[Any]]

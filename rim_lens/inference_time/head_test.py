@@ -16,20 +16,20 @@ from rim_lens.chat.segments import Thinking
 from rim_lens.data.prompts import Prompts as ProblemSet
 from rim_lens.data.prompts import as_problems
 from rim_lens.inference_time.dose_test import DoseTest, HeadTest, measures_of
-from rim_lens.inference_time.head_measures import Head
 from rim_lens.intervene import HeadRecording, ablate_heads, record_heads
 from rim_lens.intervene.selection import chosen_heads
 from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.requests import Prompts
 from rim_lens.stats.controls import Alternative
+from rim_lens.units import AnyHead, heads_from
 
 __all__ = ["HeadTest", "test_heads"]
 
 
 def test_heads(
     model: LensModel,
-    heads: Sequence[Head],
+    heads: Sequence[AnyHead],
     harmful: Prompts,
     *,
     harmless: Prompts | None = None,
@@ -78,14 +78,15 @@ def test_heads(
         RimLensError: no heads or an unknown one, no control set, a method without its reference.
 
     """
-    chosen_heads(model, list(heads))  # an unknown head is an error before anything is measured
+    heads = heads_from(heads)
+    chosen_heads(model, heads)  # an unknown head is an error before anything is measured
     change = partial(_ablate, model, method, positions, _prepared(model, method, reference))
     chats = as_chats(model, harmful, thinking=thinking, cot=cot)
     gentle = None if harmless is None else as_chats(model, harmless, thinking=thinking, cot=cot)
     zeroed_in = positions if method == "zero" else None
     problems = None if maths is None else as_problems(maths)
     measures = measures_of(model, chats, gentle, problems, thinking, generated, judge, tokens, generation, zeroed_in)
-    test = DoseTest(model, list(heads), doses, n_controls, n_generated_controls, alternative, seed)
+    test = DoseTest(model, heads, doses, n_controls, n_generated_controls, alternative, seed)
     label = f"{method} ablation" + (" at the decision position" if positions == "decision" else "")
     return test.result({label: change}, measures)
 

@@ -33,12 +33,12 @@ from rim_lens.inference_time.run_scores import (
     score_runs,
 )
 from rim_lens.intervene.recording import HeadRecording, record_heads
-from rim_lens.intervene.selection import Head
 from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.requests import Prompts
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import benjamini_hochberg, bootstrap_means, mean_test
+from rim_lens.units import Head
 
 DIRECTIONS = ("into_harmful", "into_harmless")
 
@@ -68,7 +68,7 @@ class InterchangeSweep(Result):
         """The k heads that carry most of the difference between the two requests, in both directions."""
         rows = self.table[self.table["direction"] == DIRECTIONS[0]]
         rows = rows.head(len(rows) if k is None else k)
-        return [(int(layer), int(head)) for layer, head in zip(rows["layer"], rows["head"], strict=True)]
+        return Head.from_table(rows)
 
     def caption(self) -> str:
         """What was exchanged, on how many pairs, and the gap."""
@@ -124,8 +124,7 @@ def interchange_sweep(
     for table, direction in zip(tables, DIRECTIONS, strict=True):
         table.insert(0, "direction", direction)
     ranked = [ranked_by(table, order) for table in tables]
-    first = ranked[0].head(n_top)
-    top = [(int(layer), int(head)) for layer, head in zip(first["layer"], first["head"], strict=True)]
+    top = Head.from_table(ranked[0].head(n_top))
     pairs = [
         _pairs(_scores(model, harmful_chats, _sets(top), score, donated, method), top, name, **test)
         for name, donated in (("interchange", donors[0]), ("zero", None))
@@ -170,7 +169,7 @@ def _pairs(scores: RunScores, top: Sequence[Head], intervention: str, n_permutat
     interaction = both - alone[:, index[:, 0]] - alone[:, index[:, 1]]
     p = mean_test(interaction, n_permutations, seed).p
     interval = bootstrap_means(interaction, seed=seed)
-    names = [f"L{layer}H{head}" for layer, head in top]
+    names = [str(head) for head in top]
     table = pd.DataFrame(
         {
             "intervention": intervention,

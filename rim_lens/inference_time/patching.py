@@ -32,7 +32,6 @@ from rim_lens.inference_time.run_scores import (
     score_runs,
 )
 from rim_lens.intervene.recording import record_heads
-from rim_lens.intervene.selection import Head
 from rim_lens.model.as_chats import answered_chats, as_chats
 from rim_lens.model.batch import Batch
 from rim_lens.model.fitting import over_batches
@@ -41,6 +40,7 @@ from rim_lens.model.requests import Prompts
 from rim_lens.processes import all_rows
 from rim_lens.results import Manifest, Result
 from rim_lens.stats.bootstrap import expanded_level
+from rim_lens.units import Head
 
 RESAMPLES, CLEAN_BATCH = 2000, 16
 AlignedAt = Literal["decision", "think_close"]
@@ -76,7 +76,7 @@ class PatchingSweep(Result):
         """The k heads that bring most of the score back, best first; heads that lower it are left out."""
         rows = self.table[self.table["returned"] > 0]
         rows = rows.head(len(rows) if k is None else k)
-        return [(int(layer), int(head)) for layer, head in zip(rows["layer"], rows["head"], strict=True)]
+        return Head.from_table(rows)
 
     def caption(self) -> str:
         """What was patched, on how many prompts, and the gap."""
@@ -138,7 +138,7 @@ def patching_sweep(
     table = effect_table(heads, singles.effect, n_tests=len(heads), n_permutations=n_permutations, seed=seed)
     table = pd.concat([table, returned_table(singles.effect, gap, seed)], axis=1)
     table = ranked_by(table, np.sign(gap.mean()) * table["effect"].to_numpy())
-    order = [(int(layer), int(head)) for layer, head in zip(table["layer"], table["head"], strict=True)]
+    order = Head.from_table(table)
     sets = [order[:k] for k in range(1, min(n_together, len(order)) + 1)] + [heads]
     joint = patched(sets)
     together = pd.DataFrame({"k": [len(one) for one in sets], "n": len(gap), "effect": joint.effect.mean(axis=0)})

@@ -33,8 +33,8 @@ from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.requests import Prompts
 from rim_lens.results import Manifest, Result
+from rim_lens.units import Head
 
-Head = tuple[int, int]
 ContrastName = Literal["cot_divergence", "empty_span", "empty_span_change"]
 CONTRASTS: tuple[ContrastName, ...] = ("cot_divergence", "empty_span", "empty_span_change")
 COT = [SEGMENTS.index("cot")]
@@ -70,14 +70,14 @@ class RefusalHeads(Result):
         """The first k heads (all by default) that shift as the paper describes, i.e. with a positive `shift`."""
         rows = self.of(contrast)
         rows = rows[rows["shift"] > 0].head(len(rows) if k is None else k)
-        return [(int(layer), int(head)) for layer, head in zip(rows["layer"], rows["head"], strict=True)]
+        return Head.from_table(rows)
 
     def candidates(self, contrast: ContrastName | None = None) -> list[Head]:
         """Candidate heads of one contrast or of all, in the order of the table, each once."""
         rows = self.table[self.table["candidate"]]
         if contrast is not None:
             rows = rows[rows["contrast"] == contrast]
-        found = [(int(layer), int(head)) for layer, head in zip(rows["layer"], rows["head"], strict=True)]
+        found = Head.from_table(rows)
         return list(dict.fromkeys(found))
 
     def caption(self) -> str:
@@ -272,7 +272,7 @@ def _table(name: str, tested: _Tested) -> pd.DataFrame:
         "contrast": name,
         "layer": layer,
         "head": head,
-        "name": [f"L{i}H{j}" for i, j in zip(layer, head, strict=True)],
+        "name": [str(Head(i, j)) for i, j in zip(layer, head, strict=True)],
         "plus": tested.plus,
         "minus": tested.minus,
         "n_plus": mass.n_plus,

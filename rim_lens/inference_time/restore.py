@@ -18,19 +18,20 @@ from rim_lens.data.prompts import Prompts as ProblemSet
 from rim_lens.data.prompts import as_problems
 from rim_lens.errors import RimLensError
 from rim_lens.inference_time.dose_test import DoseTest, HeadTest, measures_of
-from rim_lens.inference_time.head_measures import Change, Head
+from rim_lens.inference_time.head_measures import Change
 from rim_lens.intervene import knock_out, scale_heads
 from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.requests import Prompts
 from rim_lens.stats.controls import Alternative
+from rim_lens.units import AnyHead, heads_from
 
 Way = Literal["scale", "knock_out_cot"]
 
 
 def restore_refusal(
     model: LensModel,
-    heads: Sequence[Head],
+    heads: Sequence[AnyHead],
     harmful: Prompts,
     *,
     ways: Sequence[Way] = ("scale", "knock_out_cot"),
@@ -95,7 +96,7 @@ def restore_refusal(
     measures = measures_of(model, chats, gentle, problems, "on", generated, judge, tokens, generation)
     off = model.render([chat.request for chat in chats], thinking="off")
     target = refusal_score(model, off, tokens or refusal_tokens(model))
-    test = DoseTest(model, list(heads), doses, n_controls, n_generated_controls, alternative, seed)
+    test = DoseTest(model, heads_from(heads), doses, n_controls, n_generated_controls, alternative, seed)
     return test.result(changes, measures, {"refusal score, harmful": target})
 
 

@@ -23,7 +23,6 @@ from rim_lens.chat.chat import Chat
 from rim_lens.errors import RimLensError
 from rim_lens.intervene.head_runs import HeadRuns, one_hot
 from rim_lens.intervene.recording import HeadRecording
-from rim_lens.intervene.selection import Head
 from rim_lens.model.batch import Batch
 from rim_lens.model.changed_runs import whole_passes, why_not
 from rim_lens.model.finite import check_finite
@@ -34,6 +33,7 @@ from rim_lens.model.taps_fast import serves, sites_of
 from rim_lens.processes import all_rows, gather_items, n_processes, rank, share
 from rim_lens.progress import track
 from rim_lens.stats import benjamini_hochberg, bootstrap_means, mean_test
+from rim_lens.units import AnyHead, Head, heads_from
 
 T = TypeVar("T")
 MetricFunction = Callable[[Float[Tensor, "row vocab"]], Float[Tensor, " row"]]
@@ -81,7 +81,7 @@ class CleanPasses:
 def score_runs(
     model: LensModel,
     chats: Sequence[Chat],
-    head_sets: Sequence[Sequence[Head]],
+    head_sets: Sequence[Sequence[AnyHead]],
     metric: MetricFunction,
     *,
     region: Region = "all",
@@ -107,15 +107,15 @@ def score_runs(
         RimLensError: no chats, or a chat that lacks the region.
 
     """
-    chats = [cut_at_decision(chat) for chat in chats]
+    chats, sets_of_heads = [cut_at_decision(chat) for chat in chats], [heads_from(heads) for heads in head_sets]
     if not chats or not head_sets:
         raise RimLensError("Changed runs need at least one chat and one set of heads.")
     if donated is not None and len(donated) != len(chats):
         raise RimLensError(f"{len(donated)} prompts were recorded for {len(chats)} chats; give one for each.")
     first = first_changed(chats, region, donated)
     by_prompt = len(chats) >= n_processes() or len(head_sets) < n_processes()
-    sets = list(range(len(head_sets))) if by_prompt else share(len(head_sets), layers_to_run(model, head_sets))
-    scorer = Scorer(model, [head_sets[i] for i in sets], metric, donated, kept, "asked for" if plain else None)
+    sets = list(range(len(head_sets))) if by_prompt else share(len(head_sets), layers_to_run(model, sets_of_heads))
+    scorer = Scorer(model, [sets_of_heads[i] for i in sets], metric, donated, kept, "asked for" if plain else None)
     clean, changed, seen = np.empty(len(chats)), np.empty((len(chats), len(head_sets))), list[int]()
     for indices, base, values in over_prompts(model, chats, first, scorer, description, split=by_prompt):
         clean[indices] = base
@@ -175,7 +175,7 @@ def need_numbers(values: Float[np.ndarray, "run"], batch: Batch, head_sets: Sequ
     broken = np.flatnonzero(np.isnan(values))
     if len(broken):
         prompt, number = divmod(int(broken[0]), len(head_sets))
-        named = ", ".join(f"L{layer}H{head}" for layer, head in head_sets[number][:6])
+        named = ", ".join(map(str, head_sets[number][:6]))
         raise RimLensError(
             f"The score of the prompt {batch.chats[prompt].request[:60]!r} is NaN once {named} is changed; check what the "
             "heads are replaced by, and the metric."
@@ -249,7 +249,7 @@ def heads_of(model: LensModel) -> list[Head]:
     layers = range(model.n_layers)
     if serves(model):
         layers = [i for i, layer in enumerate(sites_of(model).layers) if layer.output is not None]  # type: ignore[assignment]
-    return [(layer, head) for layer in layers for head in range(model.n_heads)]
+    return [Head(layer, head) for layer in layers for head in range(model.n_heads)]
 
 
 def as_metric(model: LensModel, metric: Metric | None) -> tuple[MetricFunction, str]:
@@ -282,7 +282,7 @@ def effect_table(
     columns: dict[str, Any] = {
         "layer": [layer for layer, _ in heads],
         "head": [head for _, head in heads],
-        "name": [f"L{layer}H{head}" for layer, head in heads],
+        "name": [str(head) for head in heads],
         "n": n,
         "effect": effect.mean(axis=0),
         "low": interval.low,

@@ -33,11 +33,11 @@ from rim_lens.inference_time.run_scores import (
     ranked_by,
     score_runs,
 )
-from rim_lens.intervene.selection import Head
 from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.requests import Prompts
 from rim_lens.results import Manifest, Result
+from rim_lens.units import Head
 
 SCREENED_SHARE, SCREENED_LEAST = 0.075, 12  # heads measured exactly after screening
 
@@ -65,7 +65,7 @@ class AblationSweep(Result):
         if sign != "any":
             rows = rows[(rows["effect"] < 0) if sign == "supports" else (rows["effect"] > 0)]
         rows = rows.head(len(rows) if k is None else k)
-        return [(int(layer), int(head)) for layer, head in zip(rows["layer"], rows["head"], strict=True)]
+        return Head.from_table(rows)
 
     def caption(self) -> str:
         """What was measured, on how many prompts, and how."""

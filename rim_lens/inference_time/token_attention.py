@@ -19,8 +19,7 @@ from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.requests import Prompts
 from rim_lens.results import Manifest, Result
-
-Head = tuple[int, int]
+from rim_lens.units import AnyHead, Head, heads_from
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +36,13 @@ class TokenAttention(Result):
     chats: pd.DataFrame
     heads: list[Head]
 
-    def of(self, chat: int, head: Head) -> pd.DataFrame:
+    def of(self, chat: int, head: AnyHead) -> pd.DataFrame:
         """The tokens of one chat with the weights of one head."""
+        head = Head.parse(head)
         inside = (self.tokens["chat"] == chat).to_numpy(dtype=bool)
         if head not in self.heads or not inside.any():
             raise RimLensError(
-                f"There is no chat {chat} with head L{head[0]}H{head[1]}; there are {len(self.chats)} chats of "
+                f"There is no chat {chat} with head {head}; there are {len(self.chats)} chats of "
                 f"{len(self.heads)} heads."
             )
         rows = self.tokens[inside].reset_index(drop=True)
@@ -67,7 +67,7 @@ class TokenAttention(Result):
 
     def caption(self) -> str:
         """Heads and chats."""
-        names = ", ".join(f"L{layer}H{head}" for layer, head in self.heads)
+        names = ", ".join(str(Head.parse(head)) for head in self.heads)
         named = names if len(self.heads) <= 8 else f"{len(self.heads)} heads"
         return f"Attention from the decision position of {named} in {len(self.chats)} chats."
 
@@ -96,12 +96,12 @@ def token_attention(
     rows = [found[:, :, 0] for found in attention_rows(model, chats)]
     if heads is None:
         seen = ~rows[0].isnan().all(dim=-1)  # layers without attention have none
-        heads = [(layer, head) for layer, head in seen.nonzero().tolist()]
-    heads = [(int(layer), int(head)) for layer, head in heads]
+        heads = [Head(layer, head) for layer, head in seen.nonzero().tolist()]
+    heads = heads_from(heads)
     for layer, head in heads:
         if not (0 <= layer < model.n_layers and 0 <= head < model.n_heads):
             raise RimLensError(
-                f"There is no head L{layer}H{head}; the model has {model.n_layers} layers of {model.n_heads} heads."
+                f"There is no head {Head(layer, head)}; the model has {model.n_layers} layers of {model.n_heads} heads."
             )
     layers, places = (list(part) for part in zip(*heads, strict=True))
     tables, weights = [], []

@@ -34,6 +34,7 @@ from rim_lens.model.requests import Prompts
 from rim_lens.progress import track
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import bootstrap_means, empirical_p
+from rim_lens.units import Head
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +176,7 @@ def _heads(
         {
             "layer": layer,
             "head": head,
-            "name": [f"L{i}H{j}" for i, j in zip(layer, head, strict=True)],
+            "name": [str(Head(i, j)) for i, j in zip(layer, head, strict=True)],
             "fall": fall.ravel(),
             "low": low.ravel(),
             "high": high.ravel(),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,13 +11,12 @@ from torch import Tensor
 from rim_lens.capture.experts import ExpertCall, ExpertTap, expert_taps
 from rim_lens.capture.mixture_layers import existing
 from rim_lens.errors import RimLensError
+from rim_lens.intervene.selection import Neurons
 from rim_lens.model.lens_model import LensModel
-
-ExpertNeuron = tuple[int, int, int]
-ExpertNeurons = Sequence[ExpertNeuron] | Sequence[Sequence[ExpertNeuron]]
+from rim_lens.units import Neuron, is_per_row
 
 
-def ablate_expert_neurons(model: LensModel, neurons: ExpertNeurons) -> AbstractContextManager[LensModel]:
+def ablate_expert_neurons(model: LensModel, neurons: Neurons) -> AbstractContextManager[LensModel]:
     """Zero neurons of experts in every pass inside the block; one list for all rows, or one list per row of the batch.
 
     Raises:
@@ -25,15 +25,14 @@ def ablate_expert_neurons(model: LensModel, neurons: ExpertNeurons) -> AbstractC
     there = existing(model)  # raises now rather than when the block is entered
     if there.ndim == 2:
         raise RimLensError(f"{model.name} has no experts: name its neurons as (layer, unit).")
-    per_row = any(len(unit) == 0 or not hasattr(unit[0], "__index__") for unit in neurons)
-    rows: Sequence[Sequence[ExpertNeuron]] = neurons if per_row else [neurons]  # type: ignore[assignment, list-item]
+    rows: Sequence[Any] = neurons if is_per_row(neurons) else [neurons]
     shape = there.shape
     chosen: dict[tuple[int, int], Bool[Tensor, "#row unit"]] = {}
     for row, units in enumerate(rows):
-        for unit in units:
+        for unit in (Neuron.parse(one).place for one in units):
             inside = len(unit) == 3 and all(0 <= index < size for index, size in zip(unit, shape, strict=True))
-            if not inside or not there[tuple(unit)]:
-                raise RimLensError(f"There is no neuron {tuple(unit)}: give (layer, expert, unit) below {shape}.")
+            if not inside or not there[unit]:
+                raise RimLensError(f"There is no neuron {unit}: give (layer, expert, unit) below {shape}.")
             mask = chosen.setdefault((unit[0], unit[1]), torch.zeros(len(rows), shape[2], dtype=torch.bool))
             mask[row, unit[2]] = True
     return expert_taps(model, ZeroExpertNeurons(chosen))

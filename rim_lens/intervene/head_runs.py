@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rim_lens.intervene.selection import Head
+from rim_lens.units import AnyHead, Head
 
 
 class HeadRuns:
@@ -47,10 +47,10 @@ class HeadRuns:
         return torch.where(where, donated, z)
 
 
-def one_hot(heads: Sequence[Sequence[Head]], n_layers: int, n_heads: int) -> Bool[Tensor, "run layer head"]:
+def one_hot(heads: Sequence[Sequence[AnyHead]], n_layers: int, n_heads: int) -> Bool[Tensor, "run layer head"]:
     """True at the heads of each run."""
     mask = torch.zeros(len(heads), n_layers, n_heads, dtype=torch.bool)
     for run, chosen in enumerate(heads):
-        for layer, head in chosen:
+        for layer, head in map(Head.parse, chosen):
             mask[run, layer, head] = True
     return mask

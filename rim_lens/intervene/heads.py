@@ -38,7 +38,7 @@ def ablate_heads(
 
     Args:
         model: the model; it is restored when the block is left.
-        heads: (layer, head) pairs, or one such list per row of the batch.
+        heads: names ("L12H3") or (layer, head) pairs, or one such list per row of the batch.
         method: "zero"; "mean", the mean of `reference`; "resample", another prompt's output in `reference` (chosen by
             `seed` and the request, so that batching does not matter).
         reference: a HeadRecording, of which the decision position is used, averaged over its prompts for "mean"; or, for

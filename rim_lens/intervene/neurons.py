@@ -54,7 +54,7 @@ def ablate_neurons(
                 f"Neurons of {model.name}, a mixture of experts, can be zeroed at all positions through transformers only: "
                 'leave method=, positions= and backend="hooks" out.'
             )
-        return ablate_expert_neurons(model, neurons)  # type: ignore[arg-type]
+        return ablate_expert_neurons(model, neurons)
     chosen = chosen_neurons(model, neurons)
     if method == "zero":
         return model.tap(ZeroNeurons(chosen, positions), backend=backend)

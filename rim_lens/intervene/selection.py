@@ -1,9 +1,8 @@
 """Which heads or neurons are changed, in which rows, at which positions.
 
-Units are given once for all rows, `[(layer, head), ...]`, or per row of the batch, `[[(layer, head), ...], ...]`.
+Units are given once for all rows, `[(layer, head), ...]` or `["L12H3", ...]`, or per row of the batch, `[[...], ...]`.
 """
 
-import operator
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -15,11 +14,11 @@ from rim_lens.chat.chat import Chat
 from rim_lens.errors import RimLensError
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.taps import STILL_THINKING, Pass, Tap
+from rim_lens.units import Head, Neuron, is_per_row
 
-Head = tuple[int, int]
-Neuron = tuple[int, int]
-Heads = Sequence[Head] | Sequence[Sequence[Head]]
-Neurons = Sequence[Neuron] | Sequence[Sequence[Neuron]]
+# Names, pairs, Head or Neuron: once for all rows, or a list of them per row.
+Heads = Sequence[Any]
+Neurons = Sequence[Any]
 Where = Literal["all", "decision", "from_decision"]
 Chosen = dict[int, Bool[Tensor, "#row unit"]]
 
@@ -31,7 +30,7 @@ def chosen_heads(model: LensModel, heads: Heads) -> Chosen:
         RimLensError: a head that the model does not have.
 
     """
-    return _chosen(heads, model.n_layers, model.n_heads, "head", "L{}H{}")
+    return _chosen(heads, model.n_layers, model.n_heads, Head)
 
 
 def chosen_neurons(model: LensModel, neurons: Neurons) -> Chosen:
@@ -41,11 +40,11 @@ def chosen_neurons(model: LensModel, neurons: Neurons) -> Chosen:
         RimLensError: a neuron that the model does not have.
 
     """
-    return _chosen(neurons, model.n_layers, model.d_mlp, "neuron", "L{}N{}")
+    return _chosen(neurons, model.n_layers, model.d_mlp, Neuron)
 
 
-def _chosen(units: Sequence[Any], n_layers: int, n_units: int, kind: str, label: str) -> Chosen:
-    rows = units if _is_per_row(units) else [units]
+def _chosen(units: Sequence[Any], n_layers: int, n_units: int, kind: type[Head] | type[Neuron]) -> Chosen:
+    rows = units if is_per_row(units) else [units]
     chosen: Chosen = {}
     first: dict[int, int] = {}  # rows often share their list; each is read once
     for row, row_units in enumerate(rows):
@@ -54,25 +53,19 @@ def _chosen(units: Sequence[Any], n_layers: int, n_units: int, kind: str, label:
                 mask[row] = mask[same]
             continue
         for unit in row_units:
-            layer, index = _checked(unit, n_layers, n_units, kind, label)
+            layer, index = _checked(unit, n_layers, n_units, kind)
             mask = chosen.setdefault(layer, torch.zeros(len(rows), n_units, dtype=torch.bool))
             mask[row, index] = True
     return chosen
 
 
-def _is_per_row(units: Sequence[Any]) -> bool:
-    """[(0, 1)] is one list for all rows; [[(0, 1)], []] is one list a row."""
-    return any(len(unit) == 0 or not hasattr(unit[0], "__index__") for unit in units)
-
-
-def _checked(unit: Any, n_layers: int, n_units: int, kind: str, label: str) -> tuple[int, int]:
-    if len(unit) != 2:
-        raise RimLensError(f"{tuple(unit)} is no {kind} of a dense model: give (layer, {kind}) pairs.")
-    layer, index = map(operator.index, unit)
+def _checked(unit: Any, n_layers: int, n_units: int, kind: type[Head] | type[Neuron]) -> tuple[int, int]:
+    one, name = kind.parse(unit), kind.__name__.lower()
+    if isinstance(one, Neuron) and one.expert is not None:
+        raise RimLensError(f"{one} is a neuron of an expert, but this is a dense model: give (layer, unit) pairs.")
+    layer, index = one[0], one[1]
     if not (0 <= layer < n_layers and 0 <= index < n_units):
-        raise RimLensError(
-            f"there is no {kind} {label.format(layer, index)}: the model has {n_layers} layers of {n_units} {kind}s."
-        )
+        raise RimLensError(f"there is no {name} {one}: the model has {n_layers} layers of {n_units} {name}s.")
     return layer, index
 
 

@@ -11,6 +11,7 @@ from rim_lens.inference_time.refusal_heads import RefusalHeads
 from rim_lens.inference_time.span_attention import SpanAttention
 from rim_lens.plots import style
 from rim_lens.plots.head_map import head_map
+from rim_lens.units import Head
 
 CONTRASTS = {
     "cot_divergence": "Attention to the CoT: complied against refused answers",
@@ -79,7 +80,7 @@ def segment_map(spans: SpanAttention, segment: str = "cot") -> go.Figure:
     table = spans.to_dataframe()
     rows = table[table["segment"] == segment]
     told = [
-        f"<b>L{row['layer']}H{row['head']}</b><br>{100 * row['mass_mean']:.1f} % of attention (sd over prompts {100 * row['mass_sd']:.1f})"
+        f"<b>{Head(row['layer'], row['head'])}</b><br>{100 * row['mass_mean']:.1f} % of attention (sd over prompts {100 * row['mass_sd']:.1f})"
         f"<br>{style.number(row['lift_mean'])} times the segment's share of the tokens"
         for _, row in rows.iterrows()
     ]

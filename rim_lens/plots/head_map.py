@@ -7,8 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from rim_lens.plots import style
-
-Head = tuple[int, int]
+from rim_lens.units import AnyHead, heads_from
 
 
 def head_map(
@@ -20,7 +19,7 @@ def head_map(
     caption: str,
     unit: str,
     signed: bool = True,
-    marked: Sequence[Head] = (),
+    marked: Sequence[AnyHead] = (),
     shape: tuple[int, int] | None = None,
 ) -> go.Figure:
     """A map of one column of a table with a row a head.
@@ -60,8 +59,8 @@ def head_map(
     )
     for colour, width in (("#ffffff", 4.5), ("#000000", 2.0)) if marked else ():  # seen on dark and on light cells
         figure.add_scatter(
-            x=[layer for layer, _ in marked],
-            y=[head for _, head in marked],
+            x=[layer for layer, _ in heads_from(marked)],
+            y=[head for _, head in heads_from(marked)],
             mode="markers",
             marker={"symbol": "circle-open", "size": 11, "color": colour, "line": {"width": width}},
             hoverinfo="skip",

@@ -8,6 +8,7 @@ from rim_lens.inference_time.probe import RefusalProbe
 from rim_lens.inference_time.trace import RefusalTrace
 from rim_lens.plots import style
 from rim_lens.plots.head_map import head_map
+from rim_lens.units import Head
 
 
 def probe_map(probe: RefusalProbe, kind: str = "supervised") -> go.Figure:
@@ -94,5 +95,5 @@ def cliff_heads(trace: RefusalTrace) -> go.Figure:
         title="Heads that write the fall",
         caption=f"n = {len(trace.chats)} CoTs; mean over {trace.window} tokens before the steepest fall minus {trace.window} after; rings: q < 0.05",
         unit="fall of the head's contribution (sd)",
-        marked=[(int(row["layer"]), int(row["head"])) for _, row in trace.table[trace.table["q"] < 0.05].iterrows()],
+        marked=Head.from_table(trace.table[trace.table["q"] < 0.05]),
     )

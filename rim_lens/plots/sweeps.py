@@ -9,7 +9,8 @@ from rim_lens.inference_time.interchange import InterchangeSweep
 from rim_lens.inference_time.patching import PatchingSweep
 from rim_lens.inference_time.sweep import AblationSweep
 from rim_lens.plots import style
-from rim_lens.plots.head_map import Head, head_map
+from rim_lens.plots.head_map import head_map
+from rim_lens.units import Head
 
 DIRECTIONS = {
     "into_harmful": "Outputs of the harmless twin put into the harmful request",
@@ -103,7 +104,7 @@ def told(row: pd.Series) -> str:
 def significant(table: pd.DataFrame) -> list[Head]:
     """Heads with q < 0.05."""
     rows = table[table["q"] < 0.05]
-    return [(int(layer), int(head)) for layer, head in zip(rows["layer"], rows["head"], strict=True)]
+    return Head.from_table(rows)
 
 
 def quantity(metric: str) -> str:

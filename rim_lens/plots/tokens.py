@@ -8,15 +8,16 @@ import math
 import numpy as np
 import plotly.graph_objects as go
 
-from rim_lens.inference_time.token_attention import Head, TokenAttention
+from rim_lens.inference_time.token_attention import TokenAttention
 from rim_lens.plots import style
 from rim_lens.plots.probe import token_label
+from rim_lens.units import AnyHead, Head
 
 
-def token_view(attention: TokenAttention, chat: int = 0, head: Head | None = None, per_row: int = 10) -> go.Figure:
+def token_view(attention: TokenAttention, chat: int = 0, head: AnyHead | None = None, per_row: int = 10) -> go.Figure:
     """Tokens of one chat in rows of `per_row`, coloured by one head's attention (default: the first head)."""
-    layer, index = head or attention.heads[0]
-    rows = attention.of(chat, (layer, index))
+    head = Head.parse(head or attention.heads[0])
+    rows = attention.of(chat, head)
     n_rows = math.ceil(len(rows) / per_row)
     cells = n_rows * per_row - len(rows)
     weights = np.append(rows["weight"].to_numpy(float), np.full(cells, np.nan)).reshape(n_rows, per_row)
@@ -29,7 +30,7 @@ def token_view(attention: TokenAttention, chat: int = 0, head: Head | None = Non
     hover = np.array([*told, *[""] * cells], dtype=object).reshape(n_rows, per_row)
     about = attention.chats.iloc[chat]
     figure = style.blank(
-        f"What L{layer}H{index} looks at, thinking {about['thinking']}",
+        f"What {head} looks at, thinking {about['thinking']}",
         f"n = {len(rows)} tokens of one chat" + (f", answer {about['note']}" if about["note"] else ""),
         coloraxis=style.sequential(0.0, max(float(rows["weight"].max()), 1e-9), "share of attention"),
         xaxis={"visible": False, "fixedrange": True},

@@ -16,6 +16,7 @@ from rim_lens.plots.style import interval, number, percent
 from rim_lens.report.blocks import Block, Drawing, Folded, Grid, Section, Token, Tokens, Words, excerpt
 from rim_lens.report.effects import effect_grid, effect_sentence
 from rim_lens.report.wording import counted
+from rim_lens.units import AnyHead, Head
 
 SHOWN_HEADS = 20
 SHOWN_SEGMENTS = ("cot", "think_open", "think_close")
@@ -115,7 +116,7 @@ def shown_chats(attention: TokenAttention) -> pd.DataFrame:
     return chats[chats["request"] == chats["request"].iloc[0]].head(SHOWN_CHATS)
 
 
-def token_block(attention: TokenAttention, chat: int, head: tuple[int, int]) -> Tokens:
+def token_block(attention: TokenAttention, chat: int, head: AnyHead) -> Tokens:
     """One chat under one head."""
     rows = attention.of(chat, head)
     top = float(rows["weight"].max()) or 1.0
@@ -125,13 +126,13 @@ def token_block(attention: TokenAttention, chat: int, head: tuple[int, int]) -> 
     ]
     most = rows.loc[rows["weight"].idxmax()]
     caption = f"n = {len(rows)} tokens; most attention: {100 * most['weight']:.1f} % on one token of the segment {most['segment']}."
-    return Tokens(f"L{head[0]}H{head[1]}", caption, tokens)
+    return Tokens(str(Head.parse(head)), caption, tokens)
 
 
 def test_section(anchor: str, test: HeadTest) -> Section:
     """Causal test of heads: dose curve, rates beside controls, all effects."""
     changes = list(dict.fromkeys(test.table["change"]))
-    names = ", ".join(f"L{layer}H{head}" for layer, head in test.heads)
+    names = ", ".join(str(Head.parse(head)) for head in test.heads)
     returns = "recovered" in test.table
     title = "Bringing refusal back with these heads" if returns else "What changing these heads does to refusal"
     blocks: list[Block] = [

@@ -26,6 +26,7 @@ from rim_lens.report.heads import CONTRAST_COLUMNS, TRACE_COLUMNS, contrast_cell
 from rim_lens.report.sweeps import effect_cells, effect_columns
 from rim_lens.results import Result
 from rim_lens.training_time.series_heads import SeriesHeads
+from rim_lens.units import Head
 
 CARRIED = 1_000_000  # attention weights on a page, 2.7 MB
 WHOLE = 65535  # stands for all of a head's attention
@@ -68,7 +69,7 @@ def head_facts(anchor: str, result: Result) -> Iterator[Facts]:
         columns = ("checkpoint", "effect of ablation (nats)")
         yield facts_of_many(anchor, f"Over the checkpoints, n = {result.n_prompts} prompts", columns, over)
     elif isinstance(result, HeadTest):
-        cells = {f"L{layer}H{head}": [f"{i} of {len(result.heads)}"] for i, (layer, head) in enumerate(result.heads, 1)}
+        cells = {str(Head.parse(head)): [f"{i} of {len(result.heads)}"] for i, head in enumerate(result.heads, 1)}
         yield facts(anchor, "Causal test together with others", ("place among the tested heads",), cells)
 
 
@@ -101,7 +102,7 @@ def token_views(attention: TokenAttention, carried: int = CARRIED) -> dict[str, 
             break
         chats += mine
     return {
-        "heads": [f"L{layer}H{head}" for layer, head in heads],
+        "heads": [str(Head.parse(head)) for head in heads],
         "chats": [chat_view(attention, chat, len(heads)) for chat in chats],
         "left_out": {"chats": len(attention.chats) - len(chats), "heads": len(attention.heads) - len(heads)},
     }

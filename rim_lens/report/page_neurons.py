@@ -10,11 +10,11 @@ from rim_lens.report.blocks import excerpt
 from rim_lens.report.neurons import SHOWN_NEURONS
 from rim_lens.report.page_heads import Facts, facts, facts_of_many
 from rim_lens.results import Result
-from rim_lens.training_time.neuron_sets import neuron_names
 from rim_lens.training_time.neuron_table import NeuronTable
 from rim_lens.training_time.safety_neurons import SafetyNeurons
 from rim_lens.training_time.series_shift import SeriesShift
 from rim_lens.training_time.shift import ActivationShift
+from rim_lens.units import Neuron
 
 LISTED = 500  # neurons that a page has views of
 REQUEST = 120  # characters of a prompt
@@ -59,10 +59,9 @@ def neuron_facts(anchor: str, result: Result) -> Iterator[Facts]:
         yield facts_of_many(anchor, title, ("checkpoint", "safety prompts", "task prompts"), by_name(changes))
     elif isinstance(result, ActivationShift):
         table = result.neurons
-        where = table[[name for name in ("layer", "expert", "unit") if name in table]].to_numpy()
         cells = {
             name: [f"{number(row['f_before'])} → {number(row['f_after'])}", percent(row["change"], sign=True)]
-            for name, (_, row) in zip(neuron_names(where), table.iterrows(), strict=True)
+            for name, (_, row) in zip(map(str, Neuron.from_table(table)), table.iterrows(), strict=True)
         }
         yield facts(anchor, "Activation shift", ("before → after", "change"), cells)
 

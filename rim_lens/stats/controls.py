@@ -22,8 +22,8 @@ from jaxtyping import Bool, Float, Int
 
 from rim_lens.errors import RimLensError
 from rim_lens.stats.permutation import Seed
+from rim_lens.units import AnyHead, Head, heads_from
 
-Head = tuple[int, int]
 Alternative = Literal["two-sided", "greater", "less"]
 
 
@@ -63,12 +63,12 @@ def percentile(value: Float[np.ndarray, "..."] | float, null: Float[np.ndarray, 
     return np.where(np.isnan(value), np.nan, 100 * share)[()]
 
 
-def count_head_sets(heads: Sequence[Head], n_heads: int) -> int:
+def count_head_sets(heads: Sequence[AnyHead], n_heads: int) -> int:
     """How many distinct control sets :func:`matched_head_sets` can draw from for this set."""
     return _n_sets(_head_pools(heads, n_heads))
 
 
-def matched_head_sets(heads: Sequence[Head], n_heads: int, n_sets: int = 100, seed: Seed = 0) -> list[list[Head]]:
+def matched_head_sets(heads: Sequence[AnyHead], n_heads: int, n_sets: int = 100, seed: Seed = 0) -> list[list[Head]]:
     """``n_sets`` distinct other sets with as many heads per layer as ``heads``, in a model of ``n_heads`` heads a layer.
 
     Raises RimLensError when fewer than ``n_sets`` such sets exist, e.g. for whole layers, which have no control
@@ -84,7 +84,7 @@ def matched_head_sets(heads: Sequence[Head], n_heads: int, n_sets: int = 100, se
             "larger set of heads."
         )
     rows = _distinct(pools, selected, n_sets, np.random.default_rng(seed))
-    return [[(int(layer), int(head)) for layer, head in row] for row in rows]
+    return [[Head(int(layer), int(head)) for layer, head in row] for row in rows]
 
 
 def activation_deciles(
@@ -150,11 +150,11 @@ def _check_sets(n_sets: int) -> None:
         raise RimLensError(f"The number of control sets must be at least 1, got {n_sets}.")
 
 
-def _unique(heads: Sequence[Head]) -> list[Head]:
-    return sorted({(int(layer), int(head)) for layer, head in heads})
+def _unique(heads: Sequence[AnyHead]) -> list[Head]:
+    return sorted(set(heads_from(heads)))
 
 
-def _head_pools(heads: Sequence[Head], n_heads: int) -> list[Pool]:
+def _head_pools(heads: Sequence[AnyHead], n_heads: int) -> list[Pool]:
     selected = _unique(heads)
     if not selected or any(not 0 <= head < n_heads for _, head in selected):
         raise RimLensError(f"Heads must be a non-empty set of (layer, head) with head below {n_heads}.")

@@ -12,8 +12,9 @@ from jaxtyping import Float, Int
 from rim_lens.capture.neuron_activations import Measure, NeuronActivations
 from rim_lens.errors import RimLensError
 from rim_lens.stats import matched_neuron_sets
+from rim_lens.units import Neuron
 
-NeuronRows = Any  # SafetyNeurons, rows (layer, unit), or a list of such tuples
+NeuronRows = Any  # SafetyNeurons, rows (layer, unit), or a list of such tuples or of names
 
 
 def neuron_rows(neurons: NeuronRows) -> Int[np.ndarray, "neuron index"]:
@@ -22,7 +23,8 @@ def neuron_rows(neurons: NeuronRows) -> Int[np.ndarray, "neuron index"]:
     Raises:
         RimLensError: an empty set, or something that is no set of neurons.
     """
-    rows = np.asarray(getattr(neurons, "rows", neurons))
+    given = getattr(neurons, "rows", neurons)
+    rows = given if isinstance(given, np.ndarray) else np.array([Neuron.parse(one).place for one in given or []])
     if rows.ndim != 2 or len(rows) == 0 or rows.shape[1] not in (2, 3) or rows.dtype.kind not in "iu":
         raise RimLensError(
             f"Neurons must be a non-empty set of rows (layer, unit) or (layer, expert, unit), got shape {rows.shape}."
@@ -32,8 +34,7 @@ def neuron_rows(neurons: NeuronRows) -> Int[np.ndarray, "neuron index"]:
 
 def neuron_names(rows: Int[np.ndarray, "neuron index"]) -> list[str]:
     """L12N345, or L12E3N45 in a mixture of experts."""
-    form = "L{}N{}" if rows.shape[1] == 2 else "L{}E{}N{}"
-    return [form.format(*row) for row in rows.tolist()]
+    return [str(Neuron.parse(row)) for row in rows.tolist()]
 
 
 def matched_controls(

@@ -32,6 +32,7 @@ from rim_lens.training_time.direct_effect import direct_effects
 from rim_lens.training_time.neuron_sets import NeuronRows, neuron_names, neuron_rows
 from rim_lens.training_time.prompt_pass import pass_over
 from rim_lens.training_time.series_measures import REQUEST_AND_ANSWER
+from rim_lens.units import columns_of
 
 N_NEURONS, N_TOKENS, N_PROMPTS = 20, 8, 3
 
@@ -167,7 +168,7 @@ def table_of(
             for row in firing_prompts(model, name, i, seen, off + on, positions, n_prompts)
         ]
     )
-    index = dict(zip(("layer", "unit") if rows.shape[1] == 2 else ("layer", "expert", "unit"), rows.T, strict=True))
+    index = columns_of(rows)
     sides = tokens.groupby(["neuron", "side"], sort=False)["token"].agg(" ".join)
     table = pd.DataFrame({"neuron": names, **index})
     for side in ("promoted", "suppressed"):

@@ -39,6 +39,7 @@ from rim_lens.training_time.prompt_pass import pass_over
 from rim_lens.training_time.ras import harmonic
 from rim_lens.training_time.series_measures import REQUEST_AND_ANSWER
 from rim_lens.training_time.shift import ActivationShift, neuron_changes, relative_change
+from rim_lens.units import index_columns
 
 ACTIVATION_BATCH = 32
 REACH = 1e-4  # h / ‖θ‖: above rounding in float32, below where f bends
@@ -81,7 +82,7 @@ class PredictedShift(Result):
         Raises:
             RimLensError: the shift was measured on other neurons.
         """
-        index = [name for name in ("layer", "expert", "unit") if name in self.neurons]
+        index = list(index_columns(3 if "expert" in self.neurons else 2))
         both = self.neurons.merge(shift.neurons, on=index, suffixes=("_predicted", "_seen"))
         if len(both) != len(self.neurons):
             raise RimLensError("The shift was measured on other neurons than were predicted; use the same set.")

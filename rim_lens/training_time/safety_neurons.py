@@ -24,6 +24,7 @@ from rim_lens.training_time.counterfactuals import CounterfactualPairs
 from rim_lens.training_time.neuron_sets import neuron_names
 from rim_lens.training_time.prompt_pass import pass_over
 from rim_lens.training_time.stability import GroupSums, counts, jaccard, resampled_sets
+from rim_lens.units import columns_of, index_columns
 
 STABLE_FROM = 0.5  # lower end of the Jaccard interval: at least half of the set is chosen again
 
@@ -80,9 +81,8 @@ class SafetyNeurons(Result):
 
     def at_least(self, share: float) -> Int[np.ndarray, "neuron index"]:
         """Neurons in the top of at least this share of the groups."""
-        names = [name for name in ("layer", "expert", "unit") if name in self.table]
         inside = self.table["n_groups"] >= needed_groups(self.n_groups, share)
-        return self.table.loc[inside, names].to_numpy(dtype=np.int64)
+        return self.table.loc[inside, list(index_columns(self.base.ndim))].to_numpy(dtype=np.int64)
 
     def caption(self) -> str:
         """How the set was found and how far it can be trusted."""
@@ -177,7 +177,7 @@ def chosen_table(
     inside = np.flatnonzero(count)
     inside = inside[np.lexsort((-mean[inside], -count[inside]))]
     rows = np.stack(np.unravel_index(inside, harmful.shape), axis=1)
-    index = dict(zip(("layer", "unit") if rows.shape[1] == 2 else ("layer", "expert", "unit"), rows.T, strict=True))
+    index = columns_of(rows)
     return pd.DataFrame(
         {
             "neuron": neuron_names(rows),

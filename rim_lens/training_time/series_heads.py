@@ -22,7 +22,6 @@ from rim_lens.behavior.refusal_score import RefusalTokens, refusal_tokens
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import SEGMENTS
 from rim_lens.errors import RimLensError
-from rim_lens.inference_time.head_measures import Head
 from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.requests import Prompts
@@ -32,6 +31,7 @@ from rim_lens.training_time.checkpoints import Checkpoints
 from rim_lens.training_time.row_correlations import about, spearman
 from rim_lens.training_time.series_measures import AtCheckpoint, measure_series
 from rim_lens.training_time.shift import prompt_resamples
+from rim_lens.units import AnyHead, Head, heads_from
 
 FEWEST = 4  # heads or prompts below which a rank correlation says nothing
 N_HALVES = 100
@@ -104,7 +104,9 @@ def heads_over_series(
     return series_heads(model, found, chats, heads, sets, seed=seed)
 
 
-def followed(model: LensModel, heads: Sequence[Head], n_random: int | None = None, seed: int = 0) -> list[list[Head]]:
+def followed(
+    model: LensModel, heads: Sequence[AnyHead], n_random: int | None = None, seed: int = 0
+) -> list[list[Head]]:
     """The chosen heads and random ones of their layers, each a set of its own.
 
     Raises:
@@ -112,12 +114,12 @@ def followed(model: LensModel, heads: Sequence[Head], n_random: int | None = Non
     """
     if not heads:
         raise RimLensError("There are no heads to follow; pass at least one (layer, head).")
-    chosen = [(int(layer), int(head)) for layer, head in heads]
+    chosen = heads_from(heads)
     wanted = 2 * len(chosen) if n_random is None else n_random
     rng, free = np.random.default_rng(seed), {}
     for layer in sorted({layer for layer, _ in chosen}):
         others = [head for head in range(model.n_heads) if (layer, head) not in chosen]
-        free[layer] = [(layer, int(head)) for head in rng.permutation(others)]
+        free[layer] = [Head(layer, int(head)) for head in rng.permutation(others)]
     if wanted < 1 or not any(free.values()):
         raise RimLensError(f"No random heads can be drawn: the layers {list(free)} have none but the chosen ones.")
     drawn: list[Head] = []
@@ -132,7 +134,7 @@ def series_heads(
     model: LensModel,
     found: Sequence[AtCheckpoint],
     chats: Sequence[Chat],
-    heads: Sequence[Head],
+    heads: Sequence[AnyHead],
     sets: Sequence[Sequence[Head]],
     *,
     n_resamples: int = 1000,
@@ -141,7 +143,7 @@ def series_heads(
     """Heads from what `measure_series(..., heads=sets)` found on `chats`, the reference first."""
     if len(chats) < FEWEST or len(sets) < FEWEST:
         raise RimLensError(f"Following heads takes at least {FEWEST} prompts and {FEWEST} heads, chosen and random.")
-    n_chosen, names = len(heads), [f"L{layer}H{head}" for ((layer, head),) in sets]
+    n_chosen, names = len(heads), [str(head) for (head,) in sets]
     span = "CoT" if any(chat.where("cot").any() for chat in chats) else "empty think span"
     effects = [effect_of(one) for one in found]
     attention = [span_mass(one, span) for one in found]

@@ -16,7 +16,6 @@ from jaxtyping import Float, Float64
 
 from rim_lens.behavior.refusal_score import RefusalTokens
 from rim_lens.chat.chat import Chat
-from rim_lens.inference_time.head_measures import Head
 from rim_lens.inference_time.run_scores import cut_at_decision
 from rim_lens.intervene.heads import ablate_heads
 from rim_lens.intervene.selection import Where
@@ -26,6 +25,7 @@ from rim_lens.model.lens_model import LensModel
 from rim_lens.model.prefilled import Prefilled, can_prefill, prefill
 from rim_lens.processes import n_processes, sum_over_processes
 from rim_lens.progress import track
+from rim_lens.units import Head
 
 T = TypeVar("T")
 Part = Prefilled | tuple[list[int], Batch]  # prompts that were computed once, or a batch with its prompts' indices

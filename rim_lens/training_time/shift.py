@@ -8,7 +8,6 @@ negative F₀ counts strength in its own direction: −1 → −2 is a gain of 1
 is defined; it counts as 0, and the tables say how many neurons that concerns. Source: Yan et al., arXiv 2509.00544, section 4.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +20,7 @@ from rim_lens.results import Manifest, Result
 from rim_lens.stats import empirical_p, percentile
 from rim_lens.stats.bootstrap import expanded_level
 from rim_lens.training_time.neuron_sets import NeuronRows, neuron_rows, of_sets
+from rim_lens.units import columns_of
 
 Pair = tuple[NeuronActivations, NeuronActivations]  # before, after
 
@@ -195,6 +195,4 @@ def neuron_changes(
     rows: Int[np.ndarray, "neuron index"], f0: Float[np.ndarray, "neuron"], f1: Float[np.ndarray, "neuron"]
 ) -> pd.DataFrame:
     """One row a neuron: where it is, f before and after, and the relative change."""
-    names: Sequence[str] = ("layer", "unit") if rows.shape[1] == 2 else ("layer", "expert", "unit")
-    index = {name: rows[:, i] for i, name in enumerate(names)}
-    return pd.DataFrame({**index, "f_before": f0, "f_after": f1, "change": relative_change(f0, f1)})
+    return pd.DataFrame({**columns_of(rows), "f_before": f0, "f_after": f1, "change": relative_change(f0, f1)})
