@@ -6,7 +6,7 @@ import torch
 from families import tiny_model
 
 from rim_lens.behavior.generate import generate
-from rim_lens.behavior.judge import Judgement
+from rim_lens.behavior.judge import LABELS, Judgement
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_score
 from rim_lens.capture.neurons import neuron_activations
 from rim_lens.data.prompts import Prompt
@@ -63,7 +63,7 @@ def test_every_method_in_generation_with_maths():
     assert table.loc[("mean", "maths solved"), "n_controls"] == 2
     assert table.loc[("mean", "refusal score, harmful"), "n_controls"] == 4
     for method in ("zero", "mean", "resample"):
-        labels = [table.loc[(method, f"{label}, harmful"), "after"] for label in ("refused", "complied", "incoherent")]
+        labels = [table.loc[(method, f"{label}, harmful"), "after"] for label in LABELS]
         assert sum(labels) == pytest.approx(1)
     effects = table.xs("refusal score, harmful", level="measure")["effect"]
     assert effects.nunique() == 3

@@ -5,7 +5,7 @@ import pytest
 from families import tiny_model
 
 from rim_lens.behavior.conditions import rotation
-from rim_lens.behavior.judge import Judgement
+from rim_lens.behavior.judge import LABELS, Judgement
 from rim_lens.behavior.measure import measure_rim
 from rim_lens.data.prompts import load_prompts
 from rim_lens.errors import RimLensError
@@ -18,9 +18,8 @@ class ByLetters:
     name = "by letters"
 
     def __call__(self, requests, responses, cots=None, truncated=None):
-        labels = ("refused", "complied", "incoherent")
         return [
-            Judgement(labels[sum(map(ord, request + response)) % 3], 1.0, "")
+            Judgement(LABELS[sum(map(ord, request + response)) % len(LABELS)], 1.0, "")
             for request, response in zip(requests, responses, strict=True)
         ]
 
@@ -76,13 +75,13 @@ def test_rates_are_counts_of_the_answers(table):
     for _, row in table.table[table.table["n_wordings"] == 1].iterrows():
         answers = table.answers.query("set == @row['set'] and condition == @row.condition")
         assert row["n"] == len(answers) == 12
-        if row["measure"] in ("refused", "complied", "incoherent"):
+        if row["measure"] in LABELS:
             assert row["k"] == (answers["label"] == row["measure"]).sum()
             assert (row["low"], row["high"]) == tuple(wilson(row["k"], row["n"]))[:2]
 
 
 def test_labels_partition_the_harmful_answers(table):
-    rates = table.table.query("set == 'harmful' and measure in ('refused', 'complied', 'incoherent')")
+    rates = table.table.query("set == 'harmful' and measure in @LABELS")
     assert (rates.groupby("condition")["k"].sum() == rates.groupby("condition")["n"].first()).all()
 
 

@@ -18,8 +18,8 @@ from rim_lens.behavior import refusal_rules as rules
 from rim_lens.behavior.sentences import Sentence, plain, split_sentences
 from rim_lens.errors import RimLensError
 
-Label = Literal["refused", "partial", "complied", "incoherent", "unjudged"]  # unjudged: no verdict that can be read
-LABELS: tuple[Label, ...] = ("refused", "complied", "incoherent")
+Label = Literal["refused", "partial", "complied", "incoherent", "unjudged"]
+LABELS: tuple[Label, ...] = ("refused", "partial", "complied", "incoherent", "unjudged")
 
 _SPECIAL_TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>|</?s>|<(?:pad|eos|bos|unk|end_of_turn|start_of_turn)>")
 _THINK_TAG = re.compile(r"<?/?think>")

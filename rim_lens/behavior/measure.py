@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from rim_lens.behavior.conditions import Condition, ask, cells, conditions, judged_answers
-from rim_lens.behavior.judge import Judge, RefusalJudge
+from rim_lens.behavior.judge import LABELS, Judge, RefusalJudge
 from rim_lens.behavior.maths import solved
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_tokens
 from rim_lens.data.prompts import Prompts, PromptSet, as_prompt_set
@@ -35,8 +35,8 @@ from rim_lens.stats import (
 )
 
 SETS = {
-    "harmful": ("refused", "complied", "incoherent"),
-    "harmless": ("refused", "incoherent"),
+    "harmful": LABELS,
+    "harmless": ("refused", "partial", "incoherent", "unjudged"),
     "maths": ("solved",),
 }
 

@@ -97,7 +97,9 @@ def fit_refusal_tokens(
 
     """
     kept = [
-        i for i, judgement in enumerate(judgements) if judgement.label != "incoherent" and generations[i].response_ids
+        i
+        for i, judgement in enumerate(judgements)
+        if judgement.label in ("refused", "complied") and generations[i].response_ids
     ]
     refused = np.array([judgements[i].label == "refused" for i in kept], dtype=bool)
     half = stratified_half(refused, seed)

@@ -62,7 +62,7 @@ def alternative_for(measure: str, refusal: Alternative) -> Alternative:
         return "two-sided"
     if measure.startswith("complied"):
         return "greater" if refusal == "less" else "less"
-    return "two-sided" if measure.startswith("incoherent") else refusal
+    return "two-sided" if measure.startswith(("partial", "incoherent", "unjudged")) else refusal
 
 
 def _interval(

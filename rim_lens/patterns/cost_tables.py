@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from rim_lens.behavior.conditions import cells
+from rim_lens.behavior.judge import LABELS
 from rim_lens.behavior.measure import outcomes, rate_row
 from rim_lens.patterns.taxonomy import NAMES
 from rim_lens.stats import benjamini_hochberg, bootstrap_crossed_difference
@@ -20,7 +21,7 @@ from rim_lens.stats import benjamini_hochberg, bootstrap_crossed_difference
 ANY = "any pattern"  # the class of all patterns' wordings
 CAREFUL, OFF = "careful", "off"
 MIN_PROMPTS = 4  # of a category: fewer say nothing about it
-RATES = ("refused", "complied", "incoherent")
+RATES = LABELS
 COLUMNS = (
     *("class", "reference", "cost", "low", "high", "p", "q"),
     *(f"{rate}{end}" for rate in RATES for end in ("", "_low", "_high")),

@@ -8,11 +8,13 @@ from rim_lens.plots import names, style
 
 COLOURS = {
     "refused": (style.BLUE, "circle"),
+    "partial": (style.PURPLE, "diamond-open"),
     "complied": (style.VERMILION, "square"),
     "incoherent": (style.GREY, "x"),
+    "unjudged": (style.GREY, "circle-open"),
     "solved": (style.GREEN, "diamond"),
 }
-MEASURES = ("refused", "complied", "incoherent", "solved")
+MEASURES = tuple(COLOURS)
 
 
 def rates(table: RimTable, set_name: str = "harmful") -> go.Figure:

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from rim_lens.behavior.judge import LABELS
 from rim_lens.errors import RimLensError
 from rim_lens.results import Result
 from rim_lens.stats import (
@@ -31,7 +32,7 @@ from rim_lens.stats import (
     paired_difference,
     wilson,
 )
-from rim_lens.training_time.series_behavior import LABELS, SeriesBehavior
+from rim_lens.training_time.series_behavior import SeriesBehavior
 from rim_lens.training_time.series_maths import SeriesMaths
 
 LIKELIHOOD, SOLVED = "log-likelihood of maths", "maths solved"
@@ -118,6 +119,8 @@ def measures(
 ) -> Iterator[tuple[str, dict[str, Float[np.ndarray, "prompt"]], bool]]:
     """Each measure: its name, outcomes per prompt by checkpoint, and whether it is a share."""
     for label in LABELS:
+        if not (series.answers["label"] == label).any():
+            continue  # a label that nobody got is not one more test to correct for
         yield label, by_checkpoint(series.answers, lambda rows, label=label: rows["label"] == label), True
     if maths is not None:
         yield LIKELIHOOD, by_checkpoint(maths.answers, lambda rows: rows["likelihood"]), False

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from rim_lens.behavior.conditions import Condition, ask, judged_answers
-from rim_lens.behavior.judge import Judge, RefusalJudge
+from rim_lens.behavior.judge import LABELS, Judge, RefusalJudge
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_tokens
 from rim_lens.data.prompts import Prompts, as_prompt_set
 from rim_lens.model.lens_model import LensModel
@@ -20,8 +20,6 @@ from rim_lens.progress import track
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import benjamini_hochberg, bootstrap_mean, paired_difference, wilson
 from rim_lens.training_time.checkpoints import Checkpoints
-
-LABELS = ("refused", "complied", "incoherent")
 
 
 @dataclass(frozen=True, eq=False)
