@@ -13,13 +13,14 @@ from rim_lens.stats import mcnemar, wilson
 
 
 class ByLetters:
-    """Labels by the letters of request and answer, so that all labels occur and can be recomputed."""
+    """Labels by the letters of request and answer, so that all verdicts occur and can be recomputed."""
 
     name = "by letters"
 
     def __call__(self, requests, responses, cots=None, truncated=None):
+        verdicts = [label for label in LABELS if label != "unjudged"]
         return [
-            Judgement(LABELS[sum(map(ord, request + response)) % len(LABELS)], 1.0, "")
+            Judgement(verdicts[sum(map(ord, request + response)) % len(verdicts)], 1.0, "")
             for request, response in zip(requests, responses, strict=True)
         ]
 
