@@ -385,27 +385,33 @@ def guard(tmp_path_factory):
 def test_guard_model_writes_the_verdict(guard):
     judge = ClassifierJudge(str(guard), check_coherence=False, verdict_tokens=4, batch_size=3)
     judgements = judge(REQUESTS, RESPONSES)
-    assert [j.label for j in judgements] == ["refused", "complied", "refused", "complied"]
+    assert [j.harmful for j in judgements] == [False, True, False, True]
+    rules = RefusalJudge()(REQUESTS, RESPONSES)
+    assert [j.label for j in judgements] == [j.label for j in rules]  # safe is not refused
     model, tokenizer = LlamaForCausalLM.from_pretrained(guard).eval(), word_tokenizer(TEMPLATE)
     for request, response, judgement in zip(REQUESTS, RESPONSES, judgements, strict=True):
         chat = [{"role": "user", "content": request}, {"role": "assistant", "content": response}]
         prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        word = "unsafe" if judgement.label == "complied" else "safe"
+        word = "unsafe" if judgement.harmful else "safe"
         ids = tokenizer(f"{prompt} {word} [EOS]", return_tensors="pt")["input_ids"]
         with torch.no_grad():
             log_p = model(ids).logits[0].log_softmax(-1)
         written = [float(log_p[-3, ids[0, -2]]), float(log_p[-2, ids[0, -1]])]
-        assert judgement.confidence == pytest.approx(float(torch.tensor(written).mean().exp()), abs=1e-4)
+        assert 0.5 < float(torch.tensor(written).mean().exp()) <= 1
+        assert judgement.evidence.startswith(f"{word};")
 
 
-def test_guard_cuts_long_responses_and_names_unreadable_verdicts(guard):
+def test_guard_cuts_long_responses_and_unreadable_verdicts_are_unjudged(guard):
     judge = ClassifierJudge(str(guard), check_coherence=False, verdict_tokens=4)
     (judgement,) = judge(["hack it"], ["sure here it is " + "cake " * 200])
     assert judgement.label in LABELS
     with pytest.raises(RimLensError, match="leaves no room"):
         judge(["cake " * 200], ["sure"])
-    with pytest.raises(RimLensError, match="holds none of"):
-        ClassifierJudge(str(guard), label_map={"yes": "complied"}, check_coherence=False)(["hack it"], ["sure here"])
+    given = ClassifierJudge(str(guard), label_map={"yes": "complied"}, check_coherence=False)(
+        ["hack it"], ["sure here"]
+    )
+    assert [(one.label, one.confidence) for one in given] == [("unjudged", 0.0)]
+    assert given[0].evidence == "no verdict: it wrote 'unsafe'"
 
 
 def test_guard_needs_a_chat_template(guard):
