@@ -51,11 +51,12 @@ def maths_answer() -> Scorer:
     """Whether the answer's result equals the reference; a CoT's own result counts only if the answer states it."""
 
     async def score(state: TaskState, target: Target) -> Score:
-        from rim_lens.behavior.maths import final_answer, is_correct
+        from rim_lens.behavior.maths import is_correct
+        from rim_lens.behavior.maths_text import final_answer
 
         response = state.output.completion
         right = is_correct(response, target.text)
-        found = final_answer(response)
+        found = final_answer(response, target.text)
         return Score(
             value=CORRECT if right else INCORRECT,
             answer=response,

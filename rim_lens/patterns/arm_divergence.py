@@ -14,7 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from rim_lens.behavior.maths import final_answer, is_correct
+from rim_lens.behavior.maths import is_correct
+from rim_lens.behavior.maths_text import final_answer
 from rim_lens.errors import RimLensError
 from rim_lens.model.lens_model import LensModel
 from rim_lens.patterns.annotation import annotate_reasoning

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rim_lens.behavior.maths import final_answer, is_correct
+from rim_lens.behavior.maths import is_correct
+from rim_lens.behavior.maths_text import final_answer
 from rim_lens.errors import RimLensError
 from rim_lens.patterns.taxonomy import NAMES, checked_patterns
 
@@ -105,11 +106,10 @@ def rewrite_cot(
 
 
 def task_of(problem: str, cot: str | None, answer: str | None, patterns: tuple[str, ...]) -> RewriteTask:
-    """The task; where no answer is given, the CoT's last number is it."""
+    """The task; where no answer is given, the CoT's result is it."""
     cot = (cot or "").strip()
     if answer is None:
-        found = final_answer(cot) if cot else ""
-        answer = found if found != cot else ""
+        answer = final_answer(cot)
     return RewriteTask(problem, cot, str(answer).strip(), patterns)
 
 

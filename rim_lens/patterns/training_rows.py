@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from rim_lens.behavior.maths import NUMBER, final_answer, is_correct
+from rim_lens.behavior.maths_text import equal, final_answer
 from rim_lens.chat.format import ChatFormat
 from rim_lens.chat.segments import Thinking
 from rim_lens.data.local_files import read_rows
@@ -85,10 +85,9 @@ def first_text(entry: Mapping[str, Any], names: Sequence[str]) -> str:
 
 
 def disagrees(row: TrainingRow) -> bool:
-    """Whether CoT and response both state a number, and not the same one."""
-    if not (NUMBER.search(row.cot) and NUMBER.search(row.response)):
-        return False
-    return not is_correct(row.cot, final_answer(row.response))
+    """Whether CoT and response both state a mathematical result, and not the same one."""
+    reasoned, stated = final_answer(row.cot), final_answer(row.response)
+    return bool(reasoned and stated) and not equal(reasoned, stated)
 
 
 def tokenized(chat_format: ChatFormat, rows: Sequence[TrainingRow]) -> list[dict[str, list[int]]]:
