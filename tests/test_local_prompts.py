@@ -193,3 +193,86 @@ def test_texts_survive_json_lines_and_csv_unchanged(tmp_path, texts):
         by_csv = tmp_path / "fuzz.csv"
         pd.DataFrame({"prompt": texts}).to_csv(by_csv, index=False, quoting=csv.QUOTE_ALL)
         assert load_prompts(by_csv).texts == texts
+
+
+def test_a_prompt_longer_than_csvs_own_limit_is_read_whole(tmp_path):
+    limit, long = csv.field_size_limit(), "Tell me about bread. " * 7000
+    with (tmp_path / "long.csv").open("w", newline="") as out:
+        csv.writer(out).writerows([["prompt", "category"], [long, "a"], ["Hi", "b"]])
+    assert load_prompts(tmp_path / "long.csv").texts == [long, "Hi"]
+    assert csv.field_size_limit() == limit
+
+
+@pytest.mark.parametrize(
+    ("rows", "texts"),
+    [
+        (  # Alpaca
+            [
+                {"instruction": "Summarize this text.", "input": "Bread rises.", "output": "Bread."},
+                {"instruction": "Name a fruit.", "input": "", "output": "Pear."},
+            ],
+            ["Summarize this text.\n\nBread rises.", "Name a fruit."],
+        ),
+        (  # HarmBench
+            [
+                {"Behavior": "Answer about the text", "Tags": "context", "ContextString": "It is about bread."},
+                {"Behavior": "Name a fruit", "Tags": "", "ContextString": ""},
+            ],
+            ["It is about bread.\n\nAnswer about the text", "Name a fruit"],
+        ),
+        ([{"goal": "a", "target": "Sure, here is"}], ["a"]),  # AdvBench
+        ([{"Index": 1, "Goal": "a", "Target": "Sure", "Behavior": "b", "Category": "c"}], ["a"]),  # JailbreakBench
+        ([{"category": "c", "source": "s", "forbidden_prompt": "a"}], ["a"]),  # StrongREJECT
+        ([{"id": 1, "prompt": "a", "type": "homonyms", "label": "safe", "focus": "f", "note": ""}], ["a"]),  # XSTest
+        ([{"question_id": 1, "category": 3, "turns": ["a"], "prompt_style": "base"}], ["a"]),  # SORRY-Bench
+        ([{"prompt": "a", "response": "b", "category": {"x": True}, "is_safe": False}], ["a"]),  # BeaverTails
+        (
+            [{"id": 0, "risk_area": "r", "types_of_harm": "t", "specific_harm": "s", "question": "a"}],
+            ["a"],
+        ),  # Do-Not-Answer
+        ([{"Category": "c", "Subcategory": "s", "Question": "a"}], ["a"]),  # CategoricalHarmfulQA
+        ([{"prompt": "a", "category": "deception"}], ["a"]),  # OR-Bench
+        ([{"qid": 1, "question": "a", "source": "s", "1-category": "O1"}], ["a"]),  # SaladBench
+    ],
+)
+def test_files_of_published_sets_load_whole(tmp_path, rows, texts):
+    (tmp_path / "set.json").write_text(json.dumps(rows))
+    assert load_prompts(tmp_path / "set.json").texts == texts
+    pd.DataFrame(rows).to_csv(tmp_path / "set.csv", index=False)
+    if "turns" not in rows[0]:
+        assert load_prompts(tmp_path / "set.csv").texts == texts
+
+
+@pytest.mark.parametrize(
+    ("row", "answer"),
+    [
+        ({"question": "q", "answer": "2 + 3 = <<2+3=5>>5\n#### 1,005"}, "1005"),  # GSM8K
+        (
+            {"problem": "q", "level": "Level 1", "type": "Algebra", "solution": r"So \boxed{\frac{1}{2}}."},
+            r"\frac{1}{2}",
+        ),
+        ({"ID": "2024-I-1", "Problem": "q", "Solution": "So 73.", "Answer": "073"}, "073"),  # AIME
+        ({"id": 0, "problem": "q", "answer": 27.0}, "27.0"),  # AMC
+        ({"query": "1 + 2 =", "response": "3"}, "3"),  # MATH-401
+        ({"question": "q", "solution": ["s"], "final_answer": ["$2$", "$-3$"]}, "$2$, $-3$"),  # OlympiadBench
+    ],
+)
+def test_answers_of_published_maths_sets(tmp_path, row, answer):
+    (tmp_path / "set.jsonl").write_text(json.dumps(row) + "\n")
+    (prompt,) = load_prompts(tmp_path / "set.jsonl")
+    assert prompt.answer == answer
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("two.csv", "prompt,prompt\nHi,Yo\n", "two columns 'prompt'"),
+        ("two.jsonl", '{"prompt": "Hi", "prompt": "Yo"}\n', "the field 'prompt' twice"),
+        ("wide.csv", "prompt\nHi\n".encode("utf-16"), "is UTF-16"),
+        ("wide.jsonl", '{"prompt": "Hi"}\n'.encode("utf-32"), "is UTF-16"),
+    ],
+)
+def test_files_that_could_be_read_two_ways_are_one_sentence(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(RimLensError, match=message):
+        load_prompts(tmp_path / name)

@@ -167,6 +167,7 @@ class Row:
 
     prompt: int
     model: LensModel
+    before: str  # the text of its chat
     thinking: bool
     forced: deque[int] = field(default_factory=deque)
     cot_ids: list[int] = field(default_factory=list)
@@ -220,12 +221,17 @@ class Row:
         self.thinking, self.closed = False, by_itself
         chat_format = self.model.chat_format
         if not by_itself:
-            self.forced.extend(chat_format.close_ids)
+            self.forced.extend(chat_format.encode_after(self._text(self.cot_ids), chat_format.tags.close))
             return
         mark = chat_format.tags.close_mark
         written = chat_format.decode(self.close_ids).partition(mark)[2]
         rest = chat_format.tags.close.partition(mark)[2].removeprefix(written)
-        self.forced.extend(self.model.encode(rest))
+        if rest:
+            self.forced.extend(chat_format.encode_after(self._text([*self.cot_ids, *self.close_ids]), rest))
+
+    def _text(self, written: Sequence[int]) -> str:
+        """The chat's text with what was written after it."""
+        return self.before + self.model.chat_format.decode(written)
 
     def _answer(self, token: int, max_new_tokens: int) -> None:
         if token in self.model.chat_format.eos_ids:
@@ -252,7 +258,7 @@ def decode_batch(
 ) -> list[Written]:
     """Decode one left-padded batch, whose rows are these prompts, until every row is done."""
     steps = decoder(model, batch)
-    rows = [Row(i, model, thinking=is_thinking(chat)) for i, chat in zip(prompts, batch.chats, strict=True)]
+    rows = [Row(i, model, chat.text, thinking=is_thinking(chat)) for i, chat in zip(prompts, batch.chats, strict=True)]
     live = list(rows)
     logits = steps.first()
     while True:

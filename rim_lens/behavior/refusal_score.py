@@ -73,9 +73,11 @@ class RefusalTokens:
 
 
 def refusal_tokens(model: LensModel) -> RefusalTokens:
-    """First tokens of common refusal openings in the model's own vocabulary, those of compliance openings left out."""
-    refusal = {model.encode(text)[0] for text in REFUSAL_OPENINGS}
-    compliance = {model.encode(text)[0] for text in COMPLIANCE_OPENINGS}
+    """First tokens of common refusal openings as they follow the decision position, those of compliance openings left out.
+
+    Where the position looks otherwise after a CoT than with thinking off, the first tokens after both are meant.
+    """
+    refusal, compliance = (first_tokens(model, openings) for openings in (REFUSAL_OPENINGS, COMPLIANCE_OPENINGS))
     ids = tuple(sorted(refusal - compliance))
     if not ids:
         raise RimLensError(
@@ -83,6 +85,15 @@ def refusal_tokens(model: LensModel) -> RefusalTokens:
             "use sequence_refusal_score."
         )
     return RefusalTokens(ids, tuple(model.chat_format.decode([i]) for i in ids))
+
+
+def first_tokens(model: LensModel, openings: Sequence[str]) -> set[int]:
+    """The first token of each opening where an answer begins: with thinking off, and after a CoT where the format has one."""
+    chat_format = model.chat_format
+    befores = [chat_format.render("Hi", thinking="off").text]
+    if chat_format.tags.close:
+        befores.append(chat_format.render("Hi", thinking="prefilled", cot="So.").text)
+    return {chat_format.encode_after(before, opening)[0] for before in befores for opening in openings}
 
 
 def fit_refusal_tokens(
@@ -176,13 +187,13 @@ def sequence_refusal_score(
     Slower by the number of openings; for models whose refusals do not show in their first token.
     """
     chats = as_chats(model, chats)
-    encoded = [model.encode(text) for text in (*refusals, *compliances)]
-    openings = [chat.extend(ids, "response") for chat in chats for ids in encoded]
+    texts = (*refusals, *compliances)
+    openings = [model.chat_format.write(chat, text) for chat in chats for text in texts]
     likelihood, seen = np.empty(len(openings), dtype=np.float64), list[int]()
     for indices, batch in model.shared_batches(openings, batch_size):
         likelihood[indices] = mean_log_likelihood(model, batch)
         seen += indices
-    table = torch.from_numpy(all_rows(likelihood, seen)).view(len(chats), len(encoded))
+    table = torch.from_numpy(all_rows(likelihood, seen)).view(len(chats), len(texts))
     split = len(refusals)
     return (table[:, :split].logsumexp(-1) - table[:, split:].logsumexp(-1)).numpy()
 

@@ -99,7 +99,7 @@ class ChatFormat:
         pieces = pieces_of(text, places, self._turns_for(thinking != "off"))
         pieces = self._with_think_part(pieces, thinking, cot)
         chat = self._chat(pieces, messages[-1]["content"], thinking)
-        return self._with_response(chat, response) if response else chat
+        return self.write(chat, response) if response else chat
 
     # What the template and the tokenizer do
 
@@ -169,20 +169,43 @@ class ChatFormat:
         return tuple(self._tokens.encode_after("", self.tags.close).tolist())
 
     @cached_property
+    def turn_end_id(self) -> int | None:
+        """Id of the special token with which the template ends the assistant's turn; None where it writes none."""
+        closing = self._tokens.units(self._turns_for(False).last_closing)
+        first = next((unit for unit in closing if unit in self._tokens.added), None)
+        return None if first is None else self._tokens.added[first]
+
+    @cached_property
     def eos_ids(self) -> tuple[int, ...]:
         """Ids that end a turn: the tokenizer's, the generation config's and the template's turn closing."""
         ids = set(self._generation_eos)
         if self.tokenizer.eos_token_id is not None:
             ids.add(int(self.tokenizer.eos_token_id))
-        closing = self._tokens.units(self._turns_for(False).last_closing)
-        first = next((unit for unit in closing if unit in self._tokens.added), None)
-        if first is not None:
-            ids.add(self._tokens.added[first])
+        if self.turn_end_id is not None:
+            ids.add(self.turn_end_id)
         return tuple(sorted(ids))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids, special tokens and spaces as they are."""
         return self._tokens.decode(token_ids)
+
+    def encode_after(self, before: str, more: str) -> tuple[int, ...]:
+        """Token ids of `more` where it follows `before`, whose own tokens stay as they are.
+
+        A text has other tokens alone: sentencepiece tokenizers put a space before it ("▁Sorry" for "Sorry").
+        """
+        return tuple(self._tokens.encode_after(before, more).tolist())
+
+    def write(self, chat: Chat, text: str, segment: str = "response") -> Chat:
+        """A longer chat: `text` appended as `segment`, in the tokens that it has there.
+
+        Segments must come in the order of SEGMENTS, else RimLensError.
+        """
+        if not text:
+            return chat
+        longer = chat.extend(self.encode_after(chat.text, text), segment)
+        span = Span(segment, len(chat.text), len(chat.text) + len(text))
+        return replace(longer, text=chat.text + text, spans=(*chat.spans, span), n_rendered=len(longer))
 
     # Steps of a render
 
@@ -228,18 +251,6 @@ class ChatFormat:
         segment_ids = np.array([segment_id(span.segment) for span in spans], dtype=np.int8)[span_of_token]
         decision = len(token_ids) - 1
         return Chat(text, token_ids, segment_ids, thinking, request, decision, tuple(spans), self.decode)
-
-    def _with_response(self, chat: Chat, response: str) -> Chat:
-        token_ids = self._tokens.encode_after(chat.text, response)
-        new_segments = np.full(len(token_ids), segment_id("response"), dtype=np.int8)
-        return replace(
-            chat,
-            text=chat.text + response,
-            token_ids=np.concatenate([chat.token_ids, token_ids]),
-            segment_ids=np.concatenate([chat.segment_ids, new_segments]),
-            spans=(*chat.spans, Span("response", len(chat.text), len(chat.text) + len(response))),
-            n_rendered=len(chat) + len(token_ids),
-        )
 
     def _turns_for(self, thinking: bool) -> Turns:
         turns = self._turns_as_written(thinking)

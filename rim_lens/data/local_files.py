@@ -1,5 +1,6 @@
 """Rows of a local JSONL, JSON, CSV or Parquet file, with the line named when the file is broken."""
 
+import codecs
 import csv
 import io
 import json
@@ -9,6 +10,8 @@ from typing import Any
 from rim_lens.errors import RimLensError
 
 Row = dict[str, Any]
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # those of UTF-32 begin alike
+LONGEST_CELL = 2**31 - 1  # characters; csv's own limit of 131,072 is less than a many-shot prompt
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
@@ -16,7 +19,7 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of a table file, as one dict a row.
 
     Raises:
-        RimLensError: the file is missing, of an unknown kind, empty, not UTF-8 or malformed.
+        RimLensError: the file is missing, of an unknown kind, empty, not UTF-8 or malformed, or has two columns of one name.
 
     """
     suffix = path.suffix.lower()
@@ -47,6 +50,8 @@ def _content(path: Path) -> bytes:
 
 
 def _decoded(content: bytes, path: Path) -> str:
+    if content.startswith(UTF16_MARKS):
+        raise RimLensError(f"{path} is UTF-16, not UTF-8; save it as UTF-8.")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -76,8 +81,15 @@ def _json(text: str, path: Path) -> list[Row]:
 
 
 def _parsed(text: str, path: Path, place: str) -> Any:
+    def once(pairs: list[tuple[str, Any]]) -> Row:
+        row = dict(pairs)
+        if len(row) < len(pairs):
+            twice = next(name for number, (name, _) in enumerate(pairs) if name in dict(pairs[:number]))
+            raise RimLensError(f"{path} has the field {twice!r} twice in one object ({place}); rename or delete one.")
+        return row
+
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=once)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}" if place == "its start" else place
         raise RimLensError(f"{path} is malformed JSON at {line}: {error.msg}.") from error
@@ -95,13 +107,18 @@ def _row(value: Any, path: Path, place: str) -> Row:
 
 def _csv(text: str, path: Path, delimiter: str) -> list[Row]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    limit = csv.field_size_limit(LONGEST_CELL)
     try:
         records = [(reader.line_num, record) for record in reader if record]
     except csv.Error as error:
         raise RimLensError(f"{path} is malformed CSV at line {reader.line_num}: {error}.") from error
+    finally:
+        csv.field_size_limit(limit)
     if not records:
         return []
     header = [name.strip() for name in records[0][1]]
+    if twice := next((name for name in header if header.count(name) > 1 and name), None):
+        raise RimLensError(f"{path} has two columns {twice!r}; rename or delete one.")
     for line, record in records[1:]:
         if len(record) != len(header):
             raise RimLensError(
@@ -115,7 +132,10 @@ def _parquet(content: bytes, path: Path) -> list[Row]:
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_table(pa.BufferReader(content)).to_pylist()
+        table = pq.read_table(pa.BufferReader(content))
+        if twice := next((name for name in table.column_names if table.column_names.count(name) > 1), None):
+            raise RimLensError(f"{path} has two columns {twice!r}; rename or delete one.")
+        return table.to_pylist()
     except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError) as error:
         reason = (str(error).splitlines() or ["unknown reason"])[0][:160]
         raise RimLensError(f"{path} is not a readable Parquet file ({reason}).") from error

@@ -33,6 +33,12 @@ TEXT_COLUMNS = (
     "forbidden_prompt",
     "turns",
 )
+CONTEXT_COLUMNS = (
+    "input",
+    "context",
+    "contextstring",
+    "context_string",
+)  # what the request is about, in its own column
 CATEGORY_COLUMNS = ("category", "semanticcategory", "semantic_category", "type", "subject", "topic")
 ANSWER_COLUMNS = ("answer", "final_answer", "gold_answer", "solution")
 RATIONALE_COLUMNS = ("rationale", "cot", "reasoning", "solution")
@@ -148,6 +154,7 @@ class Columns:
     id: str | None = None
     pair: str | None = None
     rationale: str | None = None
+    context: str | None = None  # text that the request is about; it stands after an instruction and before a behavior
 
 
 def listed(given: Any, kinds: str) -> list[Any]:
@@ -200,7 +207,8 @@ def find_columns(names: Iterable[str], where: str, text: str | None = None) -> C
     if answer is None and found.lower() == "query":
         answer = by_lower.get("response")  # the schema of MATH-401
     rationale = first([name for name in RATIONALE_COLUMNS if by_lower.get(name) != answer])
-    return Columns(found, first(CATEGORY_COLUMNS), answer, first(ID_COLUMNS), first(PAIR_COLUMNS), rationale)
+    context = first([name for name in CONTEXT_COLUMNS if name != found.lower()])
+    return Columns(found, first(CATEGORY_COLUMNS), answer, first(ID_COLUMNS), first(PAIR_COLUMNS), rationale, context)
 
 
 def prompts_from_rows(
@@ -265,10 +273,17 @@ def _prompt(row: Mapping[str, Any], columns: Columns, number: int, name: str, wh
 
     def cell(column: str | None) -> str | None:
         value = None if column is None else row.get(column)
+        if isinstance(value, list | tuple):  # OlympiadBench lists its answers
+            value = ", ".join(str(one) for one in value)
         missing = value is None or value != value or (isinstance(value, str) and not value.strip())
         return None if missing else str(value).strip()
 
     answer = cell(columns.answer)
+    context = cell(columns.context)
+    if context is not None:
+        # Alpaca gives the input after the instruction, HarmBench the context before the behavior.
+        parts = (text, context) if columns.context and columns.context.lower() == "input" else (context, text)
+        text = "\n\n".join(parts)
     prompt = Prompt(
         text=text,
         category=cell(columns.category),

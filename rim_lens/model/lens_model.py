@@ -208,8 +208,11 @@ class LensModel:
                 "shorten it or the thinking budget."
             )
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text alone, without special tokens around it."""
+    def encode_alone(self, text: str) -> list[int]:
+        """Token ids of a whole text, without special tokens around it.
+
+        What follows other text has other tokens there: `chat_format.write` and `chat_format.encode_after` give them.
+        """
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def batch(self, chats: Sequence[Chat], side: Literal["left", "right"] = "left") -> Batch:

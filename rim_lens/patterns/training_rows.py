@@ -4,7 +4,7 @@
     on         prompt up to the opening tag given          | CoT, closing tag, response, end of turn learned
     prefilled  prompt with the CoT and closing tag given   | response, end of turn learned
 
-The prompt and every learned piece are tokenized apart, as generation meets them.
+Every learned piece has the tokens that it has after what stands before it, as generation meets them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -100,15 +100,18 @@ def tokens_of(chat_format: ChatFormat, row: TrainingRow) -> dict[str, list[int]]
     chat = chat_format.render(row.request, thinking=row.thinking, cot=row.cot if row.thinking == "prefilled" else None)
     given = [int(token) for token in chat.token_ids]
     pieces = [row.response] if row.thinking != "on" else [row.cot + chat_format.tags.close, row.response]
-    tokenizer = chat_format.tokenizer
-    learned = [token for piece in pieces for token in tokenizer(piece, add_special_tokens=False)["input_ids"]]
+    before, learned = chat.text, list[int]()
+    for piece in pieces:
+        learned += chat_format.encode_after(before, piece)
+        before += piece
     learned.append(end_of_turn(chat_format))
     return {"input_ids": given + learned, "labels": [IGNORED] * len(given) + learned}
 
 
 def end_of_turn(chat_format: ChatFormat) -> int:
     """The token that ends the assistant's turn: the template's own where it has one, else the tokenizer's."""
-    own = chat_format.tokenizer.eos_token_id
-    if own is None and not chat_format.eos_ids:
-        raise RimLensError("The tokenizer has no end-of-turn token; training needs one.")
-    return int(own) if own in chat_format.eos_ids else chat_format.eos_ids[0]
+    if chat_format.turn_end_id is not None:
+        return chat_format.turn_end_id
+    if chat_format.tokenizer.eos_token_id is None:
+        raise RimLensError("Neither the chat template nor the tokenizer has an end-of-turn token; training needs one.")
+    return int(chat_format.tokenizer.eos_token_id)

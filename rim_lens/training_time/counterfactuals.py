@@ -155,15 +155,15 @@ def teacher_forced_pairs(
     texts = prompts.texts
     if responses is None:
         own = generate(model, texts, thinking=thinking, max_new_tokens=max_new_tokens, batch_size=batch_size)
-        chats, ids = [one.chat for one in own], [one.response_ids for one in own]
-        answers = [one.response for one in own]
+        chats, answers = [one.chat for one in own], [one.response for one in own]
+        answered = [one.full_chat for one in own]
     else:
         if len(responses) != len(prompts):
             raise RimLensError(f"{len(responses)} responses were given for {len(prompts)} prompts; pass one each.")
         chats, answers = model.render(texts, thinking=thinking), list(responses)
-        ids = [tuple(model.encode(answer)) for answer in answers]
+        answered = [model.chat_format.write(chat, answer) for chat, answer in zip(chats, answers, strict=True)]
     labels = [one.label for one in (judge or RefusalJudge())(texts, answers)]
-    kept = [i for i, label in enumerate(labels) if label != "refused" and ids[i]]
+    kept = [i for i, label in enumerate(labels) if label != "refused" and len(answered[i]) > len(chats[i])]
     if len(kept) < 2:
         raise RimLensError(
             f"The model refuses {labels.count('refused')} of {len(prompts)} prompts, so its own answers give no contrast to "
@@ -172,11 +172,8 @@ def teacher_forced_pairs(
     groups = [groups_of(prompts)[i] for i in kept]
     chosen = dealt(groups, len(refusals), seed)
     return CounterfactualPairs(
-        tuple(chats[i].extend(ids[i], "response") for i in kept),
-        tuple(
-            chats[i].extend(model.encode(refusals[wording]), "response")
-            for i, wording in zip(kept, chosen, strict=True)
-        ),
+        tuple(answered[i] for i in kept),
+        tuple(model.chat_format.write(chats[i], refusals[wording]) for i, wording in zip(kept, chosen, strict=True)),
         tuple(groups),
         "teacher_forced",
         positions,

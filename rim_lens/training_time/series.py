@@ -107,7 +107,7 @@ def written_chat(model: LensModel, request: str, cot: str, response: str) -> Cha
     """A chat in which the model has written CoT, close tag and response after the open tag."""
     (chat,) = model.render(request, thinking="on")
     for segment, text in (("cot", cot), ("think_close", model.chat_format.tags.close), ("response", response)):
-        chat = chat.extend(model.encode(text), segment)  # type: ignore[arg-type]
+        chat = model.chat_format.write(chat, text, segment)
     return chat
 
 

@@ -122,7 +122,7 @@ def right_answer(model: LensModel, problem: Prompt, worked: bool) -> Chat:
     if worked:
         return written_chat(model, problem.text, " ".join(str(problem.rationale).split("\n")), stated)
     (chat,) = model.render(problem.text, thinking="off")
-    return chat.extend(model.encode(stated), "response")
+    return model.chat_format.write(chat, stated)
 
 
 @halves_batches

@@ -109,7 +109,10 @@ class MathsLikelihood:
     def __call__(self, sets: Sequence[Any], change: ChangeAt) -> dict[str, Measured]:
         """Log-likelihoods [set, problem]."""
         chats = self.model.render([problem.text for problem in self.problems], thinking="off")
-        answers = [self.model.encode(ANSWER.format(answer=problem.answer)) for problem in self.problems]
+        answers = [
+            self.model.chat_format.encode_after(chat.text, ANSWER.format(answer=problem.answer))
+            for chat, problem in zip(chats, self.problems, strict=True)
+        ]
         what = "log-likelihood of maths answers under sets"
         if self.from_decision and prefillable(self.model, chats):
             values = self._continued(sets, change, chats, answers, what)
@@ -118,7 +121,7 @@ class MathsLikelihood:
         return {"log-likelihood of maths answers": Measured(values, is_share=False)}
 
     def _continued(
-        self, sets: Sequence[Any], change: ChangeAt, chats: list[Chat], answers: list[list[int]], what: str
+        self, sets: Sequence[Any], change: ChangeAt, chats: list[Chat], answers: Sequence[Sequence[int]], what: str
     ) -> Float[np.ndarray, "set problem"]:
         """With problems that are computed once."""
         values, at_once = torch.zeros(len(sets), len(chats), dtype=torch.float64), rows_at_once(what, inside=True)
@@ -136,7 +139,7 @@ class MathsLikelihood:
         return sum_over_processes(values).numpy()
 
     def _whole(
-        self, sets: Sequence[Any], change: ChangeAt, chats: list[Chat], answers: list[list[int]], what: str
+        self, sets: Sequence[Any], change: ChangeAt, chats: list[Chat], answers: Sequence[Sequence[int]], what: str
     ) -> Float[np.ndarray, "set problem"]:
         """By whole passes over prompts and answers."""
         written = [chat.extend(ids, "response") for chat, ids in zip(chats, answers, strict=True)]
