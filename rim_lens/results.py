@@ -6,6 +6,7 @@ plots itself, and is saved as a folder of JSON, Parquet and safetensors with che
     @dataclass(frozen=True, eq=False)
     class RefusalHeads(Result):
         \"\"\"Effect of every head on refusal.\"\"\"
+        figure: ClassVar = "attention:attention_contrast"
         table: pd.DataFrame
         effect: np.ndarray
 
@@ -28,7 +29,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from rim_lens import results_codec, results_store
 from rim_lens.errors import RimLensError
@@ -101,8 +102,10 @@ class Result:
 
     Fields may be DataFrames, numpy arrays, torch tensors, numbers, text, None, lists, tuples and dicts of
     these, and dataclasses of these. The field ``table``, where there is one, is the result as a table.
+    ``figure`` names the main figure as "module:function" in ``rim_lens.plots``, which is imported when it is drawn.
     """
 
+    figure: ClassVar[str] = ""
     manifest: Manifest = field(kw_only=True)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -129,8 +132,14 @@ class Result:
         return "" if first.startswith(f"{type(self).__name__}(") else first
 
     def plot(self, **options: Any) -> go.Figure:
-        """The result's figure. ``rim_lens.plots`` lies to the right of this room, so it is looked up when called."""
-        return importlib.import_module("rim_lens.plots").figure_for(self, **options)
+        """The result's main figure; options are those of the function in ``rim_lens.plots`` that ``figure`` names.
+
+        Raises RimLensError where there is no figure for this kind of result.
+        """
+        if not self.figure:
+            raise RimLensError(f"There is no figure of a {type(self).__name__}; use its to_dataframe().")
+        module, function = self.figure.split(":")
+        return getattr(importlib.import_module(f"rim_lens.plots.{module}"), function)(self, **options)
 
     def save(self, folder: str | Path, overwrite: bool = False) -> Path:
         """Writes the result as ``folder``, completely or not at all, and returns its path.

@@ -14,7 +14,7 @@ from rim_lens import RimLensError, compare_arms, load_prompts, series_maths
 from rim_lens.data.schemas import Prompt, PromptSet
 from rim_lens.stats import benjamini_hochberg, paired_difference
 from rim_lens.training_time.checkpoints import Checkpoints
-from rim_lens.training_time.compare_arms import LIKELIHOOD
+from rim_lens.words import LIKELIHOOD
 
 
 def cells(series, arm, step, measure="complied"):

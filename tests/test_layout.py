@@ -1,11 +1,14 @@
 """The layout is a promise: a module imports only from its left, importing the package is quick, nothing is pickled."""
 
 import ast
+import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import networkx
 import pytest
 
 import rim_lens
@@ -17,6 +20,8 @@ ROOMS = (
     "processes",
     "progress",
     "stats",
+    "words",
+    "plots",
     "results",
     "data",
     "chat",
@@ -28,7 +33,6 @@ ROOMS = (
     "training_time",
     "patterns",
     "check",
-    "plots",
     "report",
     "explore",
     "audit",
@@ -46,25 +50,68 @@ def room_of(path: Path) -> str:
     return first if first in ROOMS else first.split("_")[0]
 
 
-def imported_rooms(path: Path) -> set[str]:
-    """Rooms that a file's import statements name, whether at the top or inside functions."""
+def name_of(path: Path) -> str:
+    """A file's dotted name inside the package; a room's `__init__` has the room's name."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+NAMES = {name_of(path): path for path in MODULES if path != PACKAGE / "__init__.py"}
+
+
+def modules_meant(dotted: str, members: list[str]) -> set[str]:
+    """The package's modules that `from dotted import members` reaches; "" stands for the package itself."""
+    submodules = {f"{dotted}.{member}".lstrip(".") for member in members} & NAMES.keys()
+    return submodules or ({dotted} & NAMES.keys())
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Modules that a file imports at run time: at the top, inside functions, by name, and as the figure of a result."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = [node.module] if isinstance(node, ast.ImportFrom) else []
-        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        for name in names:
-            parts = (name or "").split(".")
-            if parts[0] == "rim_lens" and len(parts) > 1 and parts[1] != "__version__":
-                found.add(parts[1] if parts[1] in ROOMS else parts[1].split("_")[0])
-    return found
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rim_lens":
+            dotted = node.module.removeprefix("rim_lens").lstrip(".")
+            found |= modules_meant(dotted, [alias.name for alias in node.names])
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("rim_lens."):
+                    found |= modules_meant(alias.name.removeprefix("rim_lens."), [])
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module") and node.args:
+            start = ast.unparse(node.args[0]).strip("f'\"").split("{")[0]
+            room = start.removeprefix("rim_lens.").rstrip(".") if start.startswith("rim_lens.") else ""
+            found |= {name for name in NAMES if room and (name == room or name.startswith(f"{room}."))}
+        elif isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "figure" and node.value is not None:
+            figure = ast.literal_eval(node.value).split(":")[0]
+            found |= {f"plots.{figure}"} if figure else set()
+    return found - {name_of(path)}
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if p != PACKAGE / "__init__.py"], ids=lambda p: str(p.name))
-def test_modules_import_only_from_their_left(path):
-    mine = room_of(path)
-    assert mine in ROOMS, f"{path.name} stands in no room"
-    to_the_right = {room for room in imported_rooms(path) if ROOMS.index(room) > ROOMS.index(mine)}
+IMPORTS = {name: imported_modules(path) for name, path in NAMES.items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_modules_import_only_from_their_left(name):
+    mine = room_of(NAMES[name])
+    assert mine in ROOMS, f"{name} stands in no room"
+    to_the_right = {other for other in IMPORTS[name] if ROOMS.index(room_of(NAMES[other])) > ROOMS.index(mine)}
     assert not to_the_right
+
+
+def test_no_module_imports_in_a_circle():
+    graph = networkx.DiGraph((name, other) for name, others in IMPORTS.items() for other in others)
+    circles = [sorted(part) for part in networkx.strongly_connected_components(graph) if len(part) > 1]
+    assert circles == []
+
+
+def test_figures_exist():
+    for name, path in NAMES.items():
+        for figure in re.findall(r'figure: ClassVar(?:\[str\])? = "([\w:]+)"', path.read_text()):
+            module, function = figure.split(":")
+            assert callable(getattr(importlib.import_module(f"rim_lens.plots.{module}"), function)), (name, figure)
 
 
 def test_everything_public_can_be_imported():

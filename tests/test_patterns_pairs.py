@@ -21,8 +21,8 @@ from rim_lens import (
 from rim_lens.behavior.judge import Judgement
 from rim_lens.patterns.arms import ARMS, ArmWriter
 from rim_lens.patterns.cot_likelihood import cot_nll
+from rim_lens.patterns.drafts import Draft
 from rim_lens.patterns.lengths import fitted
-from rim_lens.patterns.rewrite import Draft
 
 COT = "Each tray holds 12 rolls. There are 7 trays, so she makes 12 x 7 = 84 rolls in all."
 ROWS = [

@@ -6,9 +6,9 @@ from families import tiny_tokenizer
 from made_patterns import made_costs, made_patterns
 from made_results import HOSTILE, made_behavior
 
-from rim_lens.patterns.cost_tables import ANY
 from rim_lens.patterns.taxonomy import NAMES
 from rim_lens.plots.patterns import cost_by_category, cost_by_class, own_shares, shares_by_arm
+from rim_lens.words import ANY
 
 
 @pytest.fixture(scope="module")

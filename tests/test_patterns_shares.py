@@ -14,11 +14,12 @@ from made_results import made_behavior
 
 from rim_lens import PromptSet, RimLensError, ThinkTags, arm_divergence, load_prompts, measure_rim, own_patterns
 from rim_lens.model.lens_model import LensModel
-from rim_lens.patterns.cost_tables import ANY, OFF
+from rim_lens.patterns.cost_tables import OFF
 from rim_lens.patterns.costs import pattern_costs
 from rim_lens.patterns.own_cots import fisher
 from rim_lens.patterns.training_rows import TrainingRow, tokens_of
 from rim_lens.stats import benjamini_hochberg, bootstrap_mean, paired_difference
+from rim_lens.words import ANY
 
 TOKENIZER = tiny_tokenizer()
 TEXTS = {name: [f"{name} text {i:02d}" for i in range(8)] for name in ("heuristic", "deviation", "neutral")}

@@ -25,10 +25,9 @@ from made_neurons import made_forgetting, made_neuron_test, made_ras, made_shift
 from made_patterns import made_patterns
 from made_results import MANIFEST, made_behavior, made_series
 
-from rim_lens import RimLensError, attention_by_length, compare_arms
+from rim_lens import RimLensError, attention_by_length, compare_arms, results_codec
 from rim_lens.chat.segments import SEGMENTS
 from rim_lens.inference_time.span_attention import SpanAttention
-from rim_lens.plots import FIGURES, figure_for
 from rim_lens.plots.arms import arm_changes
 from rim_lens.plots.attention import attention_contrast, length_curve, segment_map
 from rim_lens.plots.behavior import rates
@@ -44,7 +43,7 @@ from rim_lens.plots.sweeps import ablation_map, interchange_map, patching_map, p
 from rim_lens.plots.tokens import frames
 from rim_lens.results import Result
 from rim_lens.stats import paired_difference, wilson
-from rim_lens.training_time.compare_arms import LIKELIHOOD
+from rim_lens.words import LIKELIHOOD
 
 has_browser = any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome")))
 needs_browser = pytest.mark.skipif(not has_browser, reason="no Chromium or Chrome on PATH")
@@ -86,7 +85,10 @@ def ends(trace, axis="x"):
 
 
 def test_every_kind_of_result_has_a_figure_that_tells_n(results):
-    assert {type(result) for result in results.values()} == set(FIGURES)
+    with_figure = {
+        kind for kind in results_codec.registered.values() if kind.figure and kind.__module__.startswith("rim_lens.")
+    }
+    assert {type(result) for result in results.values()} == with_figure
     for result in results.values():
         figure = result.plot()
         assert isinstance(figure, go.Figure)
@@ -99,7 +101,7 @@ def test_result_without_a_figure_says_so():
         """Nothing to draw."""
 
     with pytest.raises(RimLensError, match="no figure of a Plain"):
-        figure_for(Plain(manifest=MANIFEST))
+        Plain(manifest=MANIFEST).plot()
 
 
 def test_rates_are_the_tables(results):

@@ -330,12 +330,15 @@ def test_to_dataframe_is_the_table_or_says_there_is_none():
         Plain(1, manifest=manifest()).to_dataframe()
 
 
-def test_plot_asks_the_plots_room(monkeypatch):
+def test_plot_draws_the_figure_that_the_class_names(monkeypatch):
     import sys
     import types
 
-    plots = types.ModuleType("rim_lens.plots")
-    plots.figure_for = lambda result, **options: (result, options)
-    monkeypatch.setitem(sys.modules, "rim_lens.plots", plots)
+    figures = types.ModuleType("rim_lens.plots.made_here")
+    figures.map_of = lambda result, **options: (result, options)
+    monkeypatch.setitem(sys.modules, "rim_lens.plots.made_here", figures)
+    monkeypatch.setattr(type(head_effects()), "figure", "made_here:map_of")
     result = head_effects()
     assert result.plot(height=300) == (result, {"height": 300})
+    with pytest.raises(RimLensError, match="no figure of a Plain"):
+        Plain(1, manifest=manifest()).plot()

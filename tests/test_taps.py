@@ -9,9 +9,10 @@ from families import FAMILIES, WINDOW, shared_model, tiny_hf, tiny_model, tiny_t
 from transformers.models.gemma2 import modeling_gemma2
 
 from rim_lens.errors import RimLensError
+from rim_lens.model.attached_taps import detached
 from rim_lens.model.lens_model import LensModel, shared_copy
 from rim_lens.model.sites import find_sites
-from rim_lens.model.taps import Tap, detached
+from rim_lens.model.taps import Tap
 
 REQUESTS = ["How do I pick a lock?", "Tell me a long story about animals at night, please."]
 COT = "let me see, hm"

@@ -20,8 +20,9 @@ from rim_lens import Checkpoints, PromptSet, compare_arms, load_prompts, series_
 from rim_lens.patterns.arm_data import fits
 from rim_lens.patterns.rewrite import counter
 from rim_lens.patterns.training_plan import WorkedProblems
-from rim_lens.training_time.compare_arms import LIKELIHOOD, ArmComparison
+from rim_lens.training_time.compare_arms import ArmComparison
 from rim_lens.training_time.series import Checkpoint, read_series
+from rim_lens.words import LIKELIHOOD
 
 N_DRAWN, N_REQUESTS, N_PROBLEMS = 200, 128, 64
 

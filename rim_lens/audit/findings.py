@@ -15,14 +15,12 @@ from rim_lens.inference_time.dose_test import HeadTest
 from rim_lens.inference_time.probe import RefusalProbe
 from rim_lens.inference_time.refusal_heads import RefusalHeads
 from rim_lens.inference_time.sweep import AblationSweep
-from rim_lens.plots.names import CONDITIONS
-from rim_lens.plots.names import arm as arm_name
 from rim_lens.report.arms import dose
 from rim_lens.report.finding import Finding
 from rim_lens.report.neurons import FEW_SETS
 from rim_lens.results import Result
 from rim_lens.training_time.causal import NeuronTest
-from rim_lens.training_time.compare_arms import LIKELIHOOD, ArmComparison
+from rim_lens.training_time.compare_arms import ArmComparison
 from rim_lens.training_time.forgetting import Forgetting
 from rim_lens.training_time.prediction_check import PredictionCheck
 from rim_lens.training_time.safety_neurons import SafetyNeurons
@@ -31,6 +29,8 @@ from rim_lens.training_time.series_heads import SeriesHeads
 from rim_lens.training_time.series_shift import SeriesShift
 from rim_lens.training_time.shift import ActivationShift
 from rim_lens.units import Head
+from rim_lens.words import CONDITIONS, LIKELIHOOD
+from rim_lens.words import arm as arm_name
 
 
 def percent(row: pd.Series) -> str:

@@ -6,9 +6,8 @@ dealt to two lanes; the second one runs in a process of its own on the same fold
 
 import multiprocessing
 import os
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,8 +28,8 @@ def worth_two(plan: AuditPlan) -> bool:
 
 
 @contextmanager
-def second_lane(plan: AuditPlan, out: Path) -> Iterator[None]:
-    """Run the second lane's stages in another process during the block; wait for it at the end, stop it on an error.
+def second_lane(run_lane: Callable[[AuditPlan, Path, int], None], plan: AuditPlan, out: Path) -> Iterator[None]:
+    """Call `run_lane(plan, out, threads)` in another process during the block; wait for it at the end, stop it on an error.
 
     A stage that fails there is not kept: whoever asks for it next meets the same error.
     """
@@ -49,22 +48,6 @@ def second_lane(plan: AuditPlan, out: Path) -> Iterator[None]:
             process.terminate()
             process.join()
         torch.set_num_threads(threads)
-
-
-def run_lane(plan: AuditPlan, out: Path, threads: int) -> None:
-    """The second process: its stages in order, quietly where one fails."""
-    import torch
-
-    from rim_lens.audit.run import run_stages
-    from rim_lens.audit.stage import Context
-    from rim_lens.errors import RimLensError
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    torch.set_num_threads(threads)
-    try:
-        run_stages(plan, Context(plan), out, only=SECOND_LANE)
-    except (RimLensError, KeyboardInterrupt):
-        raise SystemExit(1) from None
 
 
 def await_stages(folder: Path, names: Sequence[str]) -> None:

@@ -8,9 +8,9 @@ import pandas as pd
 from rim_lens.patterns.arm_divergence import ArmDivergence
 from rim_lens.patterns.costs import PatternCosts
 from rim_lens.patterns.own_cots import OwnPatterns
-from rim_lens.plots.names import arm, pattern_class
 from rim_lens.report.finding import Finding
 from rim_lens.results import Result
+from rim_lens.words import arm, pattern_class
 
 CHAPTER = "Effort-minimizing reasoning"
 

@@ -1,5 +1,6 @@
 """run_audit: stages in order, then tables, results.json and the report."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,10 +10,11 @@ from rich.console import Console
 from rim_lens.audit.files import write_json, write_text
 from rim_lens.audit.findings import findings_of
 from rim_lens.audit.finetuning import with_series
-from rim_lens.audit.lanes import SECOND_LANE, await_stages, second_lane, worth_two
+from rim_lens.audit.lanes import SECOND_LANE, await_stages, end_with_parent, second_lane, worth_two
 from rim_lens.audit.plan import AuditPlan, claim_folder, release_folder
 from rim_lens.audit.stage import Context
 from rim_lens.audit.stages import FIRST, STAGES
+from rim_lens.errors import RimLensError
 from rim_lens.processes import is_writer, once
 from rim_lens.report.finding import Finding
 from rim_lens.report.page import report_page
@@ -51,7 +53,7 @@ def run_audit(plan: AuditPlan, out: Path, *, processes: int = 1) -> Audit:
     try:
         run_stages(plan, context, out, only=FIRST)
         if processes > 1 and worth_two(plan):
-            with second_lane(plan, out):
+            with second_lane(run_lane, plan, out):
                 run_stages(plan, context, out, without=SECOND_LANE)
         run_stages(plan, context, out)
     except BaseException:
@@ -80,6 +82,18 @@ def run_stages(
         console.print(
             f"    {'took' if fresh else 'done before, took'} {context.seconds[stage.name]:.0f} s", style="dim"
         )
+
+
+def run_lane(plan: AuditPlan, out: Path, threads: int) -> None:
+    """The second process: its stages in order, quietly where one fails."""
+    import torch
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    try:
+        run_stages(plan, Context(plan), out, only=SECOND_LANE)
+    except (RimLensError, KeyboardInterrupt):
+        raise SystemExit(1) from None
 
 
 def write_outputs(audit: Audit, plan: AuditPlan) -> None:

@@ -12,7 +12,7 @@ neither rate, and are always shown. A refusal-only judge's "complied" is not yet
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -48,6 +48,9 @@ class RimTable(Result):
     `table`: one row a set, condition and measure, with k, n, rate and 95 % interval. `differences`: against the first
     condition, and between prefilled classes. `answers`: every answer with its label. `judge` names who judged.
     """
+
+    figure: ClassVar = "behavior:rates"
+    measures: ClassVar = SETS
 
     table: pd.DataFrame
     differences: pd.DataFrame

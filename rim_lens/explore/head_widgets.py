@@ -1,13 +1,18 @@
 """Widgets bound to a HeadExplorer: they call its methods and show what it says, and hold no state of their own."""
 
+from __future__ import annotations
+
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 import plotly.graph_objects as go
 
 from rim_lens.errors import RimLensError
-from rim_lens.explore.heads import HeadExplorer, frame, names
+from rim_lens.explore.markup import frame, names
+
+if TYPE_CHECKING:
+    from rim_lens.explore.heads import HeadExplorer
 
 MODES = {"thinking off": ("off",), "thinking on": ("on",), "side by side": ("off", "on")}
 WIDE = widgets.Layout(width="100%")

@@ -18,16 +18,16 @@ from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import Thinking
 from rim_lens.errors import RimLensError
 from rim_lens.explore.answers import Answer, answer
-from rim_lens.explore.markup import answer_html, columns, tokens_html
+from rim_lens.explore.markup import answer_html, columns, frame, names, tokens_html
 from rim_lens.explore.state import Explorer
 from rim_lens.inference_time.span_attention import span_attention
 from rim_lens.inference_time.token_attention import TokenAttention, token_attention
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.requests import Prompts, as_requests
 from rim_lens.plots.attention import segment_map
-from rim_lens.plots.names import condition
 from rim_lens.results import Result
 from rim_lens.units import AnyHead, Head
+from rim_lens.words import condition
 
 
 class HeadExplorer(Explorer):
@@ -222,15 +222,3 @@ def attention_map(model: LensModel, chats: Sequence[Any]) -> tuple[str, go.Figur
     has_tag = any(bool(chat.where("think_close").any()) for chat in given)
     figure = segment_map(spans, "think_close" if has_tag else "user")
     return unescape(str(figure.layout.title.text)), figure
-
-
-def names(heads: Sequence[AnyHead]) -> str:
-    """L12H3, L4H0."""
-    return ", ".join(str(Head.parse(head)) for head in heads)
-
-
-def frame(head: Head) -> dict[str, Any]:
-    """A frame around a head's cell in a map."""
-    layer, index = head
-    edges = {"x0": layer - 0.5, "x1": layer + 0.5, "y0": index - 0.5, "y1": index + 0.5}
-    return {"type": "rect", **edges, "line": {"color": "black", "width": 3}}

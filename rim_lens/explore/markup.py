@@ -1,11 +1,14 @@
 """Tokens and answers as HTML for notebooks. Every text of a prompt or a model is escaped."""
 
+from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 import pandas as pd
 
 from rim_lens.explore.answers import Answer
 from rim_lens.plots.style import number
+from rim_lens.units import AnyHead, Head
 
 SIDE_BY_SIDE = "display:grid;grid-template-columns:repeat(auto-fit,minmax(18rem,1fr));gap:1.5rem"
 EDGES = {"user": "#8A8F98", "think_open": "#D55E00", "cot": "#0072B2", "think_close": "#D55E00"}
@@ -44,3 +47,15 @@ def answer_html(title: str, said: Answer) -> str:
 def table_html(title: str, table: pd.DataFrame) -> str:
     """A small table under its title."""
     return f"<b>{escape(title)}</b>{table.to_html(index=False, border=0, escape=True, float_format='{:.3g}'.format)}"
+
+
+def names(heads: Sequence[AnyHead]) -> str:
+    """L12H3, L4H0."""
+    return ", ".join(str(Head.parse(head)) for head in heads)
+
+
+def frame(head: Head) -> dict[str, Any]:
+    """A frame around a head's cell in a map."""
+    layer, index = head
+    edges = {"x0": layer - 0.5, "x1": layer + 0.5, "y0": index - 0.5, "y1": index + 0.5}
+    return {"type": "rect", **edges, "line": {"color": "black", "width": 3}}

@@ -1,12 +1,16 @@
 """Widgets bound to a NeuronExplorer: a click on a neuron, or its name in the list, shows its shift and its prompts."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 import plotly.graph_objects as go
 
-from rim_lens.explore.neurons import NeuronExplorer
 from rim_lens.plots import style
+
+if TYPE_CHECKING:
+    from rim_lens.explore.neurons import NeuronExplorer
 
 
 class NeuronWidgets(widgets.VBox):

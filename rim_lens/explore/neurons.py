@@ -102,7 +102,7 @@ class NeuronExplorer(Explorer):
 
     def widget(self) -> Any:
         """See `Explorer`."""
-        from rim_lens.explore.neuron_widgets import neuron_widgets
+        from rim_lens.explore.neuron_widgets import neuron_widgets  # needs the notebook extra
 
         return neuron_widgets(self)
 

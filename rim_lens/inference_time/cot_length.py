@@ -8,6 +8,7 @@ with length for a head that attends evenly; lift (mass over the segment's share 
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -29,6 +30,8 @@ class AttentionByLength(Result):
     `table`: one row a segment and bin: `cot_low`, `cot_high` and `cot_tokens` (fewest, most and mean tokens of the CoT), `mass`
     and `lift` with 95 % intervals, `n` chats. `head`: which head, or that it is the mean over all.
     """
+
+    figure: ClassVar = "attention:length_curve"
 
     table: pd.DataFrame
     head: str

@@ -9,7 +9,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -50,6 +50,8 @@ class HeadTest(Result):
     `restore_refusal`, the share `recovered` of the gap to thinking off, with its interval. Refused, complied and incoherent
     answers are rows of their own. `controls`: every control set with its effect. `prompts`: every prompt before and after.
     """
+
+    figure: ClassVar = "set_effects:dose_curve"
 
     table: pd.DataFrame
     controls: pd.DataFrame

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from time import perf_counter
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -53,6 +53,8 @@ class InterchangeSweep(Result):
     `intervention` ("interchange" in the harmful run, or "zero" at its decision position): the effects alone and together,
     and their `interaction` with interval, p and q over the pairs of that intervention.
     """
+
+    figure: ClassVar = "sweeps:interchange_map"
 
     table: pd.DataFrame
     pairs: pd.DataFrame

@@ -10,7 +10,7 @@ from the close tag on. Only those columns differ from the clean run, so the rest
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -55,6 +55,8 @@ class PatchingSweep(Result):
     (ratio of means, prompts resampled). `together` has the same for the first 1, 2, … heads of the table patched
     jointly (chosen on these prompts, so it flatters them) and for all heads of the model.
     """
+
+    figure: ClassVar = "sweeps:patching_map"
 
     table: pd.DataFrame
     together: pd.DataFrame

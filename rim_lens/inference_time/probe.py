@@ -11,6 +11,7 @@ twin, or thinking off minus on), fitted without the requests of the scored fold;
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -61,6 +62,8 @@ class RefusalProbe(Result):
     `layer` is the chosen one, `chosen` its direction at the decision position, `controls` directions fitted there to permuted
     labels. `selected`: AUROC with interval when the layer is chosen without the scored fold.
     """
+
+    figure: ClassVar = "probe:probe_map"
 
     table: pd.DataFrame
     directions: Float[np.ndarray, "layer position d_model"]

@@ -16,7 +16,7 @@ compares modes, not answers: it describes what a CoT does to a head and makes no
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -53,6 +53,8 @@ class RefusalHeads(Result):
     `m_minus`. `plus` and `minus` name the groups, `n_plus` and `n_minus` count their chats. `left_out` counts incoherent
     answers, and `not_tested` says why a contrast is missing.
     """
+
+    figure: ClassVar = "attention:attention_contrast"
 
     table: pd.DataFrame
     n_permutations: int

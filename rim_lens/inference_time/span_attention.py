@@ -10,6 +10,7 @@ sink segments sum to less than 1. In sliding-window layers keys outside the wind
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -29,6 +30,8 @@ from rim_lens.results import Manifest, Result
 @dataclass(frozen=True, eq=False)
 class SpanAttention(Result):
     """Attention mass and lift of every head on every segment, prompt by prompt."""
+
+    figure: ClassVar = "attention:segment_map"
 
     mass: Float[np.ndarray, "prompt layer head segment"]
     lift: Float[np.ndarray, "prompt layer head segment"]  # NaN for empty segments

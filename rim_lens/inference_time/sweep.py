@@ -14,7 +14,7 @@ A head that is one of several doing the same, or a gate, shows little here: see 
 import math
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -49,6 +49,8 @@ class AblationSweep(Result):
     `table` has one row per measured head: mean `effect` over the n prompts in the metric's units, bootstrap interval `low`,
     `high` (NaN for one prompt), `p` (`stats.mean_test`) and Benjamini-Hochberg `q` over all heads of the model.
     """
+
+    figure: ClassVar = "sweeps:ablation_map"
 
     table: pd.DataFrame
     effect: Float[np.ndarray, "prompt layer head"]  # NaN where a head was not measured

@@ -7,6 +7,7 @@ Span attention reduces this to segments; here the tokens stay, so that a reader 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,8 @@ class TokenAttention(Result):
     row a token, chat after chat, with `chat`, `text` and `segment`. `weights`: a row a head in the order of `heads`, a column
     a row of `tokens`.
     """
+
+    figure: ClassVar = "tokens:token_view"
 
     weights: Float[np.ndarray, "head token"]
     tokens: pd.DataFrame

@@ -13,6 +13,7 @@ were fitted to permuted labels. Source of the term: "refusal cliff" (arXiv 2510.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -49,6 +50,8 @@ class RefusalTrace(Result):
     `fall`, `control_falls` and `p`: mean fall at the cliff against control directions. `left_out`: CoTs shorter than two
     windows.
     """
+
+    figure: ClassVar = "probe:trace_curve"
 
     table: pd.DataFrame
     curve: pd.DataFrame

@@ -131,7 +131,7 @@ class LensModel:
         if self._bridge is None:
             from transformer_lens.model_bridge import TransformerBridge
 
-            from rim_lens.model.taps import detached
+            from rim_lens.model.attached_taps import detached
 
             with detached(self):  # until the bridge is there: what is attached may be waiting for it
                 tree = shared_copy(self.hf)
@@ -264,7 +264,7 @@ class LensModel:
         self, *taps: "Tap", backend: Literal["auto", "fast", "hooks"] = "auto"
     ) -> AbstractContextManager["LensModel"]:
         """Read or change every pass inside the block through `taps`; the model is as before afterwards."""
-        from rim_lens.model.taps import attached
+        from rim_lens.model.attached_taps import attached
 
         return attached(self, taps, backend)
 

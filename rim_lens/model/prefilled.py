@@ -18,12 +18,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from rim_lens.chat.segments import SEGMENTS
+from rim_lens.model.attached_taps import detached
 from rim_lens.model.batch import Batch
 from rim_lens.model.decode import grown
 from rim_lens.model.finite import check_finite
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.shared_prefix import attends_everywhere, prefix_first, shared_length
-from rim_lens.model.taps import detached
 from rim_lens.model.taps_fast import serves
 
 KeysValues = tuple[Float[Tensor, "row head key d_head"], Float[Tensor, "row head key d_head"]]

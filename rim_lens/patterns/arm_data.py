@@ -15,7 +15,8 @@ from rim_lens.behavior.maths import is_correct
 from rim_lens.data.prompts import Prompt, load_prompts
 from rim_lens.errors import RimLensError
 from rim_lens.patterns.arms import ARMS, ArmWriter
-from rim_lens.patterns.rewrite import Count, counter
+from rim_lens.patterns.drafts import Count
+from rim_lens.patterns.rewrite import counter
 from rim_lens.patterns.training_plan import WorkedProblems
 
 Row = dict[str, str]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 
@@ -20,8 +20,9 @@ from rim_lens.errors import RimLensError
 from rim_lens.model.lens_model import LensModel
 from rim_lens.patterns.annotation import annotate_reasoning
 from rim_lens.patterns.divergence import add_side, divergence, overlap
+from rim_lens.patterns.drafts import Count
 from rim_lens.patterns.labels import Annotator
-from rim_lens.patterns.rewrite import Count, counter, has_number
+from rim_lens.patterns.rewrite import counter, has_number
 from rim_lens.patterns.taxonomy import NONE
 from rim_lens.patterns.training_rows import TrainingRow, read_training_rows
 from rim_lens.results import Manifest, Result
@@ -40,6 +41,8 @@ class ArmDivergence(Result):
     number. `divergence`: for every two arms that share at least 4 problems, per measure both means, their paired difference
     with its interval, and n problems. `sentences`: those with a pattern, with their evidence.
     """
+
+    figure: ClassVar = "patterns:shares_by_arm"
 
     table: pd.DataFrame
     arms: pd.DataFrame

@@ -17,8 +17,8 @@ from rim_lens.behavior.judge import LABELS
 from rim_lens.behavior.measure import outcomes, rate_row
 from rim_lens.patterns.taxonomy import NAMES
 from rim_lens.stats import benjamini_hochberg, bootstrap_crossed_difference
+from rim_lens.words import ANY
 
-ANY = "any pattern"  # the class of all patterns' wordings
 CAREFUL, OFF = "careful", "off"
 MIN_PROMPTS = 4  # of a category: fewer say nothing about it
 RATES = LABELS

@@ -9,7 +9,7 @@ classes, of all contrasts, and of all classes in all harm categories, are correc
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 
@@ -19,7 +19,7 @@ from rim_lens.behavior.measure import RimTable, answers_of
 from rim_lens.data.prompts import Prompts, PromptSet, as_prompt_set, load_wordings
 from rim_lens.errors import RimLensError
 from rim_lens.model.lens_model import LensModel
-from rim_lens.patterns.cost_tables import OFF, category_table, contrast_table, cost_table, length_table
+from rim_lens.patterns.cost_tables import MIN_PROMPTS, OFF, category_table, contrast_table, cost_table, length_table
 from rim_lens.patterns.lengths import fitted
 from rim_lens.patterns.rewrite import counter
 from rim_lens.patterns.taxonomy import NAMES
@@ -40,6 +40,9 @@ class PatternCosts(Result):
     tokens of the wordings. `answers`: every answer with its label. `own_tags`: whether the think tags around the CoT are the
     chat template's own; if not, they stand in the chat as plain text.
     """
+
+    figure: ClassVar = "patterns:cost_by_class"
+    min_prompts: ClassVar = MIN_PROMPTS
 
     table: pd.DataFrame
     contrasts: pd.DataFrame

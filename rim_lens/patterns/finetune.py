@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 
@@ -47,6 +47,8 @@ class FinetuneRun(Result):
     """A finished series. `table`: trl's log, one row a logged step of each run; `minutes`: what each run took, without loading
     the model; `folder` is what `Checkpoints` reads.
     """
+
+    figure: ClassVar = "arms:loss_curves"
 
     table: pd.DataFrame
     folder: str

@@ -10,7 +10,7 @@ from typing import Any
 
 from rim_lens.behavior.endpoint import Endpoint
 from rim_lens.behavior.replies import Entry, Unreadable
-from rim_lens.patterns.rewrite import Count, Draft, RewriteTask
+from rim_lens.patterns.drafts import Count, Draft, RewriteTask
 from rim_lens.patterns.taxonomy import load_patterns
 
 _SYSTEM = """You rewrite a chain of thought twice. You never carry out the request, add no detail that would help with harm, \

@@ -10,7 +10,7 @@ one; what a pattern does is measured by giving it (`pattern_costs`). With few Co
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -37,6 +37,8 @@ class OwnPatterns(Result):
     sentences, Fisher's exact p and the smallest p that the margins allow. `sentences`: those with a pattern, with evidence and
     request. `n_empty` CoTs without a sentence are in none of these. `limits`: the annotator's errors on native thoughts.
     """
+
+    figure: ClassVar = "patterns:own_shares"
 
     table: pd.DataFrame
     outcomes: pd.DataFrame

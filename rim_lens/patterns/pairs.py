@@ -17,18 +17,9 @@ from rim_lens.errors import RimLensError
 from rim_lens.model.lens_model import LensModel
 from rim_lens.patterns.annotation import annotate_reasoning
 from rim_lens.patterns.divergence import SIDES, add_side, divergence, overlap
+from rim_lens.patterns.drafts import LENGTH_LIMIT, Writer
 from rim_lens.patterns.labels import Annotator
-from rim_lens.patterns.rewrite import (
-    LENGTH_LIMIT,
-    CotPair,
-    Writer,
-    counter,
-    drafts_of,
-    fault_of,
-    pair_of,
-    problem_with,
-    task_of,
-)
+from rim_lens.patterns.rewrite import CotPair, counter, drafts_of, fault_of, pair_of, problem_with, task_of
 from rim_lens.patterns.taxonomy import NAMES, NONE, checked_patterns
 from rim_lens.patterns.template_writer import TemplateWriter
 from rim_lens.results import Manifest, Result

@@ -6,35 +6,16 @@ The answer is one the CoT itself reaches; math-verify compares the final numbers
 `LLMWriter` asks one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from rim_lens.behavior.maths import is_correct
 from rim_lens.behavior.maths_text import final_answer
 from rim_lens.errors import RimLensError
+from rim_lens.patterns.drafts import LENGTH_LIMIT, Count, Draft, RewriteTask, Writer
 from rim_lens.patterns.taxonomy import NAMES, checked_patterns
-
-LENGTH_LIMIT = 0.05
-Count = Callable[[str], int]
-
-
-@dataclass(frozen=True)
-class RewriteTask:
-    """What a writer gets: a problem, its CoT, the final answer to keep, and the patterns that the target shall have."""
-
-    problem: str
-    cot: str
-    answer: str
-    patterns: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Draft:
-    """What a writer returns for one task; empty texts mean that it had nothing."""
-
-    target: str
-    control: str
+from rim_lens.patterns.template_writer import TemplateWriter
 
 
 @dataclass(frozen=True)
@@ -53,16 +34,6 @@ class CotPair:
     def length_gap(self) -> float:
         """Difference of the lengths as a share of the control's."""
         return abs(self.target_tokens - self.control_tokens) / max(self.control_tokens, 1)
-
-
-class Writer(Protocol):
-    """Writes target and control CoTs."""
-
-    name: str
-
-    def __call__(self, tasks: Sequence[RewriteTask], count: Count) -> list[Draft]:
-        """One draft a task; `count` gives a text's number of tokens."""
-        ...
 
 
 def rewrite_cot(
@@ -91,8 +62,6 @@ def rewrite_cot(
             or another length.
 
     """
-    from rim_lens.patterns.template_writer import TemplateWriter
-
     task = task_of(problem, cot, answer, checked_patterns(patterns))
     wrong = problem_with(task)
     if wrong is None:

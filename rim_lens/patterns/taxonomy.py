@@ -11,8 +11,9 @@ from functools import cache
 from importlib.resources import files
 
 from rim_lens.errors import RimLensError
+from rim_lens.words import PATTERNS
 
-NAMES = ("confirmatory", "heuristic", "deviation")
+NAMES = PATTERNS
 NONE = "none"  # the label of a sentence that has none of the patterns
 LABELS = (NONE, *NAMES)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from rim_lens.patterns.arms import ArmWriter
-from rim_lens.patterns.rewrite import LENGTH_LIMIT, Count, Draft, RewriteTask
+from rim_lens.patterns.drafts import LENGTH_LIMIT, Count, Draft, RewriteTask
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 

@@ -1,12 +1,20 @@
 """Figures of arms of fine-tuning over their seeds: what each does to refusal and maths, and how its loss fell."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import pandas as pd
 import plotly.graph_objects as go
 
+from rim_lens import words
 from rim_lens.errors import RimLensError
-from rim_lens.patterns.finetune import FinetuneRun
-from rim_lens.plots import names, style
-from rim_lens.training_time.compare_arms import LIKELIHOOD, SOLVED, ArmComparison
+from rim_lens.plots import style
+from rim_lens.words import LIKELIHOOD, SOLVED
+
+if TYPE_CHECKING:
+    from rim_lens.patterns.finetune import FinetuneRun
+    from rim_lens.training_time.compare_arms import ArmComparison
 
 MEASURES = {
     "complied": ("Misalignment", "change (points)"),
@@ -48,7 +56,7 @@ def arm_changes(comparison: ArmComparison, measure: str = "complied") -> go.Figu
     for i, (arm, rows) in enumerate(table.groupby("arm", sort=False)):
         x = scale * rows[["change", "low", "high"]]
         figure.add_scatter(
-            name=style.text(names.arm(arm)),
+            name=style.text(words.arm(arm)),
             x=x["change"],
             y=[cells.index(cell) for cell in zip(rows["arm"], rows["step"], strict=True)],
             error_x=style.error_bars(x["change"], x["low"], x["high"]),
@@ -97,7 +105,7 @@ def loss_curves(run: FinetuneRun) -> go.Figure:
     for i, (arm, rows) in enumerate(run.table.groupby("arm", sort=False)):
         for j, (seed, line) in enumerate(rows.groupby("seed", sort=False)):
             figure.add_scatter(
-                name=style.text(names.arm(arm)),
+                name=style.text(words.arm(arm)),
                 legendgroup=str(arm),
                 showlegend=j == 0,
                 x=line["step"],

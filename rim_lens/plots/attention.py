@@ -1,17 +1,21 @@
 """Figures of span attention, of its contrast between refused and complied answers, and over the length of the CoT."""
 
-from typing import Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from rim_lens.inference_time.cot_length import AttentionByLength
-from rim_lens.inference_time.refusal_heads import RefusalHeads
-from rim_lens.inference_time.span_attention import SpanAttention
 from rim_lens.plots import style
 from rim_lens.plots.head_map import head_map
 from rim_lens.units import Head
+
+if TYPE_CHECKING:
+    from rim_lens.inference_time.cot_length import AttentionByLength
+    from rim_lens.inference_time.refusal_heads import RefusalHeads
+    from rim_lens.inference_time.span_attention import SpanAttention
 
 CONTRASTS = {
     "cot_divergence": "Attention to the CoT: complied against refused answers",

@@ -1,10 +1,17 @@
 """Figures of `measure_rim`: rates in every thinking condition, and what changes against the first one."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import pandas as pd
 import plotly.graph_objects as go
 
-from rim_lens.behavior.measure import SETS, RimTable
-from rim_lens.plots import names, style
+from rim_lens import words
+from rim_lens.plots import style
+
+if TYPE_CHECKING:
+    from rim_lens.behavior.measure import RimTable
 
 COLOURS = {
     "refused": (style.BLUE, "circle"),
@@ -21,9 +28,9 @@ def rates(table: RimTable, set_name: str = "harmful") -> go.Figure:
     """Rates of one set (`harmful`, `harmless`, `maths`) in every condition with their 95 % intervals."""
     rows = table.table[(table.table["set"] == set_name) & table.table["measure"].isin(MEASURES)]
     conditions = list(dict.fromkeys(rows["condition"]))
-    measures = [name for name in SETS[set_name] if (rows["measure"] == name).any()]
+    measures = [name for name in table.measures[set_name] if (rows["measure"] == name).any()]
     figure = style.blank(
-        f"{names.SETS[set_name]}: {' · '.join(measures)}",
+        f"{words.SETS[set_name]}: {' · '.join(measures)}",
         f"n = {style.one_or_range(rows['n'])} answers a condition; bars are 95 % intervals; judge: {table.judge}"
         if set_name != "maths"
         else f"n = {style.one_or_range(rows['n'])} answers a condition; bars are 95 % intervals",
@@ -53,7 +60,7 @@ def _condition_axis(conditions: list[str]) -> dict[str, object]:
     return {
         "tickvals": list(range(len(conditions))),
         "ticktext": [
-            style.text(names.condition(name)).replace(" (", "<br>(").replace(" CoT ", "<br>CoT ") for name in conditions
+            style.text(words.condition(name)).replace(" (", "<br>(").replace(" CoT ", "<br>CoT ") for name in conditions
         ],
         "range": [len(conditions) - 0.5, -0.5],
         "zeroline": False,
@@ -66,7 +73,7 @@ def _told(part: pd.DataFrame, table: RimTable) -> list[list[str]]:
     told = []
     for _, row in part.iterrows():
         rate = f"{row['measure']}: {style.percent(row['rate'])} {style.interval(row['low'], row['high'], '%')}, {row['k']} of {row['n']}"
-        told.append([style.text(names.condition(row["condition"])), rate, change_told(table, row)])
+        told.append([style.text(words.condition(row["condition"])), rate, change_told(table, row)])
     return told
 
 
@@ -79,4 +86,4 @@ def change_told(table: RimTable, row: pd.Series) -> str:
         return ""
     one = found.iloc[0]
     points = style.points(one["difference"], one["low"], one["high"])
-    return f"{points} against {names.condition(one['from'])}, {style.p_value(one['p'])}"
+    return f"{points} against {words.condition(one['from'])}, {style.p_value(one['p'])}"

@@ -1,11 +1,18 @@
 """Figures of forgetting over a series: RAS per checkpoint, forgetting against a predictor, and the predictors compared."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import pandas as pd
 import plotly.graph_objects as go
 
+from rim_lens import words
 from rim_lens.errors import RimLensError
-from rim_lens.plots import names, style
-from rim_lens.training_time.forgetting import Forgetting
+from rim_lens.plots import style
+
+if TYPE_CHECKING:
+    from rim_lens.training_time.forgetting import Forgetting
 
 PREDICTORS = {
     "ras_safety": "RAS, safety neurons",
@@ -33,7 +40,7 @@ def ras_over_series(forgetting: Forgetting) -> go.Figure:
     )
     for i, (arm, rows) in enumerate(table.groupby(table["arm"].fillna("checkpoints"), sort=False)):
         figure.add_scatter(
-            name=style.text(names.arm(arm)),
+            name=style.text(words.arm(arm)),
             x=[style.text(name) for name in rows["checkpoint"]],
             y=rows["ras_safety"],
             error_y=style.error_bars(rows["ras_safety"], rows["ras_low"], rows["ras_high"]),
@@ -134,7 +141,7 @@ def forgetting_scatter(
             style.error_bars(part[outcome], part["drop_low"], part["drop_high"]) if outcome == "refusal_drop" else None
         )
         figure.add_scatter(
-            name=style.text(names.arm(arm)),
+            name=style.text(words.arm(arm)),
             x=part[predictor],
             y=part[outcome],
             error_y=bars,

@@ -1,12 +1,18 @@
 """Figures of safety-critical neurons, their activation shift and their RAS."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import plotly.graph_objects as go
 
 from rim_lens.plots import style
-from rim_lens.training_time.neuron_table import NeuronTable
-from rim_lens.training_time.ras import Ras
-from rim_lens.training_time.safety_neurons import SafetyNeurons
-from rim_lens.training_time.shift import ActivationShift
+
+if TYPE_CHECKING:
+    from rim_lens.training_time.neuron_table import NeuronTable
+    from rim_lens.training_time.ras import Ras
+    from rim_lens.training_time.safety_neurons import SafetyNeurons
+    from rim_lens.training_time.shift import ActivationShift
 
 BLUE_DOT = {"color": style.BLUE, "size": 9}
 ON_DOT = {"color": style.VERMILION, "symbol": "square", "size": 8}

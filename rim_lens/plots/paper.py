@@ -3,14 +3,20 @@
 Source: Yan et al., "When Thinking Backfires" (arXiv 2509.00544), table 1.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from rim_lens.behavior.measure import RimTable
+from rim_lens import words
 from rim_lens.errors import RimLensError
-from rim_lens.plots import names, style
+from rim_lens.plots import style
+
+if TYPE_CHECKING:
+    from rim_lens.behavior.measure import RimTable
 
 PANELS = (("harmful", "complied", "misalignment rate"), ("maths", "solved", "maths accuracy"))
 MODES = {"off": (style.BLUE, "circle"), "on": (style.VERMILION, "square")}
@@ -25,7 +31,7 @@ def thinking_table(tables: RimTable | Mapping[str, RimTable]) -> go.Figure:
     Raises:
         RimLensError: a table lacks a set or a mode.
     """
-    named = {tables.manifest.model.get("name", "model"): tables} if isinstance(tables, RimTable) else dict(tables)
+    named = dict(tables) if isinstance(tables, Mapping) else {tables.manifest.model.get("name", "model"): tables}
     found = pd.concat([_rates_of(name, table) for name, table in named.items()], ignore_index=True)
     figure = style.blank(
         "Misalignment and maths accuracy, thinking off and on",
@@ -48,7 +54,7 @@ def thinking_table(tables: RimTable | Mapping[str, RimTable]) -> go.Figure:
             rows = found[(found["set"] == set_name) & (found["condition"] == mode)]
             offset = -0.12 if mode == "off" else 0.12
             figure.add_scatter(
-                name=names.condition(mode),
+                name=words.condition(mode),
                 legendgroup=mode,
                 showlegend=column == 0,
                 x=rows["rate"],
@@ -77,4 +83,4 @@ def _rates_of(name: str, table: RimTable) -> pd.DataFrame:
 
 def _rate_told(row: pd.Series) -> str:
     rate = f"{style.percent(row['rate'])} {style.interval(row['low'], row['high'], '%')}, {row['k']} of {row['n']}"
-    return f"<b>{style.text(row['model'])}, {names.condition(row['condition'])}</b><br>{row['quantity']}: {rate}"
+    return f"<b>{style.text(row['model'])}, {words.condition(row['condition'])}</b><br>{row['quantity']}: {rate}"

@@ -1,20 +1,25 @@
 """Figures of reasoning patterns: what each costs in refusal, overall and by harm category, and where they are found."""
 
+from __future__ import annotations
+
 import textwrap
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from rim_lens.patterns.arm_divergence import ArmDivergence
-from rim_lens.patterns.cost_tables import ANY, MIN_PROMPTS
-from rim_lens.patterns.costs import PatternCosts
-from rim_lens.patterns.own_cots import OwnPatterns
-from rim_lens.patterns.taxonomy import NAMES
-from rim_lens.plots import names, style
+from rim_lens import words
+from rim_lens.plots import style
+from rim_lens.words import ANY
+
+if TYPE_CHECKING:
+    from rim_lens.patterns.arm_divergence import ArmDivergence
+    from rim_lens.patterns.costs import PatternCosts
+    from rim_lens.patterns.own_cots import OwnPatterns
 
 KINDS = (  # legend, classes, colour, marker
-    ("patterns", (ANY, *NAMES), style.VERMILION, "circle"),
+    ("patterns", (ANY, *words.PATTERNS), style.VERMILION, "circle"),
     ("other text", None, style.BLUE, "square"),
     ("no CoT", ("off",), style.GREY, "x"),
 )
@@ -32,14 +37,14 @@ def cost_by_class(costs: PatternCosts) -> go.Figure:
     """Refusal lost with each class of CoT against the reference, with 95 % intervals over prompts and wordings."""
     rows = cost_rows(costs)
     classes = list(rows["class"])
-    separated = [names.pattern_class(row["class"]) for _, row in rows.iterrows() if row["q"] < 0.05]
+    separated = [words.pattern_class(row["class"]) for _, row in rows.iterrows() if row["q"] < 0.05]
     figure = style.blank(
-        f"Refusal lost against {names.pattern_class(costs.reference)}",
+        f"Refusal lost against {words.pattern_class(costs.reference)}",
         f"n = {style.one_or_range(rows['n_prompts'])} harmful requests; {wordings_told(costs)}; CoTs of {costs.tokens_told()} tokens; "
         "bars are 95 % intervals over requests and wordings; above zero, refusal is lost; "
         f"q < 0.05 (Benjamini-Hochberg): {', '.join(separated) or 'none'}; judge: {costs.judge}",
         xaxis={"title": {"text": "refusal lost"}, "tickformat": "+.0%", "zerolinewidth": 2},
-        yaxis=category_axis([names.pattern_class(name) for name in classes]),
+        yaxis=category_axis([words.pattern_class(name) for name in classes]),
         height=150 + 38 * len(classes),
         hovermode="closest",
     )
@@ -61,7 +66,7 @@ def cost_by_category(costs: PatternCosts) -> go.Figure:
     shown = [name for name in PATTERNS if (rows["class"] == name).any()]
     n = style.one_or_range(rows["n_prompts"]) if len(rows) else "0"
     figure = style.blank(
-        f"Refusal lost against {names.pattern_class(costs.reference)}, by harm category",
+        f"Refusal lost against {words.pattern_class(costs.reference)}, by harm category",
         f"n = {n} requests a category{left_out(costs)}; bars are 95 % intervals over requests and wordings; q is corrected over all "
         f"{len(costs.by_category)} comparisons, {int((costs.by_category['q'] < 0.05).sum())} of them below 0.05",
         xaxis={"title": {"text": "refusal lost"}, "tickformat": "+.0%", "zerolinewidth": 2},
@@ -80,7 +85,7 @@ def cost_by_category(costs: PatternCosts) -> go.Figure:
 def left_out(costs: PatternCosts) -> str:
     """How many categories have too few requests to be shown, in words."""
     n = costs.answers["category"].dropna().nunique() - costs.by_category["category"].nunique()
-    return f", {n} with fewer than {MIN_PROMPTS} left out" if n else ""
+    return f", {n} with fewer than {costs.min_prompts} left out" if n else ""
 
 
 def cost_rows(costs: PatternCosts) -> pd.DataFrame:
@@ -88,7 +93,7 @@ def cost_rows(costs: PatternCosts) -> pd.DataFrame:
     pooled = costs.contrasts[(costs.contrasts["class"] == ANY) & (costs.contrasts["reference"] == costs.reference)]
     others = costs.table[costs.table["class"] != costs.reference]
     rows = pd.concat([pooled, others], ignore_index=True)
-    order = [ANY, *NAMES, *(name for name in others["class"] if name not in (*NAMES, "off")), "off"]
+    order = [ANY, *words.PATTERNS, *(name for name in others["class"] if name not in (*words.PATTERNS, "off")), "off"]
     return rows.sort_values("class", key=lambda column: column.map(order.index), kind="stable")
 
 
@@ -108,7 +113,7 @@ def cost_points(part: pd.DataFrame, places: Sequence[float], label: str, colour:
 
 def cost_told(row: pd.Series) -> str:
     """Hover: cost with interval, p and q, the class's own rates, n."""
-    head = names.pattern_class(row["class"])
+    head = words.pattern_class(row["class"])
     if isinstance(row.get("category"), str):
         head = f"{row['category']}: {head}"
     q = f", q = {row['q']:.2g}" if pd.notna(row["q"]) else ""
@@ -142,14 +147,14 @@ def shares_by_arm(arms: ArmDivergence) -> go.Figure:
         f"n = {style.one_or_range(arms.table['n_cots'])} CoTs an arm, {style.one_or_range(arms.table['n'])} sentences; bars are 95 % "
         f"intervals over CoTs; labelled by {arms.annotator}, which finds fewer than there are",
         xaxis=share_axis(arms.table),
-        yaxis=category_axis([names.arm(name) for name in shown]),
+        yaxis=category_axis([words.arm(name) for name in shown]),
         height=150 + 18 * 4 * len(shown),
         hovermode="closest",
     )
     for i, name in enumerate(PATTERNS):
         part = arms.table[arms.table["pattern"] == (ALL_SENTENCES if name == ANY else name)]
         places = [shown.index(one) + (i - (len(PATTERNS) - 1) / 2) * 0.19 for one in part["arm"]]
-        heads = [f"{names.arm(one)}: {names.pattern_class(name)}" for one in part["arm"]]
+        heads = [f"{words.arm(one)}: {words.pattern_class(name)}" for one in part["arm"]]
         figure.add_trace(share_points(part, places, heads, name, *PATTERNS[name]))
     return figure
 
@@ -157,7 +162,7 @@ def shares_by_arm(arms: ArmDivergence) -> go.Figure:
 def own_shares(own: OwnPatterns) -> go.Figure:
     """Share of pattern sentences in the model's own CoTs, with 95 % intervals over CoTs."""
     rows = own.table
-    labels = [names.pattern_class(ANY if name == ALL_SENTENCES else name) for name in rows["pattern"]]
+    labels = [words.pattern_class(ANY if name == ALL_SENTENCES else name) for name in rows["pattern"]]
     figure = style.blank(
         "Effort-minimizing sentences in the model's own chains of thought",
         f"n = {own.n_cots} CoTs, {style.one_or_range(rows['n'])} sentences; bars are 95 % intervals over CoTs; labelled by "

@@ -1,10 +1,17 @@
 """Figures of the shift predicted before training, next to what the checkpoints then did."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import pandas as pd
 import plotly.graph_objects as go
 
-from rim_lens.plots import names, style
-from rim_lens.training_time.prediction_check import STEP, PredictionCheck
+from rim_lens import words
+from rim_lens.plots import style
+
+if TYPE_CHECKING:
+    from rim_lens.training_time.prediction_check import PredictionCheck
 
 
 def prediction_by_checkpoint(check: PredictionCheck) -> go.Figure:
@@ -33,7 +40,7 @@ def prediction_by_checkpoint(check: PredictionCheck) -> go.Figure:
     )
     for i, (arm, part) in enumerate(rows.groupby("arm", sort=False)):
         figure.add_scatter(
-            name=style.text(names.arm(arm)),
+            name=style.text(words.arm(arm)),
             x=[style.text(name) for name in part["checkpoint"]],
             y=part["r"],
             error_y=style.error_bars(part["r"], part["r_low"], part["r_high"]),
@@ -54,7 +61,7 @@ def predicted_against_actual(check: PredictionCheck, checkpoint: str | None = No
         f"Predicted and actual shift of each safety neuron, {chosen}",
         f"n = {row['n']} neurons; r = {style.correlation(row['r'], row['r_low'], row['r_high'])}, "
         f"ρ = {style.correlation(row['rho'], row['rho_low'], row['rho_high'])}; predicted for one gradient step of "
-        f"{100 * STEP:g} % of the weights' length on examples in the form of the arm's data; the checkpoint changed them by "
+        f"{100 * check.step:g} % of the weights' length on examples in the form of the arm's data; the checkpoint changed them by "
         f"{100 * row['weight_distance']:.2g} %, so that the pattern can be compared, not the size",
         xaxis={"title": {"text": "predicted change, one small step"}, "tickformat": "+.1%"},
         yaxis={"title": {"text": "actual change"}, "tickformat": "+.0%"},

@@ -1,14 +1,20 @@
 """Figures of the refusal probe and of its reading along the chain of thought."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from rim_lens.inference_time.probe import RefusalProbe
-from rim_lens.inference_time.trace import RefusalTrace
 from rim_lens.plots import style
 from rim_lens.plots.head_map import head_map
 from rim_lens.units import Head
+
+if TYPE_CHECKING:
+    from rim_lens.inference_time.probe import RefusalProbe
+    from rim_lens.inference_time.trace import RefusalTrace
 
 
 def probe_map(probe: RefusalProbe, kind: str = "supervised") -> go.Figure:

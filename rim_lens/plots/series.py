@@ -1,13 +1,18 @@
 """Figures of `series_behavior`: refusal rate and refusal score at every checkpoint, by arm and dose."""
 
-from typing import Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from rim_lens.plots import names, style
-from rim_lens.training_time.series_behavior import SeriesBehavior
-from rim_lens.training_time.series_maths import SeriesMaths
+from rim_lens import words
+from rim_lens.plots import style
+
+if TYPE_CHECKING:
+    from rim_lens.training_time.series_behavior import SeriesBehavior
+    from rim_lens.training_time.series_maths import SeriesMaths
 
 
 def refusal_over_series(series: SeriesBehavior, quantity: Literal["rate", "score"] = "rate") -> go.Figure:
@@ -83,7 +88,7 @@ def arm_traces(
         apart = 0.008 * reach * (i - (len(arms) - 1) / 2)
         traces.append(
             go.Scatter(
-                name=style.text(names.arm(arm)),
+                name=style.text(words.arm(arm)),
                 x=rows["step"] + apart if steps_known else [style.text(name) for name in rows["checkpoint"]],
                 y=rows[value],
                 error_y=style.error_bars(rows[value], rows[low], rows[high]),

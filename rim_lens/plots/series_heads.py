@@ -1,12 +1,16 @@
 """Figures of heads over a series: effect and attention of chosen and random heads, and whether heads keep their order."""
 
-from typing import Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from rim_lens.plots import style
-from rim_lens.training_time.series_heads import SeriesHeads
+
+if TYPE_CHECKING:
+    from rim_lens.training_time.series_heads import SeriesHeads
 
 Quantity = Literal["effect", "attention"]
 

@@ -1,13 +1,18 @@
 """Figures of neurons over a series: their shift at every checkpoint, and layer by layer, against matched random neurons."""
 
-from typing import Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from rim_lens.plots import names, style
-from rim_lens.training_time.series_shift import SeriesShift
+from rim_lens import words
+from rim_lens.plots import style
+
+if TYPE_CHECKING:
+    from rim_lens.training_time.series_shift import SeriesShift
 
 PROMPTS = {"safety": "safety prompts", "task": "maths prompts"}
 Kind = Literal["safety", "task"]
@@ -37,7 +42,7 @@ def shift_over_series(shift: SeriesShift, prompts: Kind = "safety") -> go.Figure
     )
     for i, (arm, part) in enumerate(rows.groupby(rows["arm"].fillna("checkpoints"), sort=False)):
         figure.add_scatter(
-            name=style.text(names.arm(arm)),
+            name=style.text(words.arm(arm)),
             x=[style.text(name) for name in part["checkpoint"]],
             y=part["change"],
             error_y=style.error_bars(part["change"], part["low"], part["high"]),

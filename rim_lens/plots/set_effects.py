@@ -1,11 +1,17 @@
 """Figures of causal tests: what changing a set of heads or neurons does, beside matched random sets."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import pandas as pd
 import plotly.graph_objects as go
 
-from rim_lens.inference_time.dose_test import HeadTest
 from rim_lens.plots import style
-from rim_lens.training_time.causal import NeuronTest
+
+if TYPE_CHECKING:
+    from rim_lens.inference_time.dose_test import HeadTest
+    from rim_lens.training_time.causal import NeuronTest
 
 
 def dose_curve(test: HeadTest, measure: str | None = None) -> go.Figure:
@@ -50,14 +56,15 @@ def control_band(part: pd.DataFrame, colour: str, name: str) -> go.Scatter:
 
 def set_effects(test: HeadTest | NeuronTest, change: str | None = None) -> go.Figure:
     """Every rate under one change (default: the first) of the whole set, each beside the range of the control sets."""
-    kind = "change" if isinstance(test, HeadTest) else "method"
+    of_heads = "change" in test.table  # a test of neurons has the column "method" instead
+    kind = "change" if of_heads else "method"
     change = change or str(test.table[kind].iloc[0])
     rows = test.table[(test.table[kind] == change) & ~test.table["measure"].map(in_nats)]
-    if isinstance(test, HeadTest):
+    if of_heads:
         rows = rows[rows["k"] == rows["k"].max()]
         what = f"{change} of {rows['k'].max()} heads" if len(rows) else change
     else:
-        what = f"{change} ablation of {test.n_neurons} neurons{test.where}"
+        what = f"{change} ablation of {test.n_neurons} neurons{test.where}"  # type: ignore[union-attr]
     y = list(range(len(rows)))
     figure = style.blank(
         f"What changes under {what}",

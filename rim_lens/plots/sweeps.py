@@ -1,16 +1,20 @@
 """Figures of the sweeps: what ablating, patching or exchanging each head does to the score at the decision position."""
 
-from typing import Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from rim_lens.inference_time.interchange import InterchangeSweep
-from rim_lens.inference_time.patching import PatchingSweep
-from rim_lens.inference_time.sweep import AblationSweep
 from rim_lens.plots import style
 from rim_lens.plots.head_map import head_map
 from rim_lens.units import Head
+
+if TYPE_CHECKING:
+    from rim_lens.inference_time.interchange import InterchangeSweep
+    from rim_lens.inference_time.patching import PatchingSweep
+    from rim_lens.inference_time.sweep import AblationSweep
 
 DIRECTIONS = {
     "into_harmful": "Outputs of the harmless twin put into the harmful request",

@@ -3,15 +3,20 @@
 Each segment has a frame round its tokens; a segment that goes on in the next row is framed in both.
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import plotly.graph_objects as go
 
-from rim_lens.inference_time.token_attention import TokenAttention
 from rim_lens.plots import style
 from rim_lens.plots.probe import token_label
 from rim_lens.units import AnyHead, Head
+
+if TYPE_CHECKING:
+    from rim_lens.inference_time.token_attention import TokenAttention
 
 
 def token_view(attention: TokenAttention, chat: int = 0, head: AnyHead | None = None, per_row: int = 10) -> go.Figure:

@@ -4,11 +4,12 @@ import pandas as pd
 
 from rim_lens.patterns.finetune import FinetuneRun
 from rim_lens.plots.arms import arm_changes, loss_curves
-from rim_lens.plots.names import arm as arm_name
 from rim_lens.plots.style import interval, number, p_value, percent
 from rim_lens.report.blocks import Block, Drawing, Grid, Section, Words
 from rim_lens.report.wording import clearly, points
-from rim_lens.training_time.compare_arms import LIKELIHOOD, SOLVED, ArmComparison
+from rim_lens.training_time.compare_arms import ArmComparison
+from rim_lens.words import LIKELIHOOD, SOLVED
+from rim_lens.words import arm as arm_name
 
 DRAWN = ("complied", "incoherent", LIKELIHOOD, SOLVED)
 CHANGES = ("arm", "steps", "measure", "before", "after", "change", "p", "q", "n", "trainings")

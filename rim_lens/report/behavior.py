@@ -4,10 +4,10 @@ import pandas as pd
 
 from rim_lens.behavior.measure import RimTable
 from rim_lens.plots.behavior import MEASURES, change_told, rates
-from rim_lens.plots.names import SETS, condition
 from rim_lens.plots.style import interval, percent
 from rim_lens.report.blocks import Block, Drawing, Grid, Section, Words, excerpt
 from rim_lens.report.wording import clearly, points, rate
+from rim_lens.words import SETS, condition
 
 SHOWN_ANSWERS = 40  # per set and condition
 

@@ -9,7 +9,6 @@ from rim_lens.inference_time.span_attention import SpanAttention
 from rim_lens.inference_time.token_attention import TokenAttention
 from rim_lens.inference_time.trace import RefusalTrace
 from rim_lens.plots.attention import CONTRASTS, attention_contrast, by_outcome, contrast_title, segment_map
-from rim_lens.plots.names import condition
 from rim_lens.plots.probe import cliff_heads, probe_map, trace_curve
 from rim_lens.plots.set_effects import dose_curve, in_nats, sentence, set_effects
 from rim_lens.plots.style import interval, number, percent
@@ -17,6 +16,7 @@ from rim_lens.report.blocks import Block, Drawing, Folded, Grid, Section, Token,
 from rim_lens.report.effects import effect_grid, effect_sentence
 from rim_lens.report.wording import counted
 from rim_lens.units import AnyHead, Head
+from rim_lens.words import condition
 
 SHOWN_HEADS = 20
 SHOWN_SEGMENTS = ("cot", "think_open", "think_close")

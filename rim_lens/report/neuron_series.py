@@ -2,7 +2,6 @@
 
 import pandas as pd
 
-from rim_lens.plots.names import arm
 from rim_lens.plots.prediction import predicted_against_actual, prediction_by_checkpoint
 from rim_lens.plots.series_heads import head_order, heads_by_checkpoint
 from rim_lens.plots.series_shift import PROMPTS, shift_by_layer_and_checkpoint, shift_over_series
@@ -12,6 +11,7 @@ from rim_lens.report.wording import clearly
 from rim_lens.training_time.prediction_check import PredictionCheck
 from rim_lens.training_time.series_heads import SeriesHeads
 from rim_lens.training_time.series_shift import SeriesShift
+from rim_lens.words import arm
 
 
 def shift_section(anchor: str, shift: SeriesShift) -> Section:

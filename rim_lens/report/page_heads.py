@@ -19,7 +19,6 @@ from rim_lens.inference_time.sweep import AblationSweep
 from rim_lens.inference_time.token_attention import TokenAttention
 from rim_lens.inference_time.trace import RefusalTrace
 from rim_lens.plots.attention import contrast_title
-from rim_lens.plots.names import condition
 from rim_lens.plots.style import interval, number
 from rim_lens.plots.sweeps import DIRECTIONS, quantity
 from rim_lens.report.heads import CONTRAST_COLUMNS, TRACE_COLUMNS, contrast_cells, trace_cells
@@ -27,6 +26,7 @@ from rim_lens.report.sweeps import effect_cells, effect_columns
 from rim_lens.results import Result
 from rim_lens.training_time.series_heads import SeriesHeads
 from rim_lens.units import Head
+from rim_lens.words import condition
 
 CARRIED = 1_000_000  # attention weights on a page, 2.7 MB
 WHOLE = 65535  # stands for all of a head's attention

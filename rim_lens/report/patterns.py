@@ -6,15 +6,14 @@ from collections.abc import Sequence
 import pandas as pd
 
 from rim_lens.patterns.arm_divergence import ArmDivergence
-from rim_lens.patterns.cost_tables import ANY
 from rim_lens.patterns.costs import PatternCosts
 from rim_lens.patterns.own_cots import OwnPatterns
 from rim_lens.patterns.taxonomy import NAMES, load_patterns
-from rim_lens.plots.names import arm, pattern_class
 from rim_lens.plots.patterns import ALL_SENTENCES, cost_by_category, cost_by_class, cost_rows, own_shares, shares_by_arm
 from rim_lens.plots.style import interval, number, p_value, percent, points
 from rim_lens.report.blocks import Block, Definition, Definitions, Drawing, Grid, Section, Words, excerpt
 from rim_lens.report.wording import counted
+from rim_lens.words import ANY, arm, pattern_class
 
 SHOWN_SENTENCES, SENTENCE = 12, 120  # examples on the page, and characters of one
 RATES = ("refused", "complied", "incoherent")

@@ -2,13 +2,13 @@
 
 import pandas as pd
 
-from rim_lens.plots.names import arm
 from rim_lens.plots.series import maths_over_series, refusal_over_series
 from rim_lens.plots.style import interval, number, p_value, percent
 from rim_lens.report.blocks import Block, Drawing, Grid, Section, Words
 from rim_lens.report.wording import clearly, points
 from rim_lens.training_time.series_behavior import SeriesBehavior
 from rim_lens.training_time.series_maths import SeriesMaths
+from rim_lens.words import arm
 
 MATHS_COLUMNS = ("checkpoint", "arm", "step", "log-likelihood", "change", "q", "n")
 COLUMNS = ("checkpoint", "arm", "step", "refused", "complied", "incoherent", "rate", "change", "q", "refusal score")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -57,6 +57,8 @@ class NeuronTest(Result):
     interval over `n` prompts, and its place among `n_controls` control sets (`control_mean`, `control_low`, `control_high`,
     `percentile`, `p`, `q`). `controls`: the effect of every control set. `prompts`: every prompt before and after.
     """
+
+    figure: ClassVar = "set_effects:set_effects"
 
     table: pd.DataFrame
     controls: pd.DataFrame

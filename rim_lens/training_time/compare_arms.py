@@ -14,7 +14,7 @@ This is the paper's table 2 for one model: Yan et al., arXiv 2509.00544.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -34,8 +34,8 @@ from rim_lens.stats import (
 )
 from rim_lens.training_time.series_behavior import SeriesBehavior
 from rim_lens.training_time.series_maths import SeriesMaths
+from rim_lens.words import LIKELIHOOD, SOLVED
 
-LIKELIHOOD, SOLVED = "log-likelihood of maths", "maths solved"
 Outcomes = Float[np.ndarray, "prompt seed"]
 
 
@@ -47,6 +47,8 @@ class ArmComparison(Result):
     its 95 % interval `low`, `high`, `p`, `q`, `n` prompts, `n_seeds`. `contrasts`: one row a step, measure and pair of arms `a`, `b`:
     `difference` (a − b) with interval, `p`, `q`, `n`, `n_seeds`.
     """
+
+    figure: ClassVar = "arms:arm_changes"
 
     table: pd.DataFrame
     contrasts: pd.DataFrame

@@ -8,6 +8,7 @@ checkpoints, with p and bootstrap interval; for the best one, the share of resam
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -57,6 +58,8 @@ class Forgetting(Result):
     correlates more (`certainty`: the smallest of these shares). `ras`: RAS in all variants by checkpoint; `ras_layers`: RAS
     of the set's neurons in each layer, with p against the control sets' in that layer and q over all layers and checkpoints.
     """
+
+    figure: ClassVar = "forgetting:forgetting_scatter"
 
     table: pd.DataFrame
     correlations: pd.DataFrame

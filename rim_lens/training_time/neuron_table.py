@@ -9,7 +9,7 @@ A neuron promotes its tokens where a > 0 and suppresses them where a < 0: in gat
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -46,6 +46,8 @@ class NeuronTable(Result):
     neuron, side and rank with the token and its direct effect on the logit (nats per unit of activation, before the final
     norm divides by the length of the stream). `firing`: one row a neuron and rank with the request, segment, token and a.
     """
+
+    figure: ClassVar = "neurons:neuron_means"
 
     table: pd.DataFrame
     tokens: pd.DataFrame

@@ -11,7 +11,7 @@ only would stand out of it. Neurons are not independent of each other, so the in
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -42,6 +42,9 @@ class PredictionCheck(Result):
     range, percentile, one-sided p against them and q. `neurons`: one row an arm, checkpoint and neuron.
     `steps`: one row an arm, with the number of examples, their loss and the step's curvature.
     """
+
+    figure: ClassVar = "prediction:prediction_by_checkpoint"
+    step: ClassVar = STEP
 
     table: pd.DataFrame
     neurons: pd.DataFrame

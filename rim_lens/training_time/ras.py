@@ -10,7 +10,7 @@ sets with at least this RAS, (b + 1) / (m + 1). Source: Yan et al., arXiv 2509.0
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -49,6 +49,8 @@ class Ras(Result):
     bootstrap interval, the control sets' mean and spread, percentile and one-sided p. `layers`: the harmonic RAS of the set's
     neurons in each layer. `null`: RAS of every control set, [set, variant] in the table's order.
     """
+
+    figure: ClassVar = "neurons:ras_variants"
 
     table: pd.DataFrame
     layers: pd.DataFrame

@@ -8,6 +8,7 @@ f is the mean |a| ("magnitude") or the mean a ("signed") over the chosen positio
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -38,6 +39,8 @@ class SafetyNeurons(Result):
     intersection). `jaccard` compares the set with the sets of resampled prompts: mean, and the interval that holds 95 % of
     them. `by_chance` is the size that K unrelated top-m lists would have in common. `base`: f(a; D) of all neurons.
     """
+
+    figure: ClassVar = "neurons:neurons_by_layer"
 
     table: pd.DataFrame
     n_groups: int

@@ -6,7 +6,7 @@ bootstrap interval over prompts.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,8 @@ class SeriesBehavior(Result):
     `table`: one row a checkpoint. `answers`: every answer with its label and refusal score. `reference`: the checkpoint
     that the others are compared with.
     """
+
+    figure: ClassVar = "series:refusal_over_series"
 
     table: pd.DataFrame
     answers: pd.DataFrame

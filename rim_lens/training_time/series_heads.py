@@ -12,7 +12,7 @@ much the reference correlates with itself, one random half of the prompts agains
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -46,6 +46,8 @@ class SeriesHeads(Result):
     reference (intervals). `heads`: one row a checkpoint and head. `halves`: rank correlation of effects and of attention
     between halves of the prompts at the reference.
     """
+
+    figure: ClassVar = "series_heads:heads_by_checkpoint"
 
     table: pd.DataFrame
     heads: pd.DataFrame

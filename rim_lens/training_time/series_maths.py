@@ -11,7 +11,7 @@ likelihood, q by Benjamini and Hochberg over the checkpoints.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -45,6 +45,8 @@ class SeriesMaths(Result):
     `p`, `q`; where problems were answered, `solved` of `n`, `rate` with its interval, `difference` with interval and `solved_p`.
     `answers`: one row a checkpoint and problem. `worked`: whether the likelihood is of worked answers.
     """
+
+    figure: ClassVar = "series:maths_over_series"
 
     table: pd.DataFrame
     answers: pd.DataFrame

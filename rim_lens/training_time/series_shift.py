@@ -7,6 +7,7 @@ whole set's and the layers' tests each among themselves.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pandas as pd
 
@@ -26,6 +27,8 @@ class SeriesShift(Result):
     of `ActivationShift.table` and q. `neurons`: the same for each neuron by itself, without intervals: its name, f before and
     after, and the relative change.
     """
+
+    figure: ClassVar = "series_shift:shift_over_series"
 
     table: pd.DataFrame
     neurons: pd.DataFrame

@@ -9,6 +9,7 @@ is defined; it counts as 0, and the tables say how many neurons that concerns. S
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -33,6 +34,8 @@ class ActivationShift(Result):
     over prompts, loss, gain, and, with control sets, their mean change, percentile and two-sided p. `neurons`: one row a
     neuron. `n_silent` neurons have F₀ = 0.
     """
+
+    figure: ClassVar = "neurons:shift_by_layer"
 
     table: pd.DataFrame
     neurons: pd.DataFrame

@@ -1,4 +1,8 @@
-"""How conditions, sets, measures and arms are called in figures and in the report."""
+"""Words of the tables, and how conditions, sets, measures and arms are called in figures and in the report."""
+
+LIKELIHOOD, SOLVED = "log-likelihood of maths", "maths solved"  # measures of arms
+PATTERNS = ("confirmatory", "heuristic", "deviation")
+ANY = "any pattern"  # the class of all patterns' wordings
 
 CONDITIONS = {
     "off": "thinking off",
