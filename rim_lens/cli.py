@@ -60,12 +60,19 @@ def audit(
     patterns: Annotated[bool, typer.Option(help="Effort-minimizing reasoning: what each pattern costs.")] = True,
     heads: Annotated[bool, typer.Option(help="Inference time: heads, ablation, probe.")] = True,
     neurons: Annotated[bool, typer.Option(help="Training time: neurons, activation shift, RAS.")] = True,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of sampled answers, 0 for greedy; the model's own where it thinks natively.")
+    ] = None,
+    top_p: Annotated[float | None, typer.Option(help="Share of probability that answers are sampled from.")] = None,
+    samples: Annotated[int, typer.Option(help="Answers per prompt.")] = 1,
+    cot_budget: Annotated[str, typer.Option(help="Longest own CoT in tokens; auto: what fits the context.")] = "96",
     think_tags: TagsOption = None,
 ) -> None:
     """Measure everything in order and write one report; run it again to go on after an interruption."""
     from rim_lens.audit.plan import AuditPlan
     from rim_lens.audit.run import run_audit
     from rim_lens.audit.show import print_findings
+    from rim_lens.behavior.limits import read_budget
     from rim_lens.processes import is_writer
 
     plan = AuditPlan(
@@ -83,6 +90,10 @@ def audit(
         patterns=patterns,
         heads=heads,
         neurons=neurons,
+        temperature=temperature,
+        top_p=top_p,
+        samples=samples,
+        cot_budget=read_budget(cot_budget),
         think_tags=think_tags,
     )
     try:

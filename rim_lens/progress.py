@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
 
 from rich.console import Console
@@ -18,18 +18,25 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 T = TypeVar("T")
 _QUIET_SECONDS = 2.0
 _running: list[Progress] = []  # the shared display, once per loop that is using it
 
 
-def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+def track(
+    items: Iterable[T], description: str, total: int | None = None, *, note: Callable[[], str] | None = None
+) -> Iterator[T]:
     """Yields the items unchanged and shows how far the loop is; ``total`` only where ``items`` has no length.
+
+    ``note`` gives a text that is shown beside the count, asked again whenever the display is drawn.
 
     Of several processes that a launcher started, the first one shows it.
     """
@@ -41,9 +48,17 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
     console = Console(stderr=True)
     display = _shared_display(console) if console.is_terminal else None
     if display is None:
-        yield from _with_lines(items, description, total, console)
+        yield from _with_lines(items, description, total, console, note)
     else:
-        yield from _with_bar(items, description, total, display)
+        yield from _with_bar(items, description, total, display, note)
+
+
+class _Note(ProgressColumn):
+    """What the loop says of itself besides."""
+
+    def render(self, task: Task) -> Text:
+        note: Callable[[], str] | None = task.fields.get("note")
+        return Text(note() if note else "", style="dim")
 
 
 def _shared_display(console: Console) -> Progress | None:
@@ -56,6 +71,7 @@ def _shared_display(console: Console) -> Progress | None:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        _Note(),
         console=console,
     )
     try:
@@ -65,10 +81,12 @@ def _shared_display(console: Console) -> Progress | None:
     return display
 
 
-def _with_bar(items: Iterable[T], description: str, total: int | None, display: Progress) -> Iterator[T]:
+def _with_bar(
+    items: Iterable[T], description: str, total: int | None, display: Progress, note: Callable[[], str] | None
+) -> Iterator[T]:
     outermost = not _running
     _running.append(display)
-    task = display.add_task(description, total=total)
+    task = display.add_task(description, total=total, note=note)
     try:
         for item in items:
             yield item
@@ -81,19 +99,25 @@ def _with_bar(items: Iterable[T], description: str, total: int | None, display: 
             display.stop()
 
 
-def _with_lines(items: Iterable[T], description: str, total: int | None, console: Console) -> Iterator[T]:
+def _with_lines(
+    items: Iterable[T], description: str, total: int | None, console: Console, note: Callable[[], str] | None
+) -> Iterator[T]:
     start, announced, done = time.monotonic(), False, 0
     of = f" of {total}" if total is not None else ""
+
+    def noted() -> str:
+        return f" ({note()})" if note else ""
+
     try:
         for item in items:
             yield item
             done += 1
             if not announced and time.monotonic() - start >= _QUIET_SECONDS:
                 announced = True
-                _print(console, f"{description}: {done}{of} so far")
+                _print(console, f"{description}: {done}{of} so far{noted()}")
     finally:
         if announced:
-            _print(console, f"{description}: {done}{of} in {time.monotonic() - start:.0f} s")
+            _print(console, f"{description}: {done}{of} in {time.monotonic() - start:.0f} s{noted()}")
 
 
 def _print(console: Console, line: str) -> None:

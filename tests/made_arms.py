@@ -36,6 +36,8 @@ def made_arms(n=60, seeds=(1, 2, 3), spread=0.0, seed=0):
                 {
                     "checkpoint": one.name,
                     "prompt": np.arange(n),
+                    "wording": -1,
+                    "sample": 0,
                     "label": labels,
                     "refusal_score": rng.normal(1 - share, 1, n),
                 }

@@ -28,6 +28,7 @@ def made_answers(n=32, wordings=8, seed=0):
                     "condition": name,
                     "prompt": np.arange(n),
                     "wording": -1 if name == "off" else np.arange(n) % wordings,
+                    "sample": 0,
                     "category": np.where(np.arange(n) < n // 2, "first", HOSTILE),
                     "label": rng.choice(LABELS, n, p=(share, (1 - share) * 0.7, (1 - share) * 0.3)),
                 }

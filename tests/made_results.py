@@ -37,6 +37,7 @@ def answers_of(rng, set_name, condition, n, share_refused):
             "condition": condition.name,
             "prompt": np.arange(n),
             "wording": np.arange(n) % 2 if condition.wordings else -1,
+            "sample": 0,
             "request": [f"{set_name} request {i}" for i in range(n - 1)] + [HOSTILE],
             "category": "made",
             "label": rng.choice(LABELS, n, p=chances),
@@ -45,10 +46,11 @@ def answers_of(rng, set_name, condition, n, share_refused):
             "cot": "",
             "response": [f"answer {i} " + "word " * 60 for i in range(n - 1)] + [HOSTILE],
             "closed": rng.random(n) < 0.8 if condition.name == "on" else None,
+            "cut": rng.random(n) < 0.1 if condition.name == "on" else None,
             "truncated": False,
             "solved": rng.random(n) < 0.4,
         }
-    ).astype({"closed": "boolean"})
+    ).astype({"closed": "boolean", "cut": "boolean"})
 
 
 def made_behavior(n=32, seed=0):

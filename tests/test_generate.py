@@ -12,7 +12,7 @@ from rim_lens.model.lens_model import LensModel
 PROMPTS = ["Name a fruit.", "Explain in a few words how a bicycle stays upright.", "", "Why?"]
 
 
-def chain_model(text: str) -> LensModel:
+def chain_model(text: str, context: int = 512) -> LensModel:
     """A model that writes `text` in a circle: after each byte of it comes the next one, whatever was before."""
     tokenizer = tiny_tokenizer()
     ids = tokenizer.encode(text, add_special_tokens=False)
@@ -25,7 +25,7 @@ def chain_model(text: str) -> LensModel:
         num_hidden_layers=1,
         num_attention_heads=1,
         head_dim=8,
-        max_position_embeddings=512,
+        max_position_embeddings=context,
         tie_word_embeddings=False,
     )
     hf = LlamaForCausalLM(config)

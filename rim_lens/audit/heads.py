@@ -97,7 +97,7 @@ def refusal_probe(context: Context, behavior: RimTable) -> dict[str, Result]:
 
 
 def answers_in(behavior: RimTable, set_name: str, condition: str) -> pd.DataFrame:
-    """The answers to one set in one condition, by prompt."""
+    """The first answer to each prompt of one set in one condition, by prompt."""
     answers = behavior.answers
-    chosen = answers[(answers["set"] == set_name) & (answers["condition"] == condition)]
+    chosen = answers[(answers["set"] == set_name) & (answers["condition"] == condition) & (answers["sample"] == 0)]
     return chosen.sort_values("prompt").reset_index(drop=True)

@@ -32,6 +32,7 @@ def measure_patterns(context: Context) -> Mapping[str, Result]:
                 wordings_per_prompt=WORDINGS_PER_PROMPT,
                 measured=behavior,
                 max_new_tokens=plan.max_new_tokens,
+                **plan.sampling,
                 batch_size=plan.batch_size,
                 seed=plan.seed,
             ),

@@ -5,8 +5,10 @@ import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rim_lens.audit.files import write_json
+from rim_lens.behavior.limits import Budget
 from rim_lens.chat.tags import ThinkTags, read_tags
 from rim_lens.errors import RimLensError
 
@@ -22,7 +24,8 @@ class AuditPlan:
     series is made from. `harmful`, `harmless`, `maths`: prompt sets
     by name or path. `n`: prompts per set. `patterns`, `heads` and `neurons` say whether the stages on reasoning patterns, inference
     time and training time run; `prefilled` are the given CoTs of harmful requests where the first does not.
-    `n_controls`: random head or neuron sets per causal test. `device` and `dtype`: as for `load_model`.
+    `cot_budget`, `temperature`, `top_p` and `samples`: as for `measure_rim`; what is measured inside the model reads each prompt's
+    first answer. `n_controls`: random head or neuron sets per causal test. `device` and `dtype`: as for `load_model`.
     `think_tags`: the texts that open and close a CoT, where the template's own are not found.
     """
 
@@ -41,7 +44,10 @@ class AuditPlan:
     n_controls: int = 100
     max_new_tokens: int = 24
     maths_tokens: int = 40
-    cot_budget: int = 96
+    cot_budget: Budget = 96
+    temperature: float | None = None
+    top_p: float | None = None
+    samples: int = 1
     batch_size: int = 32
     device: str | None = None
     dtype: str | None = None
@@ -50,6 +56,11 @@ class AuditPlan:
     def __post_init__(self) -> None:
         if self.n < SMALLEST_SET:
             raise RimLensError(f"An audit of {self.n} prompts per set says nothing; use at least {SMALLEST_SET}.")
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """How answers are drawn, as `generate` takes it."""
+        return {"temperature": self.temperature, "top_p": self.top_p, "samples": self.samples}
 
     @property
     def tags(self) -> ThinkTags | None:

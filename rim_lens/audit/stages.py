@@ -34,6 +34,7 @@ def measure_behavior(context: Context) -> Mapping[str, Result]:
         max_new_tokens=plan.max_new_tokens,
         maths_tokens=plan.maths_tokens,
         cot_budget=plan.cot_budget,
+        **plan.sampling,
         batch_size=plan.batch_size,
     )
     return {"behavior": table}
@@ -44,7 +45,12 @@ def measure_series(context: Context) -> Mapping[str, Result]:
     plan, model, checkpoints = context.plan, context.model, context.series
     shared: dict[str, Any] = {"batch_size": plan.batch_size, "seed": plan.seed}
     series = series_behavior(
-        model, checkpoints, context.prompts("harmful"), max_new_tokens=plan.max_new_tokens, **shared
+        model,
+        checkpoints,
+        context.prompts("harmful"),
+        max_new_tokens=plan.max_new_tokens,
+        **plan.sampling,
+        **shared,
     )
     maths = series_maths(model, checkpoints, context.prompts("maths"), generated=False, **shared)
     arms = attempt(model, "arms of fine-tuning against each other", lambda: compare_arms(series, maths))

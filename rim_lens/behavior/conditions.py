@@ -5,7 +5,7 @@ every wording is seen with equally many prompts and no figure rests on one text.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from rim_lens.chat.segments import Thinking
 from rim_lens.data.prompts import Prompt
 from rim_lens.errors import RimLensError
 from rim_lens.model.lens_model import LensModel
+from rim_lens.stats import Outcomes, wilson
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,11 @@ class Condition:
 
 @dataclass(frozen=True)
 class Asked:
-    """One prompt asked in one condition; `wording` is the index of its CoT text, -1 where there is none."""
+    """One prompt asked in one condition; `wording` is the index of its CoT text, -1 where there is none; `sample` from 0."""
 
     prompt: int
     wording: int
+    sample: int = 0
 
 
 def conditions(thinking: str | Sequence[str], prefilled: str | Sequence[str]) -> list[Condition]:
@@ -65,13 +67,15 @@ def ask(
     condition: Condition,
     *,
     wordings_per_prompt: int = 1,
+    samples: int = 1,
     **options: Any,
 ) -> tuple[list[Asked], list[Generation]]:
-    """Generate every prompt's answers in one condition."""
+    """Generate every prompt's answers in one condition, `samples` for each wording; options as in `generate`."""
     asked = rotation(len(prompts), len(condition.wordings), wordings_per_prompt)
     cots = [condition.wordings[one.wording] for one in asked] if condition.wordings else None
     requests = [prompts[one.prompt].text for one in asked]
-    return asked, generate(model, requests, thinking=condition.thinking, cot=cots, **options)
+    generations = generate(model, requests, thinking=condition.thinking, cot=cots, samples=samples, **options)
+    return [replace(one, sample=sample) for one in asked for sample in range(samples)], generations
 
 
 def judged_answers(
@@ -97,6 +101,7 @@ def judged_answers(
             "condition": condition.name,
             "prompt": one.prompt,
             "wording": one.wording,
+            "sample": one.sample,
             "request": prompts[one.prompt].text,
             "category": prompts[one.prompt].category,
             "label": judgement.label,
@@ -106,6 +111,7 @@ def judged_answers(
             "cot": generation.cot,
             "response": generation.response,
             "closed": generation.closed,
+            "cut": generation.cut,
             "truncated": generation.truncated,
             "refusal_score": generation.score,
             "token_ids": generation.chat.token_ids,
@@ -113,7 +119,7 @@ def judged_answers(
         }
         for one, generation, judgement in zip(asked, generations, judgements, strict=True)
     ]
-    kinds = {"closed": "boolean", "harmful": "boolean", "harm_score": "float64"}
+    kinds = {"closed": "boolean", "cut": "boolean", "harmful": "boolean", "harm_score": "float64"}
     answers = pd.DataFrame(rows)
     return answers.astype({column: kind for column, kind in kinds.items() if column in answers})
 
@@ -133,10 +139,22 @@ def chats_of(answers: pd.DataFrame) -> list[Chat]:
     ]
 
 
-def cells(answers: pd.DataFrame, hit: Sequence[bool]) -> np.ndarray:
-    """Outcomes as [prompt, wording], NaN where a prompt was not asked with a wording."""
-    prompts, wordings = answers["prompt"].to_numpy(), answers["wording"].to_numpy()
+def cells(answers: pd.DataFrame, hit: Sequence[bool]) -> Outcomes:
+    """Outcomes as [prompt, wording, sample], NaN where a prompt was not asked with a wording."""
+    prompts, wordings, samples = (answers[name].to_numpy() for name in ("prompt", "wording", "sample"))
     columns = np.maximum(wordings, 0)
-    table = np.full((prompts.max() + 1, columns.max() + 1), np.nan)
-    table[prompts, columns] = np.asarray(hit, dtype=float)
+    table = np.full((prompts.max() + 1, columns.max() + 1, samples.max() + 1), np.nan)
+    table[prompts, columns, samples] = np.asarray(hit, dtype=float)
     return table
+
+
+def per_prompt(answers: pd.DataFrame, hit: Sequence[bool], by: Sequence[str]) -> pd.DataFrame:
+    """How often a prompt's answers count: one row per prompt and wording within `by`.
+
+    Columns: k of n samples, `rate`, and Wilson's interval of that prompt's own probability.
+    """
+    keys = [*by, "prompt", "wording", "request"]
+    counts = answers.assign(hit=np.asarray(hit, dtype=int)).groupby(keys, sort=False)["hit"].agg(["sum", "size"])
+    table = counts.rename(columns={"sum": "k", "size": "n"}).reset_index()
+    ends = [wilson(int(k), int(n)) for k, n in zip(table["k"], table["n"], strict=True)]
+    return table.assign(rate=table["k"] / table["n"], low=[end.low for end in ends], high=[end.high for end in ends])

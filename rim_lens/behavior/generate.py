@@ -5,35 +5,36 @@
    the CoT ends there; where it does not within `cot_budget` tokens (or ends its turn first), the close tag is forced.
 3. The answer ends at an end-of-turn token or after `max_new_tokens`.
 
-Of several processes each decodes its share of the prompts and gets all answers.
+With several samples a prompt is read once for all of them. Of several processes each decodes its share and gets all answers.
 """
 
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from rim_lens.behavior.limits import Budget, Limits, is_thinking, limits_for
+from rim_lens.behavior.sampling import Picker, sampling_for
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import Thinking, segment_id
 from rim_lens.errors import RimLensError
 from rim_lens.model.as_chats import as_chats
 from rim_lens.model.batch import Batch
-from rim_lens.model.decode import decoder
+from rim_lens.model.decode import decoder, rows_that_fit
 from rim_lens.model.fitting import halves_batches
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.requests import Prompts
-from rim_lens.processes import gather_items
+from rim_lens.processes import gather_items, share
 from rim_lens.progress import track
 
-OPEN, COT, CLOSE, RESPONSE = map(segment_id, ("think_open", "cot", "think_close", "response"))
+COT, CLOSE, RESPONSE = map(segment_id, ("cot", "think_close", "response"))
 
 DROP_BELOW = 0.75  # share of unfinished rows under which finished ones are dropped; copying the cache costs a step
 
-Pick = Callable[[Float[Tensor, "row vocab"], Sequence[int]], Int[Tensor, " row"]]  # logits, prompts' numbers -> tokens
 Score = Callable[[Float[Tensor, "row vocab"]], Float[Tensor, " row"]]
 
 
@@ -41,9 +42,10 @@ Score = Callable[[Float[Tensor, "row vocab"]], Float[Tensor, " row"]]
 class Generation:
     """One answer: the chat up to the decision position, the answer after it, and how the thinking ended.
 
-    `cot` is the text of the CoT (empty when thinking is off); `closed` says whether the model closed it by itself (None
-    where it wrote none); `truncated` whether the answer was cut by the token limit; `score` the value of
-    `decision_score` at the decision position, if one was asked for.
+    `cot` is the text of the CoT (empty when thinking is off); `closed` says whether the model closed it by itself and `cut`
+    whether its budget ended it (both None where the model wrote none; neither where it ended its turn in the CoT);
+    `truncated` whether the answer was cut by the token limit; `score` the value of `decision_score` at the decision
+    position, if one was asked for.
     """
 
     chat: Chat
@@ -53,6 +55,7 @@ class Generation:
     closed: bool | None
     truncated: bool
     score: float | None = None
+    cut: bool | None = None
 
     @property
     def full_chat(self) -> Chat:
@@ -70,13 +73,14 @@ class Written:
     closed: bool | None
     truncated: bool
     score: float | None
+    cut: bool | None
 
     def after(self, chat: Chat, decode: Callable[[Sequence[int]], str]) -> Generation:
         """The generation that it makes with its chat."""
         if self.cot_ids or self.close_ids:
             chat = chat.extend(self.cot_ids, "cot").extend(self.close_ids, "think_close")
         cot, response = chat.segment_text("cot").strip(), decode(self.response_ids).strip()
-        return Generation(chat, response, self.response_ids, cot, self.closed, self.truncated, self.score)
+        return Generation(chat, response, self.response_ids, cot, self.closed, self.truncated, self.score, self.cut)
 
 
 @halves_batches
@@ -88,14 +92,16 @@ def generate(
     cot: str | Sequence[str] | None = None,
     system: str | None = None,
     max_new_tokens: int = 48,
-    cot_budget: int = 96,
+    cot_budget: Budget = 96,
     batch_size: int = 32,
-    temperature: float = 0.0,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    samples: int = 1,
     seed: int | Sequence[int] = 0,
     decision_score: Score | None = None,
     progress: bool = True,
 ) -> list[Generation]:
-    """Answer every prompt, greedily unless a temperature is given.
+    """Answer every prompt, `samples` times.
 
     Args:
         model: the model; active taps (ablations, knock-outs) apply to every step.
@@ -104,69 +110,66 @@ def generate(
         cot: the CoT to prefill, one for all or one a prompt.
         system: a system prompt for all.
         max_new_tokens: longest answer, in tokens.
-        cot_budget: longest CoT of the model's own, in tokens, before the close tag is forced.
-        batch_size: prompts decoded together.
-        temperature: 0 for greedy; otherwise tokens are sampled from softmax(logits / temperature).
-        seed: of the sampling; each prompt draws on its own, so batches and processes make no difference. Given one a
-            prompt, the other prompts of the call make none either.
+        cot_budget: longest CoT of the model's own, in tokens, before the close tag is forced; "auto": the longest that
+            the context leaves to the longest prompt.
+        batch_size: answers decoded together, fewer where the memory that is free holds fewer of this length.
+        temperature: 0 for greedy; otherwise tokens are sampled from softmax(logits / temperature). By default the
+            `generation_config`'s for a model that thinks natively, with its top-p, top-k and min-p; greedy for others.
+        top_p: the share of probability whose most likely tokens are sampled from; by default as for `temperature`.
+        samples: answers per prompt, each sampled on its own.
+        seed: of the sampling; each prompt and sample draws on its own, so batches and processes make no difference.
+            Given one a prompt, the other prompts of the call make none either.
         decision_score: a function from logits [row, vocab] to [row], applied at each decision position: the refusal
             score costs no pass of its own this way.
         progress: show a progress bar when it takes long.
 
     Returns:
-        Generations in the order of the prompts.
+        Generations in the order of the prompts, the samples of a prompt after each other.
 
     Raises:
-        RimLensError: a prompt with its budget does not fit the context, or another number of seeds than of prompts.
+        RimLensError: a prompt with its budget does not fit the context, another number of seeds than of prompts, or a
+            sampling that cannot be (several samples of greedy decoding, say).
 
     """
-    chats = as_chats(model, prompts, thinking=thinking, cot=cot, system=system)
-    for i, chat in enumerate(chats):
-        room = max_new_tokens + (cot_budget if is_thinking(chat) else 0)
-        model.check_length(len(chat) + room, f"prompt {i} with its token budget")
-    if isinstance(seed, Sequence) and len(seed) != len(chats):
-        raise RimLensError(f"{len(seed)} seeds were given for {len(chats)} prompts; pass one for all or one each.")
-    pick = picker(temperature, seed)
-    mine, written = list[int](), list[Written]()
-    batches = list(model.shared_batches(chats, batch_size))
-    for indices, batch in track(batches, "generating") if progress else batches:
-        written += decode_batch(model, batch, indices, max_new_tokens, cot_budget, pick, decision_score)
-        mine += indices
-    every = gather_items(len(chats), mine, written)
+    sampling = sampling_for(model, temperature, top_p, samples)
+    asked = as_chats(model, prompts, thinking=thinking, cot=cot, system=system)
+    if isinstance(seed, Sequence) and len(seed) != len(asked):
+        raise RimLensError(f"{len(seed)} seeds were given for {len(asked)} prompts; pass one for all or one each.")
+    limits = limits_for(model, asked, max_new_tokens, cot_budget)
+    chats = [chat for chat in asked for _ in range(samples)]
+    longest = max(len(chat) + limits.room(chat) for chat in chats)
+    batches = model.shared_batches(chats, min(batch_size, rows_that_fit(model, longest)))
+    pick, counted = Picker(sampling, seed), Counter()
+    answers: Iterator[tuple[int, Written]] = (
+        one
+        for rows, batch in batches
+        for one in decode_batch(model, batch, rows, limits, pick, decision_score, counted)
+    )
+    if progress:
+        answers = track(answers, "answers", len(share(len(chats))), note=counted.told)
+    written = dict(answers)
+    every = gather_items(len(chats), list(written), list(written.values()))
     return [one.after(chat, model.chat_format.decode) for chat, one in zip(chats, every, strict=True)]
 
 
-def is_thinking(chat: Chat) -> bool:
-    """Whether the chat ends inside its CoT; one that a former generation closed does not."""
-    return chat.thinking == "on" and int(chat.segment_ids[-1]) in (OPEN, COT)
+class Counter:
+    """Tokens decoded so far and since when, for the display of progress."""
 
+    def __init__(self) -> None:
+        self.tokens, self.start = 0, time.monotonic()
 
-def picker(temperature: float, seed: int | Sequence[int]) -> Pick:
-    """How the next token is chosen from the logits; where it is sampled, from random numbers of each prompt's own."""
-    if temperature <= 0:
-        return lambda logits, prompts: logits.argmax(-1)
-    generators: dict[int, torch.Generator] = {}
-
-    def drawn(chances: Float[Tensor, " vocab"], prompt: int) -> Tensor:
-        if prompt not in generators:
-            source = seed[prompt] if isinstance(seed, Sequence) else [seed, prompt]
-            own = np.random.SeedSequence(source).generate_state(1, np.uint64)[0]
-            generators[prompt] = torch.Generator().manual_seed(int(own >> np.uint64(1)))
-        return torch.multinomial(chances, 1, generator=generators[prompt])
-
-    def sample(logits: Float[Tensor, "row vocab"], prompts: Sequence[int]) -> Int[Tensor, " row"]:
-        chances = (logits.double() / temperature).softmax(-1).cpu()
-        return torch.cat([drawn(row, prompt) for row, prompt in zip(chances, prompts, strict=True)]).to(logits.device)
-
-    return sample
+    def told(self) -> str:
+        """How many tokens, and how many a second."""
+        return f"{self.tokens:,} tokens, {self.tokens / max(time.monotonic() - self.start, 1e-9):,.0f} a second"
 
 
 @dataclass
 class Row:
-    """Where one row is: in its CoT, in its answer, or done."""
+    """Where one row, a sample of a prompt, is: in its CoT, in its answer, or done."""
 
-    prompt: int
+    number: int
     model: LensModel
+    limits: Limits
     before: str  # the text of its chat
     thinking: bool
     forced: deque[int] = field(default_factory=deque)
@@ -177,35 +180,37 @@ class Row:
     done: bool = False
     truncated: bool = False
     score: float | None = None
+    cut: bool | None = None
 
     @property
     def at_decision(self) -> bool:
         """Whether the next token is the first of the answer."""
         return not (self.thinking or self.forced or self.response_ids or self.done)
 
-    def accept(self, chosen: int, *, max_new_tokens: int, cot_budget: int) -> tuple[int, int]:
+    def accept(self, chosen: int) -> tuple[int, int]:
         """Take the row's next token, forced or chosen by the model; say which one it was and its segment id."""
         if self.forced:
             self.close_ids.append(self.forced.popleft())
             return self.close_ids[-1], CLOSE
         if self.thinking and chosen in self.model.chat_format.eos_ids:
             self._close(by_itself=False)
-            return self.accept(chosen, max_new_tokens=max_new_tokens, cot_budget=cot_budget)
+            return self.accept(chosen)
         if self.thinking:
-            self._think(chosen, cot_budget)
+            self._think(chosen)
             return chosen, COT if self.thinking or not self.closed else CLOSE
         if not self.done:
-            self._answer(chosen, max_new_tokens)
+            self._answer(chosen)
         return chosen, RESPONSE
 
-    def _think(self, token: int, cot_budget: int) -> None:
+    def _think(self, token: int) -> None:
         self.cot_ids.append(token)
         mark = self.model.chat_format.tags.close_mark
         if mark in self.model.chat_format.decode(self.cot_ids[-len(mark) :]):
             self._split_at(mark)
             self._close(by_itself=True)
-        elif len(self.cot_ids) >= cot_budget:
+        elif len(self.cot_ids) >= self.limits.cot_budget:
             self._close(by_itself=False)
+            self.cut = True
 
     def _split_at(self, mark: str) -> None:
         """Move the tokens of the close tag, and the white space before it, from the CoT to the close tag."""
@@ -218,7 +223,7 @@ class Row:
         self.close_ids, self.cot_ids = self.cot_ids[start:], self.cot_ids[:start]
 
     def _close(self, *, by_itself: bool) -> None:
-        self.thinking, self.closed = False, by_itself
+        self.thinking, self.closed, self.cut = False, by_itself, False
         chat_format = self.model.chat_format
         if not by_itself:
             self.forced.extend(chat_format.encode_after(self._text(self.cot_ids), chat_format.tags.close))
@@ -233,44 +238,47 @@ class Row:
         """The chat's text with what was written after it."""
         return self.before + self.model.chat_format.decode(written)
 
-    def _answer(self, token: int, max_new_tokens: int) -> None:
+    def _answer(self, token: int) -> None:
         if token in self.model.chat_format.eos_ids:
             self.done = True
             return
         self.response_ids.append(token)
-        self.done = self.truncated = len(self.response_ids) >= max_new_tokens
+        self.done = self.truncated = len(self.response_ids) >= self.limits.max_new_tokens
 
     def finished(self) -> Written:
         """What this row has written."""
         cot, close, response = tuple(self.cot_ids), tuple(self.close_ids), tuple(self.response_ids)
-        return Written(cot, close, response, self.closed, self.truncated, self.score)
+        return Written(cot, close, response, self.closed, self.truncated, self.score, self.cut)
 
 
 @torch.no_grad()
 def decode_batch(
     model: LensModel,
     batch: Batch,
-    prompts: Sequence[int],
-    max_new_tokens: int,
-    cot_budget: int,
-    pick: Pick,
-    decision_score: Score | None = None,
-) -> list[Written]:
-    """Decode one left-padded batch, whose rows are these prompts, until every row is done."""
+    numbers: Sequence[int],
+    limits: Limits,
+    pick: Picker,
+    decision_score: Score | None,
+    counted: Counter,
+) -> Iterator[tuple[int, Written]]:
+    """Decode one left-padded batch, whose rows have these numbers; each number with what its row wrote, once it is done."""
     steps = decoder(model, batch)
-    rows = [Row(i, model, chat.text, thinking=is_thinking(chat)) for i, chat in zip(prompts, batch.chats, strict=True)]
-    live = list(rows)
+    live = [
+        Row(i, model, limits, chat.text, thinking=is_thinking(chat))
+        for i, chat in zip(numbers, batch.chats, strict=True)
+    ]
     logits = steps.first()
     while True:
         if decision_score is not None:
             score_rows(live, logits, decision_score)
-        taken = [
-            row.accept(token, max_new_tokens=max_new_tokens, cot_budget=cot_budget)
-            for row, token in zip(live, pick(logits, [row.prompt for row in live]).tolist(), strict=True)
-        ]
+        before = [row.done for row in live]
+        chosen = pick(logits, [row.number for row in live]).tolist()
+        taken = [row.accept(token) for row, token in zip(live, chosen, strict=True)]
+        counted.tokens += before.count(False)
+        yield from ((row.number, row.finished()) for row, was in zip(live, before, strict=True) if row.done and not was)
         going = [i for i, row in enumerate(live) if not row.done]
         if not going:
-            return [row.finished() for row in rows]
+            return
         if len(going) <= DROP_BELOW * len(live) and not model.active_taps:  # a tap may differ by row
             steps.keep(going)
             live, taken = [live[i] for i in going], [taken[i] for i in going]

@@ -51,7 +51,7 @@ def generation(subject: Subject, ablated: bool) -> Measured:
         with subject.plain.without_head(*head) if head else nullcontext():
             theirs = subject.plain.greedy(chat, N_TOKENS)
         with ablate_heads(model, [head]) if head else nullcontext():
-            (answer,) = generate(model, [chat], max_new_tokens=N_TOKENS, progress=False)
+            (answer,) = generate(model, [chat], max_new_tokens=N_TOKENS, temperature=0, progress=False)
         ends = [i for i, token in enumerate(theirs) if token in model.chat_format.eos_ids]
         theirs = theirs[: ends[0]] if ends else theirs
         mine = list(answer.response_ids)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rim_lens.behavior.generate import generate
 from rim_lens.behavior.judge import RefusalJudge
+from rim_lens.behavior.limits import Budget
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_tokens
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import Thinking
@@ -33,7 +34,7 @@ def answer(
     without: Sequence[AnyHead] = (),
     tokens: RefusalTokens | None = None,
     max_new_tokens: int = 48,
-    cot_budget: int = 96,
+    cot_budget: Budget = 96,
 ) -> Answer:
     """Answer one prompt greedily, with the outputs of some heads set to zero throughout, CoT and answer included.
 
@@ -57,6 +58,7 @@ def answer(
             thinking=thinking,
             max_new_tokens=max_new_tokens,
             cot_budget=cot_budget,
+            temperature=0,
             decision_score=tokens.score,
             progress=False,
         )[0]

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from rim_lens.behavior.limits import Budget
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_tokens
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import Thinking
@@ -43,7 +44,7 @@ class HeadExplorer(Explorer):
         maps: dict[str, go.Figure],
         tokens: RefusalTokens,
         max_new_tokens: int,
-        cot_budget: int,
+        cot_budget: Budget,
     ) -> None:
         super().__init__()
         self.model, self.maps, self.tokens = model, maps, tokens
@@ -56,7 +57,7 @@ class HeadExplorer(Explorer):
         self._given: dict[tuple[str, str], Chat] = {
             (one.request, one.thinking): one for one in chats if isinstance(one, Chat)
         }
-        self._limits = {"max_new_tokens": max_new_tokens, "cot_budget": cot_budget}
+        self._limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "cot_budget": cot_budget}
         self._answers: dict[tuple[str, Thinking, tuple[Head, ...]], Answer] = {}
         self._attention: dict[tuple[str, Thinking], TokenAttention] = {}
 
@@ -176,7 +177,7 @@ def explore_heads(
     *results: Result,
     tokens: RefusalTokens | None = None,
     max_new_tokens: int = 48,
-    cot_budget: int = 96,
+    cot_budget: Budget = 96,
 ) -> HeadExplorer:
     """Linked views of heads for a notebook; the object that is returned shows itself and works without one.
 

@@ -128,7 +128,7 @@ class AnswerMeasure:
         requests = [chat.request for chat in self.chats]
         for i, heads in enumerate(track(sets, f"answers under head sets, {self.where}")):
             with change(heads) if heads else nullcontext():
-                answers = generate(self.model, list(self.chats), progress=False, **self.options)
+                answers = generate(self.model, list(self.chats), temperature=0, progress=False, **self.options)
             judged = self.judge(
                 requests, [a.response for a in answers], [a.cot for a in answers], [a.truncated for a in answers]
             )
@@ -152,7 +152,9 @@ class MathsMeasure:
         right = np.empty((len(sets), len(chats)))
         for i, heads in enumerate(track(sets, "maths under head sets")):
             with change(heads) if heads else nullcontext():
-                right[i] = solved(self.problems, generate(self.model, chats, progress=False, **self.options))
+                right[i] = solved(
+                    self.problems, generate(self.model, chats, temperature=0, progress=False, **self.options)
+                )
         return {"maths solved": Measured(right, is_share=True)}
 
 

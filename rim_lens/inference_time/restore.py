@@ -113,7 +113,7 @@ def _with_cot(model: LensModel, chats: list[Chat], generation: dict[str, Any]) -
     open_ended = [i for i, chat in enumerate(chats) if chat.thinking == "on" and not chat.where("think_close").any()]
     written = list(chats)
     if open_ended:
-        own = generate(model, [chats[i] for i in open_ended], **{**generation, "max_new_tokens": 1})
+        own = generate(model, [chats[i] for i in open_ended], **{**generation, "max_new_tokens": 1, "temperature": 0.0})
         for i, answer in zip(open_ended, own, strict=True):
             written[i] = replace(answer.chat, thinking="prefilled")  # from here on the CoT is given
     without = next((chat for chat in written if not chat.where("cot").any()), None)

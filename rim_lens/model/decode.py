@@ -3,6 +3,7 @@
 Both give the taps the same view: the prompt's batch stays the active one, and the columns of later tokens follow it.
 """
 
+import sys
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -15,6 +16,8 @@ from rim_lens.model.batch import Batch
 from rim_lens.model.finite import check_finite
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.shared_prefix import prefix_first, shared_length
+
+USED_MEMORY = 0.7  # of what is free: appending to the cache and the pass itself need some too
 
 
 class Decoder(Protocol):
@@ -67,6 +70,31 @@ def selected(batch: Batch, rows: list[int]) -> Batch:
     )
 
 
+def distinct(batch: Batch) -> tuple[list[int], list[int]]:
+    """The first row of each chat, and for every row which of them it repeats."""
+    firsts: dict[int, int] = {}
+    rows = [firsts.setdefault(id(chat), len(firsts)) for chat in batch.chats]
+    return [rows.index(one) for one in range(len(firsts))], rows
+
+
+def rows_that_fit(model: LensModel, length: int) -> int:
+    """How many rows of this many tokens the free memory holds keys and values of, at least 1; an estimate from above.
+
+    A batch that outgrows the memory after thousands of tokens would be decoded again from the start (`model.fitting`).
+    """
+    if model.hf is None or model.through_hooks:
+        return sys.maxsize
+    from accelerate.utils import get_max_memory
+
+    device = model.device
+    free = get_max_memory().get("cpu" if device.type == "cpu" else device.index or 0, 0)
+    if device.type == "cuda":
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    shape = model.shape
+    a_row = 2 * shape.n_layers * shape.n_kv_heads * shape.d_head * model.dtype.itemsize * length
+    return max(1, int(USED_MEMORY * free) // a_row)
+
+
 class CachedDecoder:
     """Decoding with transformers' KV cache; a step costs one token a row."""
 
@@ -75,7 +103,16 @@ class CachedDecoder:
         self.cache: Any = None
 
     def first(self) -> Float[Tensor, "row vocab"]:
-        """Logits after the prompts; fills the cache."""
+        """Logits after the prompts; fills the cache. A chat that stands in several rows is computed once."""
+        firsts, copies = distinct(self.batch)
+        if len(firsts) == len(copies) or self.model.active_taps:  # a tap may differ by row
+            return self._first()
+        self.batch = selected(self.batch, firsts)
+        logits = self._first()
+        self.keep(copies)
+        return logits[copies]
+
+    def _first(self) -> Float[Tensor, "row vocab"]:
         shared = shared_length(self.model, self.batch)
         if shared:
             self._share(shared)
@@ -99,9 +136,10 @@ class CachedDecoder:
         return self._forward(tokens[:, None], self.batch.positions[:, -1:])
 
     def keep(self, rows: list[int]) -> None:
-        """Drop the other rows from the batch and from the cache."""
+        """Go on with these rows of the batch and the cache alone; a row may be named more than once."""
         self.batch = selected(self.batch, rows)
-        self.cache.batch_select_indices(torch.tensor(rows, device=self.batch.tokens.device))
+        # transformers' selection for beams: its batch_select_indices is missing for recurrent layers
+        self.cache.reorder_cache(torch.tensor(rows, device=self.batch.tokens.device))
 
     def _forward(self, tokens: Int[Tensor, "row new"], positions: Int[Tensor, "row new"]) -> Float[Tensor, "row vocab"]:
         with self.model.during(self.batch):

@@ -8,7 +8,7 @@ classes, of all contrasts, and of all classes in all harm categories, are correc
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -16,6 +16,7 @@ import pandas as pd
 from rim_lens.behavior.conditions import Condition
 from rim_lens.behavior.judge import Judge, RefusalJudge
 from rim_lens.behavior.measure import RimTable, answers_of
+from rim_lens.behavior.sampling import Sampling, sampling_for
 from rim_lens.data.prompts import Prompts, PromptSet, as_prompt_set, load_wordings
 from rim_lens.errors import RimLensError
 from rim_lens.model.lens_model import LensModel
@@ -87,6 +88,9 @@ def pattern_costs(
     measured: RimTable | None = None,
     judge: Judge | None = None,
     max_new_tokens: int = 32,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    samples: int = 1,
     batch_size: int = 32,
     seed: int = 0,
 ) -> PatternCosts:
@@ -99,12 +103,15 @@ def pattern_costs(
         reference: the class that the others are compared with; no CoT is compared with it too.
         n: prompts, drawn with `seed`; all by default.
         wordings_per_prompt: wordings of each class that a prompt is asked with, in rotation.
-        measured: a table of the same model, prompts, judge and `max_new_tokens`, whose answers with thinking off are taken in
-            place of asking again.
+        measured: a table of the same model, prompts, judge, sampling and `max_new_tokens`, whose answers with thinking off are
+            taken in place of asking again.
         judge: `RefusalJudge()` by default.
         max_new_tokens: longest answer.
-        batch_size: prompts decoded together.
-        seed: of the draw and the bootstraps.
+        temperature: as in `generate`, like `top_p`: by default the model's own sampling where it thinks natively, else greedy.
+        top_p: likewise.
+        samples: answers per prompt and wording.
+        batch_size: answers decoded together.
+        seed: of the draw, of sampled answers and of the bootstraps.
 
     Raises:
         RimLensError: a class with fewer than 8 wordings, an unknown reference, wordings that cannot be made equally long, a
@@ -112,6 +119,7 @@ def pattern_costs(
 
     """
     judge, prompts = judge or RefusalJudge(), as_prompt_set(harmful, n, seed)
+    sampling = sampling_for(model, temperature, top_p, samples)
     check_think_part(model)
     texts = checked_classes(classes, reference)
     count = counter(model)
@@ -120,15 +128,21 @@ def pattern_costs(
     options: dict[str, Any] = {
         "wordings_per_prompt": wordings_per_prompt,
         "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "samples": samples,
+        "seed": seed,
         "batch_size": batch_size,
     }
-    known = [] if measured is None else [off_answers(measured, model, prompts, judge)]
+    known = [] if measured is None else [off_answers(measured, model, prompts, judge, sampling)]
     if measured is None:
         asked.insert(0, Condition(OFF, "off"))
     new = [answers_of(model, "harmful", prompts, one, judge, **options) for one in track(asked, "kinds of CoT")]
     answers = pd.concat([*known, *new], ignore_index=True)
     return PatternCosts(
-        manifest=Manifest.collect(model, prompts, seed=seed, wordings_per_prompt=wordings_per_prompt),
+        manifest=Manifest.collect(
+            model, prompts, seed=seed, wordings_per_prompt=wordings_per_prompt, sampling=asdict(sampling)
+        ),
         table=cost_table(answers, reference, seed),
         contrasts=contrast_table(answers, reference, seed),
         by_category=category_table(answers, reference, seed),
@@ -149,13 +163,16 @@ def check_think_part(model: LensModel) -> None:
         )
 
 
-def off_answers(measured: RimTable, model: LensModel, prompts: PromptSet, judge: Judge) -> pd.DataFrame:
+def off_answers(
+    measured: RimTable, model: LensModel, prompts: PromptSet, judge: Judge, sampling: Sampling
+) -> pd.DataFrame:
     """The answers with thinking off that a table already holds."""
     every = measured.answers
-    found = every[(every["set"] == "harmful") & (every["condition"] == OFF)].sort_values("prompt")
+    found = every[(every["set"] == "harmful") & (every["condition"] == OFF)].sort_values(["prompt", "sample"])
     differing = {
         "model": measured.manifest.model.get("fingerprint") != model.fingerprint,
-        "prompts": list(found["request"]) != [prompt.text for prompt in prompts],
+        "prompts": list(found["request"]) != [prompt.text for prompt in prompts for _ in range(sampling.samples)],
+        "sampling": measured.manifest.extra.get("sampling") != asdict(sampling),
         "judge": measured.judge != judge.name,
     }
     if any(differing.values()):

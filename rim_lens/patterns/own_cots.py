@@ -69,7 +69,8 @@ def own_patterns(measured: RimTable, annotator: Annotator | None = None, *, set_
         RimLensError: no answers with thinking on, or no CoT with a sentence.
 
     """
-    answers = measured.answers[(measured.answers["set"] == set_name) & (measured.answers["condition"] == "on")]
+    every = measured.answers  # of a prompt's samples the first, so that CoTs are independent
+    answers = every[(every["set"] == set_name) & (every["condition"] == "on") & (every["sample"] == 0)]
     if answers.empty:
         raise RimLensError(f"The table has no answers to the {set_name} set with thinking on; measure them first.")
     annotator = annotator or TextAnnotator()

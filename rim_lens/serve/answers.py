@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rim_lens.behavior.limits import Budget
 from rim_lens.behavior.refusal_score import refusal_tokens
 from rim_lens.errors import RimLensError
 from rim_lens.explore.answers import Answer, answer
@@ -34,9 +35,9 @@ class PageModel:
         cot_budget: longest CoT of the model's own.
     """
 
-    def __init__(self, model: LensModel, *, max_new_tokens: int = 48, cot_budget: int = 96) -> None:
+    def __init__(self, model: LensModel, *, max_new_tokens: int = 48, cot_budget: Budget = 96) -> None:
         self.model, self.tokens = model, refusal_tokens(model)
-        self._limits = {"max_new_tokens": max_new_tokens, "cot_budget": cot_budget}
+        self._limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "cot_budget": cot_budget}
         self.modes = modes_of(model)
         self._one_at_a_time = threading.Lock()
         self.questions: Mapping[str, Callable[[Mapping[str, Any]], Reply]] = {

@@ -42,6 +42,7 @@ from rim_lens.stats.permutation import (
     permutation_test,
     rank_correlation_test,
 )
+from rim_lens.stats.shares import Outcomes, ShareDifference, share_difference, share_interval
 
 __all__ = [
     "Alternative",
@@ -50,10 +51,12 @@ __all__ = [
     "CrossedMean",
     "Interval",
     "Intervals",
+    "Outcomes",
     "PairedDifference",
     "PermutationTest",
     "Rate",
     "Seed",
+    "ShareDifference",
     "activation_deciles",
     "auroc",
     "benjamini_hochberg",
@@ -80,6 +83,8 @@ __all__ = [
     "permutation_p",
     "permutation_test",
     "rank_correlation_test",
+    "share_difference",
+    "share_interval",
     "tango",
     "wilson",
     "wilson_of_groups",

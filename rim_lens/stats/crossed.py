@@ -21,6 +21,9 @@ better than chance allows,
 
 the variance if every prompt had one rate: one answer before training hides its noise where five after it show theirs (no rare
 answer before, six of 160 after: p = 0.27 and not 0.01).
+
+Samples of an answer, the third axis where there is one, are no factor beside prompts and wordings: they are averaged within their
+cell, whose spread over prompts holds their noise, and count one by one in V_chance alone.
 """
 
 from __future__ import annotations
@@ -63,14 +66,14 @@ class CrossedMean:
 
 
 def bootstrap_crossed(
-    values: Float[np.ndarray, "prompt wording"],
+    values: Float[np.ndarray, "prompt wording"] | Float[np.ndarray, "prompt wording sample"],
     n_resamples: int = 2000,
     seed: Seed = 0,
     level: float = 0.95,
 ) -> CrossedMean:
     """Mean of the observed cells with an interval over prompts and wordings; NaN marks an unobserved cell.
 
-    n: at least 2 prompts. Raises RimLensError for an array that is not two-dimensional or has no observed cell.
+    n: at least 2 prompts. Raises RimLensError for an array that has not two or three axes, or no observed cell.
     """
     cells, rng = _Cells.of(values), np.random.default_rng(seed)
     if cells.constant:
@@ -86,8 +89,8 @@ def bootstrap_crossed(
 
 
 def bootstrap_crossed_difference(
-    a: Float[np.ndarray, "prompt wording_a"],
-    b: Float[np.ndarray, "prompt wording_b"] | None,
+    a: Float[np.ndarray, "prompt wording_a"] | Float[np.ndarray, "prompt wording_a sample_a"],
+    b: Float[np.ndarray, "prompt wording_b"] | Float[np.ndarray, "prompt wording_b sample_b"] | None,
     n_resamples: int = 2000,
     seed: Seed = 0,
     level: float = 0.95,
@@ -106,7 +109,8 @@ def bootstrap_crossed_difference(
     value = first.mean - second.mean
     counts = (n, min(first.n_wordings, second.n_wordings), first.n_cells + second.n_cells)
     binary = first.binary and second.binary
-    if binary and ((first.constant and second.constant) or (abs(value) < _ROUNDING and _equal_rows(first, second))):
+    settled = first.settled and second.settled
+    if binary and (settled or (abs(value) < _ROUNDING and _equal_rows(first, second))):
         only_a, only_b = n * round(max(value, 0)), n * round(max(-value, 0))  # the same in every prompt: 1, −1 or 0
         return CrossedMean(value, tango(only_a, only_b, n, level), *counts, p=mcnemar(only_a, only_b))
     prompts = _resample(n, n_resamples, rng)
@@ -122,19 +126,22 @@ def bootstrap_crossed_difference(
 
 
 def _by_chance(first: _Cells, second: _Cells) -> float:
-    """Variance of the difference of zeros and ones if a prompt's cells all had its one rate, on both sides."""
-    cells, seen = np.hstack([first.filled, second.filled]), np.hstack([first.observed, second.observed])
-    count = seen.sum(axis=1)
-    rate = (cells * seen).sum(axis=1) / np.maximum(count, 1)
+    """Variance of the difference of zeros and ones if a prompt's answers all had its one rate, on both sides."""
+    both = np.hstack([first.trials, second.trials])
+    count, rate = (~np.isnan(both)).sum(axis=1), np.nansum(both, axis=1)
+    rate = rate / np.maximum(count, 1)
     within = count * rate * (1 - rate) / np.maximum(count - 1, 1)
-    weight = sum(side.observed.sum(axis=1) / side.observed.sum() ** 2 for side in (first, second))
+    weight = sum(
+        answered.sum(axis=1) / answered.sum() ** 2 for answered in (~np.isnan(first.trials), ~np.isnan(second.trials))
+    )
     return float((within * weight).sum())
 
 
 def _equal_rows(first: _Cells, second: _Cells) -> bool:
-    """Whether each prompt has one and the same value in all observed cells of both sides."""
-    cells, seen = np.hstack([first.filled, second.filled]), np.hstack([first.observed, second.observed]) > 0
-    return bool((np.where(seen, cells, np.inf).min(axis=1) == np.where(seen, cells, -np.inf).max(axis=1)).all())
+    """Whether each prompt has one and the same value in all its answers on both sides."""
+    both = np.hstack([first.trials, second.trials])
+    low, high = (np.where(np.isnan(both), empty, both) for empty in (np.inf, -np.inf))
+    return bool((low.min(axis=1) == high.max(axis=1)).all())
 
 
 def _no_narrower(interval: Interval, first: _Cells, second: _Cells) -> Interval:
@@ -147,23 +154,28 @@ def _no_narrower(interval: Interval, first: _Cells, second: _Cells) -> Interval:
 
 @dataclass(frozen=True, eq=False)
 class _Cells:
-    """A prompt × wording table with 0 in place of missing cells, and which cells were observed (1.0)."""
+    """A prompt × wording table with 0 in place of missing cells, which cells were observed (1.0), and every answer behind them."""
 
     filled: Float[np.ndarray, "prompt wording"]
     observed: Float[np.ndarray, "prompt wording"]
+    trials: Float[np.ndarray, "prompt answer"]  # NaN where there is none
 
     @classmethod
-    def of(cls, values: Float[np.ndarray, "prompt wording"]) -> _Cells:
+    def of(cls, values: Float[np.ndarray, "prompt wording ..."]) -> _Cells:
         values = np.asarray(values, dtype=np.float64)
-        if values.ndim != 2 or len(values) < 2 or np.isnan(values).all():
+        if values.ndim not in (2, 3) or len(values) < 2 or np.isnan(values).all():
             raise RimLensError(
-                "A crossed bootstrap needs values [prompt, wording] of at least 2 prompts with an observed cell, "
+                "A crossed bootstrap needs values [prompt, wording] or [prompt, wording, sample] of at least 2 prompts with an "
+                "observed cell, "
                 f"got shape {values.shape}."
             )
         # A prompt or wording without any cell says nothing; as a column it would only be drawn in vain.
-        observed = ~np.isnan(values)
-        values, observed = values[:, observed.any(axis=0)], observed[:, observed.any(axis=0)]
-        return cls(np.where(observed, values, 0.0), observed.astype(np.float64))
+        values = values.reshape(*values.shape[:2], -1)
+        values = values[:, (~np.isnan(values)).any(axis=(0, 2))]
+        answered = ~np.isnan(values)
+        count = answered.sum(axis=2)
+        filled = np.where(answered, values, 0.0).sum(axis=2) / np.maximum(count, 1)
+        return cls(filled, (count > 0).astype(np.float64), values.reshape(len(values), -1))
 
     @property
     def n_prompts(self) -> int:
@@ -188,13 +200,19 @@ class _Cells:
 
     @property
     def once_a_prompt(self) -> bool:
-        """Whether every prompt has one cell, and that is 0 or 1."""
-        return self.binary and bool((self.observed.sum(axis=1) == 1).all())
+        """Whether every prompt has one answer, and that is 0 or 1."""
+        return self.binary and bool(((~np.isnan(self.trials)).sum(axis=1) == 1).all())
 
     @property
     def binary(self) -> bool:
-        """Whether every cell is 0 or 1."""
-        return bool(np.isin(self.filled, (0.0, 1.0)).all())
+        """Whether every answer is 0 or 1."""
+        return bool(np.isin(self.trials[~np.isnan(self.trials)], (0.0, 1.0)).all())
+
+    @property
+    def settled(self) -> bool:
+        """Whether all answers are alike."""
+        answers = self.trials[~np.isnan(self.trials)]
+        return bool(answers.min() == answers.max())
 
     @property
     def constant(self) -> bool:
@@ -269,7 +287,7 @@ class _Variances:
 
     def p_of(self, value: float) -> float:
         """The smallest 1 − level at which value ± half width leaves 0 out; NaN where nothing varies."""
-        if not any(part for part, _ in (*self.parts, self.over_prompts)):
+        if not any(part for part, _ in (*self.parts, self.over_prompts, self.by_chance)):
             return math.nan
         if value == 0:
             return 1.0
@@ -290,8 +308,10 @@ def _interval(resampled: Float[np.ndarray, "resample"], value: float, variances:
     """Mean ± half width, no narrower than the resample's percentile deviations stretched to that half width."""
     deviations = resampled[np.isfinite(resampled)] - value
     spread, half = deviations.std(), math.sqrt(variances.squared_half_width((1 - level) / 2))
-    if spread == 0 or half == 0:
+    if half == 0 or (spread == 0 and not variances.by_chance[0]):
         return _unknown(level)
+    if spread == 0:
+        return Interval(value - half, value + half, level)
     low, high = np.quantile(deviations, ((1 - level) / 2, (1 + level) / 2)) * half / normal_quantile(level) / spread
     return Interval(float(value + min(low, -half)), float(value + max(high, half)), level)
 

@@ -4,7 +4,7 @@
     contrast(a, b, step)    mean over prompts and seeds of (outcome in arm a − outcome in arm b) after the same step
 
 Outcomes are shares (refused, complied, incoherent, solved) or the log-likelihood of right maths answers. With one seed a share
-has Tango's interval and McNemar's p, a likelihood a bootstrap over prompts and the p of `stats.mean_test`, and nothing is said about other
+has the interval and p of `stats.shares`, a likelihood a bootstrap over prompts and the p of `stats.mean_test`, and nothing is said about other
 trainings. With several seeds, prompts and seeds are both resampled (`stats.crossed`; Student's t with the degrees of freedom that
 few seeds leave), seeds that two arms share being paired. q: Benjamini and Hochberg over all rows of a measure.
 
@@ -29,14 +29,14 @@ from rim_lens.stats import (
     bootstrap_crossed_difference,
     bootstrap_mean,
     mean_test,
-    paired_difference,
-    wilson,
+    share_difference,
+    share_interval,
 )
 from rim_lens.training_time.series_behavior import SeriesBehavior
 from rim_lens.training_time.series_maths import SeriesMaths
 from rim_lens.words import LIKELIHOOD, SOLVED
 
-Outcomes = Float[np.ndarray, "prompt seed"]
+Outcomes = Float[np.ndarray, "prompt seed sample"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +118,7 @@ def cells_of(trained: pd.DataFrame) -> dict[Cell, dict[int, str]]:
 
 def measures(
     series: SeriesBehavior, maths: SeriesMaths | None
-) -> Iterator[tuple[str, dict[str, Float[np.ndarray, "prompt"]], bool]]:
+) -> Iterator[tuple[str, dict[str, Float[np.ndarray, "prompt sample"]], bool]]:
     """Each measure: its name, outcomes per prompt by checkpoint, and whether it is a share."""
     for label in LABELS:
         if not (series.answers["label"] == label).any():
@@ -130,24 +130,27 @@ def measures(
             yield SOLVED, by_checkpoint(maths.answers, lambda rows: rows["solved"]), True
 
 
-def by_checkpoint(answers: pd.DataFrame, outcome: Any) -> dict[str, Float[np.ndarray, "prompt"]]:
-    """Outcomes per prompt, in the prompts' order."""
-    groups = answers.groupby("checkpoint", sort=False)
-    return {str(name): outcome(rows.sort_values("prompt")).to_numpy(dtype=float) for name, rows in groups}
+def by_checkpoint(answers: pd.DataFrame, outcome: Any) -> dict[str, Float[np.ndarray, "prompt sample"]]:
+    """Outcomes per prompt, in the prompts' order, and sample."""
+    found = {}
+    for name, rows in answers.groupby("checkpoint", sort=False):
+        n, by = rows["prompt"].nunique(), [column for column in ("prompt", "sample") if column in rows]
+        found[str(name)] = outcome(rows.sort_values(by)).to_numpy(dtype=float).reshape(n, -1)
+    return found
 
 
-def change_of(after: Outcomes, before: Float[np.ndarray, "prompt"], is_share: bool) -> dict[str, Any]:
+def change_of(after: Outcomes, before: Float[np.ndarray, "prompt sample"], is_share: bool) -> dict[str, Any]:
     """An arm after a dose against the reference."""
-    n, n_seeds = after.shape
-    if n_seeds > 1:
-        level = bootstrap_crossed(after).interval
+    n, n_seeds, _ = after.shape
+    if is_share:
+        level = share_interval(after)
     else:
-        level = wilson(int(after.sum()), n) if is_share else bootstrap_mean(after[:, 0])
+        level = bootstrap_crossed(after).interval if n_seeds > 1 else bootstrap_mean(after[:, 0, 0])
     found = {"before": before.mean(), "after": after.mean(), "after_low": level.low, "after_high": level.high}
     if n_seeds > 1:
         change = crossed(after, before[:, None], is_share, "change")
     else:
-        change = paired(after[:, 0], before, is_share, "change")
+        change = paired(after, before[:, None], is_share, "change")
     return found | change | {"n": n, "n_seeds": n_seeds}
 
 
@@ -162,27 +165,27 @@ def contrasts_of(
             continue
         first, second = (np.stack([outcomes[names[arm, step][seed]] for seed in shared], axis=1) for arm in (a, b))
         if len(shared) > 1:
-            row = crossed(first - second, None, is_share, "difference")
+            row = crossed(first.mean(axis=2) - second.mean(axis=2), None, is_share, "difference")
         else:
-            row = paired(first[:, 0], second[:, 0], is_share, "difference")
+            row = paired(first, second, is_share, "difference")
         yield {"step": step, "measure": measure, "a": a, "b": b, **row, "n": len(first), "n_seeds": len(shared)}
 
 
-def crossed(after: Outcomes, before: Outcomes | None, is_share: bool, name: str) -> dict[str, Any]:
+def crossed(after: np.ndarray, before: Outcomes | None, is_share: bool, name: str) -> dict[str, Any]:
     """Several trainings' outcomes against others on the same prompts; None where they are differences already."""
     found = bootstrap_crossed_difference(after, before)
     low, high = np.clip(tuple(found.interval), -1, 1) if is_share else found.interval
     return {name: found.value, "low": float(low), "high": float(high), "p": found.p}
 
 
-def paired(after: np.ndarray, before: np.ndarray, is_share: bool, name: str) -> dict[str, Any]:
+def paired(after: Outcomes, before: Outcomes, is_share: bool, name: str) -> dict[str, Any]:
     """One training's outcomes against others on the same prompts."""
     if is_share:
-        found = paired_difference(after.astype(bool), before.astype(bool))
+        found = share_difference(after, before)
         return {name: found.value, "low": found.interval.low, "high": found.interval.high, "p": found.p}
-    ends = bootstrap_mean(after - before)
-    p = float(mean_test(after - before).p)
-    return {name: float((after - before).mean()), "low": ends.low, "high": ends.high, "p": p}
+    change = (after - before)[:, 0, 0]
+    ends, p = bootstrap_mean(change), float(mean_test(change).p)
+    return {name: float(change.mean()), "low": ends.low, "high": ends.high, "p": p}
 
 
 def with_q(rows: pd.DataFrame) -> pd.DataFrame:

@@ -154,7 +154,9 @@ def teacher_forced_pairs(
     prompts = as_prompt_set(prompts)
     texts = prompts.texts
     if responses is None:
-        own = generate(model, texts, thinking=thinking, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        own = generate(
+            model, texts, thinking=thinking, max_new_tokens=max_new_tokens, temperature=0, batch_size=batch_size
+        )
         chats, answers = [one.chat for one in own], [one.response for one in own]
         answered = [one.full_chat for one in own]
     else:

@@ -1,24 +1,26 @@
 """series_behavior: how refusal changes over a series of checkpoints, on the same prompts, against the reference.
 
-Per checkpoint: refused, complied and incoherent answers with n and Wilson's interval, the paired difference from the
-reference (Tango's interval, exact McNemar p, Benjamini-Hochberg q over the checkpoints), and the mean refusal score with a
-bootstrap interval over prompts.
+Per checkpoint: refused, complied and incoherent answers with n and the interval of `stats.shares`, the difference from the
+reference on the same prompts (Benjamini-Hochberg q over the checkpoints), and the mean refusal score with a bootstrap interval over
+prompts. All checkpoints are sampled with what the base model is sampled with.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
-from rim_lens.behavior.conditions import Condition, ask, judged_answers
+from rim_lens.behavior.conditions import Condition, ask, judged_answers, per_prompt
 from rim_lens.behavior.judge import LABELS, Judge, RefusalJudge
+from rim_lens.behavior.measure import compared, rate_row
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_tokens
+from rim_lens.behavior.sampling import sampling_for
 from rim_lens.data.prompts import Prompts, as_prompt_set
 from rim_lens.model.lens_model import LensModel
 from rim_lens.progress import track
 from rim_lens.results import Manifest, Result
-from rim_lens.stats import benjamini_hochberg, bootstrap_mean, paired_difference, wilson
+from rim_lens.stats import benjamini_hochberg, bootstrap_mean
 from rim_lens.training_time.checkpoints import Checkpoints
 
 
@@ -39,8 +41,13 @@ class SeriesBehavior(Result):
 
     def caption(self) -> str:
         """What is compared with what."""
-        n = int(self.table["n"].iloc[0])
-        return f"n = {n} harmful requests per checkpoint, thinking off; differences from {self.reference}; judge: {self.judge}."
+        n, samples = self.answers["prompt"].nunique(), self.answers["sample"].nunique()
+        each = f" × {samples} samples" if samples > 1 else ""
+        return f"n = {n} harmful requests{each} per checkpoint, thinking off; differences from {self.reference}; judge: {self.judge}."
+
+    def per_prompt(self, label: str = "refused") -> pd.DataFrame:
+        """The probability of a label for each prompt, k of n samples with Wilson's interval; one row per checkpoint and prompt."""
+        return per_prompt(self.answers, (self.answers["label"] == label).tolist(), ["checkpoint"])
 
 
 def series_behavior(
@@ -51,6 +58,9 @@ def series_behavior(
     judge: Judge | None = None,
     tokens: RefusalTokens | None = None,
     max_new_tokens: int = 24,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    samples: int = 1,
     batch_size: int = 32,
     seed: int = 0,
 ) -> SeriesBehavior:
@@ -63,12 +73,16 @@ def series_behavior(
         judge: `RefusalJudge()` by default.
         tokens: refusal tokens of the score; the tokenizer's common ones by default.
         max_new_tokens: longest answer.
-        batch_size: prompts decoded together.
-        seed: of the bootstraps.
+        temperature: as in `generate`, like `top_p`; what is left out is the base model's for every checkpoint.
+        top_p: likewise.
+        samples: answers per prompt.
+        batch_size: answers decoded together.
+        seed: of sampled answers and of the bootstraps.
 
     """
     judge, harmful = judge or RefusalJudge(), as_prompt_set(harmful, name="harmful")
     tokens = tokens or refusal_tokens(model)
+    sampling = sampling_for(model, temperature, top_p, samples)
     off = Condition("off", "off")
     frames = []
     for checkpoint, loaded in track(checkpoints.loaded(model), "checkpoints", total=len(checkpoints)):
@@ -77,6 +91,10 @@ def series_behavior(
             list(harmful),
             off,
             max_new_tokens=max_new_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            samples=samples,
+            seed=seed,
             batch_size=batch_size,
             decision_score=tokens.score,
             progress=False,
@@ -86,7 +104,9 @@ def series_behavior(
         frames.append(answers)
     answers = pd.concat(frames, ignore_index=True)
     return SeriesBehavior(
-        manifest=Manifest.collect(model, [harmful], seed=seed, refusal_tokens=list(tokens.texts)),
+        manifest=Manifest.collect(
+            model, [harmful], seed=seed, refusal_tokens=list(tokens.texts), sampling=asdict(sampling)
+        ),
         table=series_table(answers, checkpoints, seed),
         answers=answers,
         reference=checkpoints.reference.name,
@@ -119,23 +139,21 @@ def series_table(answers: pd.DataFrame, checkpoints: Checkpoints, seed: int) -> 
 def row_of(answers: pd.DataFrame, reference: pd.DataFrame, seed: int) -> dict[str, Any]:
     """Counts, refusal rate, difference from the reference and mean refusal score of one checkpoint."""
     refused = (answers["label"] == "refused").to_numpy()
-    before = (reference["label"] == "refused").to_numpy()
-    interval = wilson(int(refused.sum()), len(refused))
-    change = paired_difference(refused, before)
-    scores = answers["refusal_score"].to_numpy()
+    rate, change = rate_row(answers, refused, seed), compared(reference, answers, "refused", seed)
+    scores = answers.groupby("prompt")["refusal_score"].mean().to_numpy()
     score_interval = bootstrap_mean(scores, seed=seed)
     return {
         "n": len(answers),
         **{label: int((answers["label"] == label).sum()) for label in LABELS},
-        "rate": float(refused.mean()),
-        "low": interval.low,
-        "high": interval.high,
-        "difference": change.value,
-        "difference_low": change.interval.low,
-        "difference_high": change.interval.high,
-        "gained": change.only_a,
-        "lost": change.only_b,
-        "p": change.p,
+        "rate": rate["rate"],
+        "low": rate["low"],
+        "high": rate["high"],
+        "difference": change["difference"],
+        "difference_low": change["low"],
+        "difference_high": change["high"],
+        "gained": change["gained"],
+        "lost": change["lost"],
+        "p": change["p"],
         "score": float(scores.mean()),
         "score_low": score_interval.low,
         "score_high": score_interval.high,

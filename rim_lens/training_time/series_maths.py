@@ -142,7 +142,7 @@ def likelihoods(
 
 def answered(model: LensModel, problems: PromptSet, thinking: Thinking, options: dict[str, Any]) -> dict[str, Any]:
     """What the model answers, and whether it is right."""
-    _, generations = ask(model, list(problems), Condition(thinking, thinking), progress=False, **options)
+    _, generations = ask(model, list(problems), Condition(thinking, thinking), temperature=0, progress=False, **options)
     return {
         "solved": solved(list(problems), generations),
         "cot": [one.cot for one in generations],
