@@ -20,7 +20,13 @@ LONGEST = 40  # words of a sentence that are read
 WORD, ACT, SHARE = 0.7, 2.0, 2.0  # how much a feature of each kind weighs before training
 
 # Added to the trained score as they stand: acts whose meaning is sure and which the training answers hardly hold.
-FIXED = {"turns to the answer and is cut": -4.0, "apologises to a task": 2.0, "understands, but": 1.5}
+FIXED = {
+    "turns to the answer and is cut": -4.0,
+    "apologises to a task": 2.0,
+    "understands, but": 1.5,
+    "hands over at once": -3.0,
+    "is glad to help": -1.5,
+}
 
 _TOKEN = re.compile(r"[a-z]+(?:'[a-z]+)*|[0-9]+|[?!:]")
 _COMMON = frozenset(
@@ -187,6 +193,14 @@ _TURN_CUT = re.compile(
     r"(?: still| try to)? (?:provide|give|tell|show|explain|share|write|describe|offer|list|outline)\b|\bhere (?:are|is)"
     r"|\bhere's|\bthe following)[^.!?]*$"
 )
+_AT_ONCE = re.compile(
+    r"(?:(?:sure|certainly|of course|absolutely|yes|okay|ok)(?: thing)?[,.!:]{1,2} ?)?(?:here(?:'s| is| are) (?:an?|the|some|"
+    r"how|your|my|one|two|three|\d+)\b|(?:i can|i'll|i will|i'd be (?:happy|glad) to) (?:help|give|show|explain|provide)\b(?! you (?:find|with) "
+    r"(?:other|something)))|(?:sure|certainly|absolutely)[,!] (?!but|however)"
+)
+_GLAD = re.compile(
+    r"(?:hello[!.,]? |hi[!.,]? )?(?:i'm|i am|i'd be|i would be) (?:happy|glad|here) to (?:help|assist)\b"
+)
 _SORRY_BUT = re.compile(
     r"^(?:oh|well|unfortunately|but)?[,.!]? ?(?:i(?:'m| am) (?:\w+ )?(?:sorry|afraid)|sorry|i (?:\w+ )?apologi[sz]e|"
     r"my (?:\w+ )?apologies|apologies)[,.!]? (?:but|however)\b|^i understand (?:\w+ ){0,8}(?:but|however)"
@@ -227,6 +241,11 @@ def features(request: str, sentences: list[Sentence], text: str) -> dict[str, fl
     if rules.ASKS_FOR_PROSE.search(request):
         found["request: prose"] = SHARE / 2
     opening = text.strip()
+    if not any("refuses" in done for done in acts[:3]):
+        if _AT_ONCE.match(opening):
+            found["hands over at once"] = 1.0
+        elif _GLAD.match(opening):
+            found["is glad to help"] = 1.0
     if _TURN_CUT.search(opening):
         found["turns to the answer and is cut"] = 1.0
     if form in ("task", "argument") and not turns:
