@@ -1,9 +1,10 @@
-"""docs/families.md and the README's table of families, written from what the code says now: `make families`.
+"""docs/families.md and the README's sentence on families, written from what the code says now: `make families`.
 
 A cell is "yes", or a letter whose reason stands under the table. `committed()` reads the table back.
 """
 
 import re
+import textwrap
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,12 +14,6 @@ ROOT = Path(__file__).parents[1]
 PAGE, README = ROOT / "docs" / "families.md", ROOT / "README.md"
 BEGIN, END = "<!-- families -->", "<!-- /families -->"  # `make families` writes what stands between
 HEADER = ("family", *COLUMNS, *USES)
-HEADS = ("segments", "logits", "attention", "head ablation", "generation", "head sweep")
-SHORT = {  # the README's columns, each several of the page's
-    "chats, logits, attention, heads, generation": HEADS,
-    "neurons": ("neurons", "neuron ablation", "safety neurons"),
-    "through TransformerLens' hooks": ("TransformerLens hooks",),
-}
 INTRO = """# Families
 
 What `rim-lens check` and the public functions say about each architecture, measured on tiny random models built from the
@@ -68,12 +63,14 @@ def table_of(cells: dict[str, dict[str, str]]) -> str:
     return "\n".join([*lines, "", *(f"- {letter}: {reason}" for reason, letter in reasons.items())])
 
 
-def short(cells: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
-    """The same in fewer columns: "yes" where all that it holds say so, else the first reason."""
-    return {
-        name: {column: next((row[c] for c in parts if row[c] != "yes"), "yes") for column, parts in SHORT.items()}
-        for name, row in cells.items()
-    }
+def sentence_of(cells: dict[str, dict[str, str]]) -> str:
+    """The README's two sentences: families in which every part works, and those in which some part is refused."""
+    whole = [name for name, row in cells.items() if set(row.values()) == {"yes"}]
+    other = [name for name in cells if name not in whole]
+    lines = [f"Every part works in {', '.join(whole)}."]
+    if other:
+        lines.append(f"Some part is refused in {', '.join(other)} ([which, and why](docs/families.md)).")
+    return textwrap.fill(" ".join(lines), 120, break_long_words=False, break_on_hyphens=False)
 
 
 def committed(text: str) -> dict[str, dict[str, str]]:
@@ -98,7 +95,7 @@ def write() -> None:
     versions = ", ".join(f"{name} {version(name)}" for name in ("transformers", "transformer-lens", "torch"))
     PAGE.write_text(f"{INTRO.format(versions=versions)}\n{BEGIN}\n{table_of(cells)}\n{END}\n{HOOKED}")
     before, _, rest = README.read_text().partition(BEGIN)
-    README.write_text(f"{before}{BEGIN}\n{table_of(short(cells))}\n{END}{rest.partition(END)[2]}")
+    README.write_text(f"{before}{BEGIN}\n{sentence_of(cells)}\n{END}{rest.partition(END)[2]}")
 
 
 if __name__ == "__main__":
