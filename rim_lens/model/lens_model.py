@@ -158,7 +158,10 @@ class LensModel:
     @property
     def think_tags(self) -> str:
         """The think tags and where they come from, for manifests."""
-        tags, tags_from = self.chat_format.tags, self.chat_format.tags_from
+        try:
+            tags, tags_from = self.chat_format.tags, self.chat_format.tags_from
+        except RimLensError as error:  # a model without a chat template can be measured on tokens
+            return f"none: {error}"
         return f"{tags.open!r} … {tags.close!r} ({tags_from})"
 
     @property
