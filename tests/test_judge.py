@@ -204,7 +204,8 @@ def test_chain_of_thought_is_only_parroting_when_given():
 def test_answer_text_drops_tags_but_keeps_the_answer():
     assert answer_text("<think>\nhm\n</think>\n\nYes.<|im_end|>") == "Yes."
     assert answer_text("<think>\nnever closed") == ""
-    assert answer_text("No, thanks.\n</think>\n\n") == "No, thanks."
+    # A text that ends with a closing tag is a thought without an answer; `generate` gives the judge its answers split.
+    assert answer_text("No, thanks.\n</think>\n\n") == ""
 
 
 def test_lengths_must_pair_up():

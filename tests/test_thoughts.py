@@ -46,7 +46,10 @@ def test_several_thoughts(tags):
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
-        ("<think>Hm.</think>Write `<think>` before and `</think>` after.", "Write `<think>` before and `</think>` after."),
+        (
+            "<think>Hm.</think>Write `<think>` before and `</think>` after.",
+            "Write `<think>` before and `</think>` after.",
+        ),
         ("<think>Hm.</think>The <think> and </think> tags.", "The <think> and </think> tags."),
         ("<think>Hm.</think>Sure.<think>I should have said no to this.</think> Done.", "Sure. Done."),
         ("Yes.", "Yes."),

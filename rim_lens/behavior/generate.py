@@ -21,6 +21,8 @@ from rim_lens.behavior.limits import Budget, Limits, is_thinking, limits_for
 from rim_lens.behavior.sampling import Picker, sampling_for
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import Thinking, segment_id
+from rim_lens.chat.tags import ThinkTags
+from rim_lens.chat.thoughts import split_thoughts
 from rim_lens.errors import RimLensError
 from rim_lens.model.as_chats import as_chats
 from rim_lens.model.batch import Batch
@@ -42,8 +44,9 @@ Score = Callable[[Float[Tensor, "row vocab"]], Float[Tensor, " row"]]
 class Generation:
     """One answer: the chat up to the decision position, the answer after it, and how the thinking ended.
 
-    `cot` is the text of the CoT (empty when thinking is off); `closed` says whether the model closed it by itself and `cut`
-    whether its budget ended it (both None where the model wrote none; neither where it ended its turn in the CoT);
+    `response` is the answer alone, `response_ids` all that was written after the decision position. `cot` is the text of
+    the CoT and of thoughts that the model puts into its answer; `closed` says whether the model closed it by itself and
+    `cut` whether its budget ended it (both None where the model wrote none; neither where it ended its turn in the CoT);
     `truncated` whether the answer was cut by the token limit; `score` the value of `decision_score` at the decision
     position, if one was asked for.
     """
@@ -75,11 +78,12 @@ class Written:
     score: float | None
     cut: bool | None
 
-    def after(self, chat: Chat, decode: Callable[[Sequence[int]], str]) -> Generation:
-        """The generation that it makes with its chat."""
+    def after(self, chat: Chat, decode: Callable[[Sequence[int]], str], tags: ThinkTags) -> Generation:
+        """The generation that it makes with its chat; what it thinks once more after the CoT is no answer."""
         if self.cot_ids or self.close_ids:
             chat = chat.extend(self.cot_ids, "cot").extend(self.close_ids, "think_close")
-        cot, response = chat.segment_text("cot").strip(), decode(self.response_ids).strip()
+        later, response, _ = split_thoughts(decode(self.response_ids), tags, opened=False)
+        cot = "\n\n".join(part for part in (chat.segment_text("cot").strip(), later) if part)
         return Generation(chat, response, self.response_ids, cot, self.closed, self.truncated, self.score, self.cut)
 
 
@@ -149,7 +153,8 @@ def generate(
         answers = track(answers, "answers", len(share(len(chats))), note=counted.told)
     written = dict(answers)
     every = gather_items(len(chats), list(written), list(written.values()))
-    return [one.after(chat, model.chat_format.decode) for chat, one in zip(chats, every, strict=True)]
+    chat_format = model.chat_format
+    return [one.after(chat, chat_format.decode, chat_format.tags) for chat, one in zip(chats, every, strict=True)]
 
 
 class Counter:
