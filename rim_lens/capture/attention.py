@@ -12,6 +12,7 @@ from torch import Tensor
 from rim_lens.capture.passes import passes
 from rim_lens.capture.positions import Columns, Positions, columns_of
 from rim_lens.chat.segments import SEGMENTS
+from rim_lens.errors import RimLensError
 from rim_lens.model.as_chats import as_chats
 from rim_lens.model.fitting import halves_batches
 from rim_lens.model.lens_model import LensModel
@@ -56,6 +57,8 @@ def attention_rows(
     rows: list[Tensor] = []
     tap, seen = RowTap(queries), list[int]()
     for indices, _ in passes(model, chats, tap, batch_size=1, backend=backend, description="attention rows"):
+        if not tap.rows:
+            raise RimLensError(f"no layer of {model.name} has attention whose rows can be read.")
         blank = torch.full_like(next(iter(tap.rows.values())), torch.nan)
         rows.append(torch.cat([tap.rows.get(layer, blank) for layer in range(model.n_layers)]).cpu())
         seen += indices

@@ -36,7 +36,11 @@ class PlainTree:
 
     def __init__(self, model: LensModel) -> None:
         self.model, self.hf = model, model.hf
-        blocks = next((m for m in self.hf.modules() if isinstance(m, nn.ModuleList) and len(m) == model.n_layers), None)
+        text = (
+            self.hf.get_decoder() if hasattr(self.hf, "get_decoder") else self.hf
+        )  # beside a vision tower of equal depth
+        inside = (module for tree in (text, self.hf) for module in tree.modules())
+        blocks = next((m for m in inside if isinstance(m, nn.ModuleList) and len(m) == model.n_layers), None)
         if blocks is None:
             raise RimLensError(f"{type(self.hf).__name__} has no list of {model.n_layers} decoder layers.")
         self.layers = self._watched(list(blocks))
@@ -143,8 +147,9 @@ class PlainTree:
             return mixture_neurons(self.hf, parts, lambda: self.logits(chat), last, self.model.d_mlp)
         inputs: list[Tensor] = []
         with ExitStack() as undo:
-            for layer in self.layers:
-                assert layer.down is not None
+            for index, layer in enumerate(self.layers):
+                if layer.down is None:
+                    raise RimLensError(f"layer {index} has no MLP, so there are no neurons of every layer to compare.")
                 handle = layer.down.register_forward_pre_hook(lambda module, args: inputs.append(args[0][0].float()))
                 undo.callback(handle.remove)
             self.logits(chat)
@@ -158,6 +163,8 @@ def _plain_layer(block: nn.Module, called: Sequence[nn.Module], d_model: int) ->
     mine = set(block.modules())
     projections = [module for module in called if module in inside]
     others = [module for module in called if module in mine and module not in inside]
+    apart = set(block.children())  # projections of the block itself (Gemma's per-layer inputs) write beside the MLP
+    others = [module for module in others if module not in apart] or others
     if experts is not None:
         owner = next(module for module in block.modules() if experts in module.children())
         others = [one for one in others if one in set(owner.modules()) and one.weight.shape[0] == d_model]

@@ -123,8 +123,11 @@ def peft_model(model: Any, folder: Path) -> Any:
         raise RimLensError(
             f"PEFT cannot load the adapter {folder} into this model ({type(error).__name__}: {first_line(error)})."
         ) from error
+    values = dict(wrapped.named_parameters(remove_duplicate=False))
+    loaded = {id(value) for name, value in values.items() if name not in set(again.missing_keys)}
+    missing = [key for key in again.missing_keys if id(values.get(key)) not in loaded]  # but for what layers share
     unplaced = [key for key in again.unexpected_keys if not key.endswith(COPIES)]
-    for what, keys in (("no tensor for", again.missing_keys), ("a tensor without a place,", unplaced)):
+    for what, keys in (("no tensor for", missing), ("a tensor without a place,", unplaced)):
         if keys:
             raise RimLensError(
                 f"The adapter {folder} holds {what} {keys[0]} ({len(keys)} such); it belongs to another base model or config."

@@ -163,7 +163,12 @@ class TappedAttention:
 
 def _tap_attention(attention: nn.Module, tapped: TappedAttention, undo: ExitStack) -> None:
     """Send one module's attention through `_attention` until `undo` is closed."""
-    config: Any = attention.config
+    config: Any = getattr(attention, "config", None)
+    if config is None:
+        raise RimLensError(
+            f"layer {tapped.index} has {type(attention).__name__}, which has no attention rows that transformers hands out: "
+            "leave it out."
+        )
     before = config._attn_implementation
     if before not in (SDPA, EAGER):  # layers share their config: the first one switches it
         config._attn_implementation = EAGER if before == "eager" else SDPA
