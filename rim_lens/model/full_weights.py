@@ -78,7 +78,11 @@ class FullWeights(StoredWeights):
         """The parameters after transformers' conversion, where the files use another layout than the model."""
         with translated_hub_errors(str(self.folder)):
             loaded, info = type(self.hf).from_pretrained(
-                self.folder, dtype=next(self.hf.parameters()).dtype, use_safetensors=True, output_loading_info=True
+                self.folder,
+                dtype=next(self.hf.parameters()).dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
             )
         check_loaded(loaded, info, f"the checkpoint {self.folder}")
         found = dict(loaded.state_dict())

@@ -188,6 +188,7 @@ def read_weights(
                 device_map=device_map,
                 use_safetensors=None if trust_remote_code else True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # named below
                 **common,
             )
     finally:
