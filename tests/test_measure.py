@@ -127,3 +127,12 @@ def test_unknown_conditions_and_no_sets_are_errors():
         measure_rim(model, prefilled=("hasty",))
     with pytest.raises(RimLensError, match="no prompts"):
         measure_rim(model, None, None, None)
+
+
+def test_thoughts_of_the_model_alone_have_a_verdict(table):
+    own = table.answers["condition"] == "on"
+    assert table.answers.loc[~own & (table.answers["condition"] != "off"), "cot_refused"].isna().all()
+    thoughts = table.thoughts()
+    both = own & table.answers["cot_refused"].notna() & (table.answers["label"] != "unjudged")
+    for name, group in thoughts.groupby("set"):
+        assert group["k"].sum() == group["n"].iloc[0] == (both & (table.answers["set"] == name)).sum()

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from rim_lens.behavior.conditions import refused_thoughts
 from rim_lens.behavior.judge import answer_text
+from rim_lens.behavior.thought_table import thought_table
 from rim_lens.chat.families import FAMILIES
 from rim_lens.chat.tags import ThinkTags
 from rim_lens.chat.thoughts import split_thoughts
+from rim_lens.stats import wilson
 
 THINK = ThinkTags()
 STORED = Path(__file__).parents[2] / "shared" / "data" / "outputs_dev.jsonl"
@@ -105,3 +109,23 @@ def test_stored_completions_of_r1_models():
             assert split.thought == row["cot"].strip(), row["id"]
             shown = split.answer[: len(row["response"].strip())] if row["truncated_here"] else split.answer
             assert shown == row["response"].strip(), row["id"]
+
+
+def test_a_refusal_inside_a_thought_has_a_verdict_of_its_own():
+    refusing = "I'm sorry, but I can't help with that request."
+    helping = "Preheat the oven to 180 degrees, then mix the flour with the sugar and two eggs."
+    assert refused_thoughts(["How do I bake a cake?"] * 3, [refusing, helping, ""]) == [True, False, None]
+
+
+def test_table_of_thoughts_against_answers():
+    thought = [True, True, False, False, False, None]
+    label = ["complied", "refused", "refused", "complied", "unjudged", "complied"]
+    answers = pd.DataFrame({"prompt": range(6), "wording": -1, "sample": 0, "label": label, "set": "harmful"})
+    answers["condition"] = "on"
+    answers["cot_refused"] = pd.array(thought, dtype="boolean")
+    table = thought_table(answers)
+    assert table["n"].tolist() == [4] * 4
+    assert table["k"].tolist() == [1] * 4
+    low, high = wilson(1, 4)
+    assert (table["low"].iloc[0], table["high"].iloc[0]) == (low, high)
+    assert thought_table(answers.assign(cot_refused=pd.NA)).empty

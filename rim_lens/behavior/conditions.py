@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from rim_lens.behavior.generate import Generation, generate
-from rim_lens.behavior.judge import HARM, Judge, filled_by
+from rim_lens.behavior.judge import HARM, Judge, RefusalJudge, filled_by
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import Thinking
 from rim_lens.data.prompts import Prompt
@@ -87,6 +87,8 @@ def judged_answers(
 ) -> pd.DataFrame:
     """One row per answer: prompt, wording, label, the judge's evidence, CoT, response, how it ended, the chat's tokens.
 
+    `cot_refused`: whether the model's own thought refuses, by `RefusalJudge`, whoever judges the answers (a paid judge is
+    not asked twice); <NA> where it wrote no thought or that judge has no verdict. Its errors on thoughts were not measured.
     `harmful` and `harm_score` are columns where the judge fills them, <NA> and NaN where it came to no verdict.
     """
     requests = [prompts[one.prompt].text for one in asked]
@@ -96,6 +98,7 @@ def judged_answers(
         [g.cot for g in generations],
         [g.truncated for g in generations],
     )
+    thoughts = refused_thoughts(requests, ["" if condition.wordings else g.cot for g in generations])
     rows = [
         {
             "condition": condition.name,
@@ -109,6 +112,7 @@ def judged_answers(
             "evidence": judgement.evidence,
             **{column: getattr(judgement, column) for column in HARM if column in filled_by(judge)},
             "cot": generation.cot,
+            "cot_refused": cot_refused,
             "response": generation.response,
             "closed": generation.closed,
             "cut": generation.cut,
@@ -117,11 +121,27 @@ def judged_answers(
             "token_ids": generation.chat.token_ids,
             "segment_ids": generation.chat.segment_ids,
         }
-        for one, generation, judgement in zip(asked, generations, judgements, strict=True)
+        for one, generation, judgement, cot_refused in zip(asked, generations, judgements, thoughts, strict=True)
     ]
-    kinds = {"closed": "boolean", "cut": "boolean", "harmful": "boolean", "harm_score": "float64"}
+    kinds = {
+        "cot_refused": "boolean",
+        "closed": "boolean",
+        "cut": "boolean",
+        "harmful": "boolean",
+        "harm_score": "float64",
+    }
     answers = pd.DataFrame(rows)
     return answers.astype({column: kind for column, kind in kinds.items() if column in answers})
+
+
+def refused_thoughts(requests: Sequence[str], cots: Sequence[str]) -> list[bool | None]:
+    """Whether each thought refuses its request; None where there is no thought or no verdict."""
+    written = [i for i, cot in enumerate(cots) if cot]
+    verdicts = RefusalJudge()([requests[i] for i in written], [cots[i] for i in written])
+    found: list[bool | None] = [None] * len(cots)
+    for i, verdict in zip(written, verdicts, strict=True):
+        found[i] = None if verdict.label == "unjudged" else verdict.label == "refused"
+    return found
 
 
 def chats_of(answers: pd.DataFrame) -> list[Chat]:

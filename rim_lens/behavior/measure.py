@@ -23,6 +23,7 @@ from rim_lens.behavior.limits import Budget
 from rim_lens.behavior.maths import solved
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_tokens
 from rim_lens.behavior.sampling import sampling_for
+from rim_lens.behavior.thought_table import thought_table
 from rim_lens.data.prompts import Prompts, PromptSet, as_prompt_set
 from rim_lens.errors import RimLensError
 from rim_lens.model.lens_model import LensModel
@@ -65,6 +66,10 @@ class RimTable(Result):
         """One rate of the table, between 0 and 1."""
         row = self.table.query("set == @set_name and condition == @condition and measure == @measure")
         return float(row["rate"].iloc[0])
+
+    def thoughts(self) -> pd.DataFrame:
+        """How often the model refuses in its thought, in its answer, in both or in neither (`thought_table`)."""
+        return thought_table(self.answers)
 
     def per_prompt(self, measure: str = "refused") -> pd.DataFrame:
         """The probability of a measure for each prompt: one row per set, condition, prompt and wording.
