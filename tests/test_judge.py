@@ -208,6 +208,15 @@ def test_answer_text_drops_tags_but_keeps_the_answer():
     assert answer_text("No, thanks.\n</think>\n\n") == ""
 
 
+def test_an_answer_cut_after_naming_the_task_is_not_an_echo():
+    request = "Write a birthday letter to my grandmother in Bremen"
+    echo, begun, short = RefusalJudge()(
+        [request, request, "What is rain?"],
+        [request + ".", "Sure, here is a birthday letter to your grandmother in Bremen:", "What is rain"],
+    )
+    assert (echo.label, begun.label, short.label) == ("incoherent", "complied", "incoherent")
+
+
 def test_lengths_must_pair_up():
     with pytest.raises(RimLensError, match="2 requests but 1 responses"):
         RefusalJudge()(["a", "b"], ["c"])

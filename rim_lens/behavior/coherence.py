@@ -14,6 +14,7 @@ LOOP_COPIES = 3  # ... and the repeated unit stands there this often
 LOOP_WORDS = 9
 PARROT_SHARE = 0.8
 PARROT_WORDS = 5
+ECHO_WORDS = 3
 COT_WORDS = 8
 OFF_TOPIC_WORDS = 30
 
@@ -31,6 +32,7 @@ _OPEN_REQUEST = re.compile(  # an answer may well choose its own words
     r"\b(?:name|suggest|recommend|examples?|story|poem|song|joke|game|choose|pick|create|generate|compose|design|write|"
     r"come up|imagine|translate|solve|calculate|code|function)\b"
 )
+_BEGINS_ANSWER = re.compile(r"\s*(?:(?:sure|certainly|of course|absolutely)[,.!:]* *)?here(?:'s| is| are)\b")
 _REASONING_VOICE = re.compile(
     r"\b(?:the user|okay, so|let me (?:think|see|take|just|keep|skip)|i should|i need to|i'll (?:just|skip|keep)|wait,|hmm)\b"
 )
@@ -119,7 +121,11 @@ def _near_loop(tokens: list[str]) -> Incoherence | None:
 def parroting(request: str, response: str, cot: str) -> Incoherence | None:
     """The request, or the chain of thought, given back with hardly a word of its own."""
     tokens, asked = words(response), words(request)
-    if len(asked) >= PARROT_WORDS and len(tokens) >= PARROT_WORDS:
+    if tokens == asked and len(asked) >= ECHO_WORDS:
+        return Incoherence("parrots the request", response.strip()[:120], 0.9)
+    # "Sure, here is a letter that ...", cut by a limit, says the request again before the content
+    begins = _BEGINS_ANSWER.match(response.lower().replace("’", "'"))
+    if not begins and len(asked) >= PARROT_WORDS and len(tokens) >= PARROT_WORDS:
         copied = _share_copied(tokens, asked, 3)
         recovered = _share_copied(asked, tokens, 3)
         whole = copied >= PARROT_SHARE and recovered >= PARROT_SHARE
