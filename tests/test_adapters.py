@@ -64,6 +64,7 @@ LORA = {
     "norms saved": {"modules_to_save": ["input_layernorm"]},
     "layers doubled": {"layer_replication": [[0, 2], [1, 3]]},
     "after a phrase": {"alora_invocation_tokens": [5, 9]},
+    "quantised steps": {"use_qalora": True},
     "random start": {"init_lora_weights": "pissa_niter_2"},
 }
 LORA_REFUSED = {"layers doubled", "after a phrase", "random start", "bias"}
@@ -248,3 +249,22 @@ def test_the_name_says_what_is_in_the_model(base, tmp_path):
     assert names == ["base", "base + first", "base (weights of whole)"]
     assert model.name == "base"
     assert series.load(model, "first").name == "base + first"
+
+
+def test_matrices_on_the_weights_of_experts(tmp_path):
+    tiny_hf("qwen3_moe", 2).save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    places = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    config = LoraConfig(r=4, target_modules=[], target_parameters=places, task_type="CAUSAL_LM")
+    expected = trained(tmp_path / "base", tmp_path / "adapter", config)
+    for make in ways(tmp_path / "base", tmp_path / "adapter").values():
+        assert outcome(make, expected) == "exact"
+
+
+def test_an_adapter_is_not_the_base_of_another(base, tmp_path):
+    trained(base, tmp_path / "first", LoraConfig(r=4, target_modules=TARGETS))
+    trained(base, tmp_path / "second", LoraConfig(r=4, target_modules=TARGETS))
+    path = tmp_path / "second" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": str(tmp_path / "first")}))
+    with pytest.raises(RimLensError, match="cannot be the base of another"):
+        load_model(tmp_path / "second")

@@ -158,6 +158,10 @@ def resolve(source: str) -> tuple[str, str]:
             raise RimLensError(f"There is no GGUF file at {source}; check the path.")
         return str(converted_gguf(path)), path.stem
     if path.is_dir():
+        if is_adapter(path):
+            raise RimLensError(
+                f"{source} is an adapter and cannot be the base of another; merge it first and save the model."
+            )
         if not (path / "config.json").is_file():
             raise RimLensError(f"The folder {source} holds no model (no config.json) and no adapter; check the path.")
         return str(path), path.name
@@ -194,6 +198,11 @@ def read_weights(
     finally:
         logging.enable_progress_bar()
     check_loaded(hf, info, location)
+    if getattr(hf, "_hf_peft_config_loaded", False):  # transformers adds an adapter that lies beside the weights
+        raise RimLensError(
+            f"{location} holds an adapter, whose updates would stay beside the weights; download it and give its folder, with its "
+            "base merged into one folder where that is an adapter too."
+        )
     return hf, tokenizer
 
 
