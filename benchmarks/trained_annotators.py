@@ -49,7 +49,7 @@ def mean_residuals(sentences: Sequence[str]) -> dict[int, Float[Tensor, "sentenc
     model = load_model("smollm2-135m-instruct")
     found: dict[int, list[Tensor]] = {layer: [] for layer in LAYERS}
     for sentence in sentences:
-        states = model.hf.model(torch.tensor([model.encode_alone(sentence)]), output_hidden_states=True).hidden_states
+        states = model.hf.model(torch.tensor([model.encode(sentence)]), output_hidden_states=True).hidden_states
         for layer in LAYERS:
             found[layer].append(states[layer][0].float().mean(dim=0))
     return {layer: torch.stack(rows) for layer, rows in found.items()}

@@ -127,7 +127,7 @@ def by_hand(model, request, cot, response, thinking):
     (chat,) = model.render(request, thinking=thinking)
     given = [int(token) for token in chat.token_ids]
     pieces = [response] if thinking == "off" else [cot, model.chat_format.tags.close, response]
-    learned = [token for piece in pieces for token in model.encode_alone(piece)]
+    learned = [token for piece in pieces for token in model.encode(piece)]
     with torch.no_grad():
         logits = model.hf(torch.tensor([given + learned])).logits[0].double().log_softmax(-1)
     places = range(len(given) - 1, len(given) + len(learned) - 1)

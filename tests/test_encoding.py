@@ -1,6 +1,8 @@
 """Text that follows other text has the tokens that the whole text has there, also with sentencepiece tokenizers."""
 
+import ast
 import json
+from pathlib import Path
 
 import pytest
 from families import tiny_model
@@ -9,6 +11,7 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import rim_lens
 from rim_lens.behavior.generate import Row
 from rim_lens.behavior.refusal_score import COMPLIANCE_OPENINGS, REFUSAL_OPENINGS, refusal_tokens
 from rim_lens.chat.format import ChatFormat
@@ -149,4 +152,34 @@ def test_the_templates_own_end_of_turn_is_learned(template, special, eos, end):
 def test_byte_level_tokenizers_are_as_before():
     model = tiny_model("llama")
     chat = model.chat_format.render("Hi", thinking="on")
-    assert model.chat_format.encode_after(chat.text, "Sorry") == tuple(model.encode_alone("Sorry"))
+    assert model.chat_format.encode_after(chat.text, "Sorry") == tuple(model.encode("Sorry"))
+
+
+def test_only_whole_texts_are_encoded_alone():
+    """What follows other text goes through `ChatFormat.encode_after`; the few that encode a text alone are named here."""
+    alone = {
+        "model/lens_model.py": "LensModel.encode itself",
+        "model/load_check.py": "a plain text for the check at load",
+        "check/subject.py": "a plain text for check_model",
+        "evals/provider.py": "counts tokens",
+        "training_time/checkpoints.py": "compares two tokenizers",
+        "chat/format.py": "a whole rendered chat",
+        "patterns/rewrite.py": "counts tokens",
+        "behavior/classifier_judge.py": "another model's whole prompts",
+    }
+    package = Path(rim_lens.__file__).parent
+    found = set()
+    for path in sorted(package.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            if called.split(".")[-1] == "tokenizer" or called in (
+                "self._tokens.encode",
+                "model.encode",
+                "self.lens.encode",
+            ):
+                found.add(str(path.relative_to(package)))
+            if called.endswith(".encode") and any(one.arg == "add_special_tokens" for one in node.keywords):
+                found.add(str(path.relative_to(package)))
+    assert found <= set(alone)

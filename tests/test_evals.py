@@ -479,7 +479,7 @@ def test_registering_with_inspect_imports_no_model_code():
 
 
 def test_tokens_are_counted_with_the_models_own_tokenizer(model):
-    assert anyio.run(inspect_model(model).count_tokens, REQUESTS[0]) == len(model.encode_alone(REQUESTS[0]))
+    assert anyio.run(inspect_model(model).count_tokens, REQUESTS[0]) == len(model.encode(REQUESTS[0]))
 
 
 @pytest.mark.real_model

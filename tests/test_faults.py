@@ -44,7 +44,7 @@ R = RefusalTokens((5, 6), ("a", "b"))
 def broken():
     """A model of three layers whose second one gives NaN for the byte "Z" alone."""
     model = tiny_model("llama", seed=3)
-    z = model.encode_alone("Z")[0]
+    z = model.encode("Z")[0]
 
     def spoil(module, args, output):
         here = model.active_batch
@@ -74,7 +74,7 @@ def test_nan_in_an_activation_is_an_error_that_names_layer_and_prompt(broken, na
 
 def test_nan_in_a_weight_is_found_through_both_backends_and_in_sweeps():
     model = tiny_model("llama", seed=3)
-    model.hf.model.embed_tokens.weight[model.encode_alone("Q")[0], 0] = torch.nan
+    model.hf.model.embed_tokens.weight[model.encode("Q")[0], 0] = torch.nan
     chats = model.render(["Quick question."])
     for measure in (
         lambda: residuals(model, chats, backend="fast"),

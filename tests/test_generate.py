@@ -86,7 +86,7 @@ def test_the_end_of_turn_inside_a_cot_closes_it():
     model = chain_model("\nab")
     end = model.tokenizer.eos_token_id
     with torch.no_grad():
-        model.hf.lm_head.weight[end, model.encode_alone("b")[0]] = 2.0
+        model.hf.lm_head.weight[end, model.encode("b")[0]] = 2.0
     generation = generate(model, ["Hi"], thinking="on", cot_budget=40, max_new_tokens=8)[0]
     assert (generation.cot, generation.closed, generation.response) == ("ab", False, "ab")
     assert end not in generation.full_chat.token_ids[generation.chat.where("cot").argmax() :]
@@ -96,7 +96,7 @@ def test_the_end_of_turn_inside_a_cot_closes_it():
 def test_dropping_finished_rows_changes_no_other_row():
     model = chain_model("\nab")
     with torch.no_grad():
-        model.hf.lm_head.weight[model.tokenizer.eos_token_id, model.encode_alone("b")[0]] = 2.0
+        model.hf.lm_head.weight[model.tokenizer.eos_token_id, model.encode("b")[0]] = 2.0
     cots = ["x", "\n", "y", "z"]
     together = generate(model, PROMPTS, thinking="prefilled", cot=cots, max_new_tokens=6)
     alone = [

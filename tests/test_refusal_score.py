@@ -58,7 +58,7 @@ def test_sequence_score_equals_a_plain_loop():
     fast = sequence_refusal_score(model, chats, refusals=refusals, compliances=compliances, batch_size=2)
 
     def per_token(chat, opening):
-        ids = [*chat.token_ids.tolist(), *model.encode_alone(opening)]
+        ids = [*chat.token_ids.tolist(), *model.encode(opening)]
         log_p = model.hf(torch.tensor(ids)[None]).logits[0].double().log_softmax(-1)
         start = len(chat)
         return np.mean([log_p[i - 1, ids[i]].item() for i in range(start, len(ids))])

@@ -68,7 +68,7 @@ class Subject:
 
 def plain_text_chat(model: LensModel, text: str) -> Chat:
     """A text as a chat of one segment, for models without a chat template."""
-    ids = np.array(model.encode_alone(text))
+    ids = np.array(model.encode(text))
     return Chat(text, ids, np.full(len(ids), segment_id("user")), "off", text, len(ids) - 1)
 
 

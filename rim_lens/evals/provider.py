@@ -125,7 +125,7 @@ class RimLensAPI(ModelAPI):
 
         def count() -> int:
             with self._lock:
-                return len(self.lens.encode_alone(text))
+                return len(self.lens.encode(text))
 
         return await anyio.to_thread.run_sync(count)
 

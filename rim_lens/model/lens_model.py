@@ -211,7 +211,7 @@ class LensModel:
                 "shorten it or the thinking budget."
             )
 
-    def encode_alone(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
         """Token ids of a whole text, without special tokens around it.
 
         What follows other text has other tokens there: `chat_format.write` and `chat_format.encode_after` give them.

@@ -84,7 +84,7 @@ def checked_at_load(model: "LensModel") -> "LensModel":
 
 def first_tokens(model: "LensModel") -> Tensor:
     """A few tokens of a plain text; a RimLensError where the model has no embedding for one of the tokenizer's ids."""
-    ids = model.encode_alone(TEXT)[:N_TOKENS] or [0]
+    ids = model.encode(TEXT)[:N_TOKENS] or [0]
     model.check_ids(ids)
     return torch.tensor([ids], device=model.device)
 
