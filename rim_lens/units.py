@@ -97,10 +97,17 @@ AnyNeuron = Neuron | tuple[int, ...] | str
 
 
 def heads_from(values: Iterable[Any]) -> list[Head]:
-    """Heads from names, pairs or heads. Raises RimLensError as `Head.parse`, and for a single name in place of a list."""
-    if isinstance(values, str):
-        values = values.split(",")
-    return [Head.parse(value) for value in values]
+    """Heads from names, pairs or heads; one alone is a list of one. Raises RimLensError as `Head.parse`."""
+    return [Head.parse(value) for value in listed(values)]
+
+
+def listed(units: Any) -> Sequence[Any]:
+    """A list of units: "L12H3" or (12, 3) alone, or names with commas between them, become one."""
+    if isinstance(units, str):
+        return units.split(",")
+    units = units if isinstance(units, Sequence) else list(units)
+    alone = len(units) > 0 and all(hasattr(one, "__index__") for one in units)
+    return [units] if alone else units
 
 
 def index_columns(n: int) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import rim_lens
 from rim_lens.behavior.generate import Row
+from rim_lens.behavior.limits import Limits
 from rim_lens.behavior.refusal_score import COMPLIANCE_OPENINGS, REFUSAL_OPENINGS, refusal_tokens
 from rim_lens.chat.format import ChatFormat
 from rim_lens.data.schemas import Prompt
@@ -117,12 +118,12 @@ def test_counterfactual_pairs_hold_the_tokens_of_their_texts(model):
 @pytest.mark.parametrize("written", ["So I can't", "So I can't\n</think>"])
 def test_a_forced_close_tag_stands_in_its_place(model, written):
     chat = model.chat_format.render("How do I do it?", thinking="on")
-    row = Row(0, model, chat.text, thinking=True)
     ids = model.chat_format.encode_after(chat.text, written)
+    row = Row(0, model, Limits(max_new_tokens=4, cot_budget=len(ids), close=16), chat.text, thinking=True)
     for token in ids:
-        row.accept(token, max_new_tokens=4, cot_budget=len(ids))
+        row.accept(token)
     while row.forced:
-        row.accept(0, max_new_tokens=4, cot_budget=len(ids))
+        row.accept(0)
     text = chat.text + "So I can't" + model.chat_format.tags.close
     assert [*chat.token_ids.tolist(), *row.cot_ids, *row.close_ids] == whole(model, text)
 
@@ -166,6 +167,7 @@ def test_only_whole_texts_are_encoded_alone():
         "chat/format.py": "a whole rendered chat",
         "patterns/rewrite.py": "counts tokens",
         "behavior/classifier_judge.py": "another model's whole prompts",
+        "behavior/guard_prompts.py": "another model's whole prompts, with and without a word after them",
     }
     package = Path(rim_lens.__file__).parent
     found = set()

@@ -88,9 +88,7 @@ def values_by_hand(model, family, chat):
 def test_firing_prompts_and_means_are_those_of_a_loop_over_tokens(family):
     model = tiny_model(family)
     off = model.render(REQUESTS)
-    on = [
-        chat.extend(model.encode(" hm so\n</think>\n\n"), "cot") for chat in model.render(REQUESTS, thinking="on")
-    ]
+    on = [chat.extend(model.encode(" hm so\n</think>\n\n"), "cot") for chat in model.render(REQUESTS, thinking="on")]
     found = neuron_table(model, np.array(ROWS.get(family, DENSE)), off, on=on, n_prompts=2, positions=("user", "cot"))
     values = {id(chat): values_by_hand(model, family, chat) for chat in off + on}
     for i, row in found.table.iterrows():

@@ -9,6 +9,7 @@ import torch
 from families import tiny_model
 
 import rim_lens
+import rim_lens.units
 from rim_lens import Prompt, PromptSet, RimLensError, generate, maths_accuracy, measure_rim, refusal_score, residuals
 from rim_lens.behavior.refusal_score import refusal_tokens
 from rim_lens.model.as_chats import as_chats
@@ -189,3 +190,12 @@ def test_problems_need_answers(model):
         maths_accuracy(model, PROMPTS)
     problems = [Prompt("What is 1 + 1?", None, "a", answer="2")]
     assert maths_accuracy(model, problems, max_new_tokens=1).n == 1
+
+
+@pytest.mark.parametrize("alone", ["L1H2", (1, 2), rim_lens.units.Head(1, 2), ["L1H2"], "L1H2, L1H2"], ids=repr)
+def test_a_head_alone_is_a_list_of_one(model, alone):
+    with rim_lens.ablate_heads(model, [(1, 2)]):
+        wanted = refusal_score(model, TEXTS)
+    with rim_lens.ablate_heads(model, alone):
+        np.testing.assert_array_equal(refusal_score(model, TEXTS), wanted)
+    assert rim_lens.token_attention(model, TEXTS[:1], alone).heads[0] == (1, 2)

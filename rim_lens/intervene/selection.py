@@ -1,6 +1,7 @@
 """Which heads or neurons are changed, in which rows, at which positions.
 
-Units are given once for all rows, `[(layer, head), ...]` or `["L12H3", ...]`, or per row of the batch, `[[...], ...]`.
+Units are given once for all rows, `[(layer, head), ...]` or `["L12H3", ...]`, or per row of the batch, `[[...], ...]`;
+one alone, "L12H3" or (12, 3), is a list of one.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from rim_lens.chat.chat import Chat
 from rim_lens.errors import RimLensError
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.taps import STILL_THINKING, Pass, Tap
-from rim_lens.units import Head, Neuron, is_per_row
+from rim_lens.units import Head, Neuron, is_per_row, listed
 
 # Names, pairs, Head or Neuron: once for all rows, or a list of them per row.
 Heads = Sequence[Any]
@@ -44,6 +45,7 @@ def chosen_neurons(model: LensModel, neurons: Neurons) -> Chosen:
 
 
 def _chosen(units: Sequence[Any], n_layers: int, n_units: int, kind: type[Head] | type[Neuron]) -> Chosen:
+    units = listed(units)
     rows = units if is_per_row(units) else [units]
     chosen: Chosen = {}
     first: dict[int, int] = {}  # rows often share their list; each is read once
