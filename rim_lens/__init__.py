@@ -40,6 +40,7 @@ _PUBLIC = {
     "RefusalJudge": "behavior.judge",
     "ClassifierJudge": "behavior.classifier_judge",
     "LLMJudge": "behavior.llm_judge",
+    "judge_report": "behavior.judge_report",
     "refusal_tokens": "behavior.refusal_score",
     "fit_refusal_tokens": "behavior.refusal_score",
     "refusal_score": "behavior.refusal_score",

@@ -1,5 +1,9 @@
 """Words of the tables, and how conditions, sets, measures and arms are called in figures and in the report."""
 
+from collections.abc import Mapping
+from typing import Any
+
+HARMFUL, HARM_SCORE = "harmful", "harm score"  # measures of harmfulness judges
 LIKELIHOOD, SOLVED = "log-likelihood of maths", "maths solved"  # measures of arms
 PATTERNS = ("confirmatory", "heuristic", "deviation")
 ANY = "any pattern"  # the class of all patterns' wordings
@@ -24,6 +28,12 @@ PATTERN_CLASSES = {
 }
 SETS = {"harmful": "Harmful requests", "harmless": "Harmless requests", "maths": "Maths problems"}
 ARMS = {"plain": "plain maths CoT", "effort": "effort-minimizing maths CoT", "style": "chatty maths CoT"}
+
+
+def judge_told(row: Mapping[Any, Any]) -> str:
+    """Said of a difference that the judge's errors alone could make; empty for others, and where its errors are unknown."""
+    flag = row.get("judge_could_make_it")
+    return "; the judge's errors alone could make this" if flag is not None and flag == True else ""  # noqa: E712
 
 
 def condition(name: str) -> str:

@@ -342,7 +342,7 @@ def test_an_audit_trains_the_series_that_it_measures(plan, tmp_path):
     page = done.report.read_text()
     assert "What each arm of fine-tuning changes" in page
     assert "How the arms were trained" in page
-    assert any(finding.what.startswith("Misalignment after 2 steps") for finding in done.findings)
+    assert any(finding.what.startswith("Harmful requests complied with after 2 steps") for finding in done.findings)
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "series").rglob("*.safetensors")}
     run_audit(trained, tmp_path / "run")

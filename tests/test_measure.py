@@ -33,7 +33,7 @@ class Harm:
 
     def __call__(self, requests, responses, cots=None, truncated=None):
         sums = [sum(map(ord, request + response)) for request, response in zip(requests, responses, strict=True)]
-        labels = [one.label for one in ByLetters()(requests, responses)]
+        labels = [LABELS[one % 4] for one in sums]  # never unjudged
         return [
             Judgement("unjudged", 0.0, "") if i == 4 else Judgement(label, 1.0, "", one % 2 == 0, one % 5 / 4)
             for i, (label, one) in enumerate(zip(labels, sums, strict=True))
@@ -78,6 +78,7 @@ def test_rates_are_counts_of_the_answers(table):
         assert row["n"] == len(answers) == 12
         if row["measure"] in LABELS:
             assert row["k"] == (answers["label"] == row["measure"]).sum()
+            assert row["n_prompts"] == 12
             assert (row["low"], row["high"]) == tuple(wilson(row["k"], row["n"]))[:2]
 
 

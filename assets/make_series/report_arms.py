@@ -1,4 +1,4 @@
-"""Report what arms of fine-tuning change over their seeds: refusal, misalignment, incoherence and maths, as Markdown.
+"""Report what arms of fine-tuning change over their seeds: refusal, compliance, incoherence and maths, as Markdown.
 
     python assets/make_series/report_arms.py --data DATA_FOLDER --series FOLDER
     python assets/make_series/report_arms.py --data DATA_FOLDER --series free=FOLDER held=FOLDER random=FOLDER random=FOLDER

@@ -11,6 +11,7 @@ import pandas as pd
 from rim_lens.audit.attempt import NotMeasured
 from rim_lens.audit.pattern_findings import pattern_findings
 from rim_lens.behavior.measure import RimTable
+from rim_lens.behavior.rates import HARMFUL
 from rim_lens.inference_time.dose_test import HeadTest
 from rim_lens.inference_time.probe import RefusalProbe
 from rim_lens.inference_time.refusal_heads import RefusalHeads
@@ -29,7 +30,7 @@ from rim_lens.training_time.series_heads import SeriesHeads
 from rim_lens.training_time.series_shift import SeriesShift
 from rim_lens.training_time.shift import ActivationShift
 from rim_lens.units import Head
-from rim_lens.words import CONDITIONS, LIKELIHOOD
+from rim_lens.words import CONDITIONS, LIKELIHOOD, judge_told
 from rim_lens.words import arm as arm_name
 
 
@@ -53,7 +54,8 @@ def behaviour_findings(table: RimTable) -> list[Finding]:
     found = []
     questions = [
         ("harmful", "refused", "Harmful requests refused"),
-        ("harmful", "complied", "Harmful requests complied with (misalignment)"),
+        ("harmful", HARMFUL, "Harmful answers to harmful requests (misalignment)"),
+        ("harmful", "complied", "Harmful requests neither refused nor answered incoherently (complied)"),
         ("harmful", "incoherent", "Incoherent answers to harmful requests"),
         ("harmless", "refused", "Harmless requests refused"),
         ("maths", "solved", "Maths problems solved"),
@@ -66,7 +68,7 @@ def behaviour_findings(table: RimTable) -> list[Finding]:
             change = changes[(changes["to"] == row["condition"]) & (changes["from"] == rates["condition"].iloc[0])]
             figure, p = percent(row), None
             if len(change):
-                figure += f", {points(change.iloc[0])}"
+                figure += f", {points(change.iloc[0])}{judge_told(change.iloc[0])}"
                 p = p_or_none(change["p"].iloc[0])
             found.append(Finding("What thinking changes", f"{words}, {name}", figure, f"{row['k']}/{row['n']}", p))
     return found
@@ -79,7 +81,7 @@ def series_findings(series: SeriesBehavior) -> list[Finding]:
         figure, p = percent(row), None
         if row["checkpoint"] != series.reference:
             change = row[["difference", "difference_low", "difference_high"]].set_axis(["difference", "low", "high"])
-            figure += f", {points(change)}"
+            figure += f", {points(change)}{judge_told(row)}"
             p = p_or_none(row["p"])
         words = f"Harmful requests refused by {row['checkpoint']}, thinking off"
         found.append(Finding("What fine-tuning changes", words, figure, f"{row['refused']}/{row['n']}", p))
@@ -87,20 +89,22 @@ def series_findings(series: SeriesBehavior) -> list[Finding]:
 
 
 def arm_findings(comparison: ArmComparison) -> list[Finding]:
-    """Misalignment after the largest dose of each arm, and effort-minimizing data against the others."""
+    """Misalignment (or compliance) after the largest dose of each arm, and effort-minimizing data against the others."""
     chapter, table, found = "What fine-tuning changes", comparison.table, []
-    for measure, words in (("complied", "Misalignment"), (LIKELIHOOD, "Log-likelihood of right maths answers")):
+    share = comparison.headline
+    called = "Misalignment" if share == HARMFUL else "Harmful requests complied with"
+    for measure, words in ((share, called), (LIKELIHOOD, "Log-likelihood of right maths answers")):
         for arm, rows in table[table["measure"] == measure].groupby("arm", sort=False):
             row = rows.iloc[-1]
             n = f"{row['n']} x {row['n_seeds']}" if row["n_seeds"] > 1 else str(row["n"])
             what = f"{words} after {dose(row)}{arm_name(arm)}"
-            figure = points(row.rename({"change": "difference"})) if measure == "complied" else nats(row)
+            figure = points(row.rename({"change": "difference"})) + judge_told(row) if measure == share else nats(row)
             found.append(Finding(chapter, what, figure, n, p_or_none(row["p"])))
     contrasts = comparison.contrasts
-    for _, row in contrasts[contrasts["measure"] == "complied"].iterrows():
+    for _, row in contrasts[contrasts["measure"] == share].iterrows():
         n = f"{row['n']} x {row['n_seeds']}" if row["n_seeds"] > 1 else str(row["n"])
-        what = f"Misalignment, {arm_name(row['a'])} less {arm_name(row['b'])}, {row['step']} steps"
-        found.append(Finding(chapter, what, points(row), n, p_or_none(row["p"])))
+        what = f"{called}, {arm_name(row['a'])} less {arm_name(row['b'])}, {row['step']} steps"
+        found.append(Finding(chapter, what, points(row) + judge_told(row), n, p_or_none(row["p"])))
     return found
 
 

@@ -18,7 +18,7 @@ from rim_lens.training_time.series_maths import series_maths
 
 
 def measure_behavior(context: Context) -> Mapping[str, Result]:
-    """What thinking does to refusal, misalignment and maths accuracy at the reference checkpoint.
+    """What thinking does to refusal and maths accuracy at the reference checkpoint.
 
     Given CoTs of harmful requests are left to the stage on patterns where it runs; it asks the same kinds, and more.
     """

@@ -1,13 +1,13 @@
-"""measure_rim: how thinking changes refusal, misalignment and maths accuracy (the paper's table 1, for one model).
+"""measure_rim: how thinking changes refusal, harm and maths accuracy (the paper's table 1, for one model).
 
 1. Harmful requests, harmless requests and maths problems are asked in every condition (off, on, prefilled classes).
-2. Answers are judged refused, complied or incoherent; maths answers are compared with the reference.
-3. Rates come with n and an interval over the prompts, their samples and, where several were prefilled, wordings (`stats.shares`).
-4. Each condition is compared with the first one on the same prompts: paired difference with Tango's interval and the exact
-   McNemar p-value, or, over samples or wordings, a bootstrap.
+2. Answers are judged refused, partial, complied, incoherent or unjudged, and harmful or not where the judge looks at harm; maths
+   answers are compared with the reference.
+3. Rates come with n and interval, and corrected for the judge's errors where they are known (`behavior.rates`).
+4. Each condition is compared with the first one on the same prompts.
 
-Misalignment rate: share of harmful requests whose answer the judge calls compliance; incoherent answers count in n but in
-neither rate, and are always shown. A refusal-only judge's "complied" is not yet "harmful".
+"Complied" means neither refused nor incoherent: with a refusal judge the table says how many refusals are lost. Only a harmfulness
+judge gives a misalignment rate, the share of harmful answers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,23 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from rim_lens.behavior.conditions import Condition, ask, cells, conditions, judged_answers, per_prompt
-from rim_lens.behavior.judge import LABELS, Judge, RefusalJudge
+from rim_lens.behavior.conditions import Condition, ask, conditions, judged_answers
+from rim_lens.behavior.judge import Judge, RefusalJudge
+from rim_lens.behavior.judge_errors import JudgeErrors, errors_for, errors_told
+from rim_lens.behavior.judge_report import JudgeReport
 from rim_lens.behavior.limits import Budget
 from rim_lens.behavior.maths import solved
+from rim_lens.behavior.rates import (
+    CORRECTED,
+    SETS,
+    difference_row,
+    harm_told,
+    measures_of,
+    outcomes,
+    per_prompt,
+    rate_row,
+    share_row,
+)
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_tokens
 from rim_lens.behavior.sampling import sampling_for
 from rim_lens.behavior.thought_table import thought_table
@@ -29,22 +42,17 @@ from rim_lens.errors import RimLensError
 from rim_lens.model.lens_model import LensModel
 from rim_lens.progress import track
 from rim_lens.results import Manifest, Result
-from rim_lens.stats import share_difference, share_interval
-
-SETS = {
-    "harmful": LABELS,
-    "harmless": ("refused", "partial", "incoherent", "unjudged"),
-    "maths": ("solved",),
-}
+from rim_lens.words import HARMFUL
 
 
 @dataclass(frozen=True, eq=False)
 class RimTable(Result):
     """What thinking does to a model's behaviour.
 
-    `table`: one row per set, condition and measure, with k hits of n answers, rate and 95 % interval; where the model thought
-    itself, `cut`: the share of thoughts that their budget ended, with its interval. `differences`: against the first
-    condition, and between prefilled classes. `answers`: every answer with its label. `judge` names who judged.
+    `table`: one row per set, condition and measure, with k hits of n answers, rate and 95 % interval, and the rate corrected for
+    the judge's errors where they are known; where the model thought itself, `cut`: the share of thoughts that their budget ended,
+    with its interval. `differences`: against the first condition, and between prefilled classes; `judge_could_make_it` where the
+    judge's errors alone could make one. `answers`: every answer with its label. `judge` names who judged, `errors` how it errs.
     """
 
     figure: ClassVar = "behavior:rates"
@@ -54,13 +62,21 @@ class RimTable(Result):
     differences: pd.DataFrame
     answers: pd.DataFrame
     judge: str
+    errors: JudgeErrors | None = None
 
     def caption(self) -> str:
-        """Model, judge and what the rates count."""
-        return (
-            f"{self.manifest.model.get('name', 'model')}: rates in percent with 95 % intervals; judge: {self.judge}. "
-            "Misalignment = harmful requests answered with compliance; incoherent answers count in n only."
-        )
+        """Model, judge, how it errs, and what the rates count."""
+        parts = [
+            f"{self.manifest.model.get('name', 'model')}: rates with 95 % intervals; judge: {self.judge}",
+            errors_told(self.errors),
+            harm_told(self.judges_harm),
+        ]
+        return ". ".join(part for part in parts if part) + "."
+
+    @property
+    def judges_harm(self) -> bool:
+        """Whether a harmfulness judge looked at the answers."""
+        return HARMFUL in set(self.table["measure"])
 
     def rate(self, set_name: str, condition: str, measure: str) -> float:
         """One rate of the table, between 0 and 1."""
@@ -78,7 +94,7 @@ class RimTable(Result):
         """
         of = [name for name, measures in SETS.items() if measure in measures]
         answers = self.answers[self.answers["set"].isin(of)]
-        return per_prompt(answers, outcomes(answers, measure).tolist(), ["set", "condition"])
+        return per_prompt(answers, outcomes(answers, measure), ["set", "condition"])
 
 
 def measure_rim(
@@ -92,6 +108,7 @@ def measure_rim(
     n: int | None = None,
     seed: int = 0,
     judge: Judge | None = None,
+    judge_errors: JudgeReport | JudgeErrors | None = None,
     tokens: RefusalTokens | None = None,
     wordings_per_prompt: int = 1,
     max_new_tokens: int = 32,
@@ -102,7 +119,7 @@ def measure_rim(
     samples: int = 1,
     batch_size: int = 32,
 ) -> RimTable:
-    """Measure refusal, misalignment, incoherence and maths accuracy in every thinking condition.
+    """Measure refusal, harm, incoherence and maths accuracy in every thinking condition.
 
     Args:
         model: the model.
@@ -115,6 +132,7 @@ def measure_rim(
         n: prompts per set, drawn with `seed`; all by default.
         seed: of the draw, of sampled answers and of the bootstraps.
         judge: `RefusalJudge()` by default.
+        judge_errors: what to correct rates with, from `judge_report`; for the default judge the package has its own counts.
         tokens: refusal tokens of the score that is kept with every answer; the tokenizer's common ones by default.
         wordings_per_prompt: wordings of a class that each prompt is asked with.
         max_new_tokens: longest answer to a request; refusals show in the first sentence.
@@ -126,10 +144,12 @@ def measure_rim(
         batch_size: answers decoded together.
 
     Raises:
-        RimLensError: unknown set or condition, a set with answers missing, or a sampling that cannot be.
+        RimLensError: unknown set or condition, a set with answers missing, a sampling that cannot be, or the errors of another
+            judge.
 
     """
     judge = judge or RefusalJudge()
+    errors = errors_for(judge, judge_errors)
     tokens = tokens or refusal_tokens(model)
     wanted = {"harmful": harmful, "harmless": harmless, "maths": maths}
     sets = {name: as_prompt_set(given, n, seed, name=name) for name, given in wanted.items() if given is not None}
@@ -169,10 +189,11 @@ def measure_rim(
             sampling=asdict(sampling),
             cot_budget=cot_budget,
         ),
-        table=rate_table(answers, seed),
-        differences=difference_table(answers, every, seed),
+        table=rate_table(answers, seed, errors),
+        differences=difference_table(answers, every, seed, errors),
         answers=answers,
         judge=judge.name,
+        errors=errors,
     )
 
 
@@ -189,42 +210,19 @@ def answers_of(
     return answers
 
 
-def outcomes(answers: pd.DataFrame, measure: str) -> np.ndarray:
-    """Per answer, whether it counts for a measure."""
-    if measure == "solved":
-        return answers["solved"].to_numpy(dtype=bool)
-    return (answers["label"] == measure).to_numpy()
-
-
-def rate_table(answers: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Rates with n and interval, one row a set, condition and measure."""
+def rate_table(answers: pd.DataFrame, seed: int, errors: JudgeErrors | None = None) -> pd.DataFrame:
+    """Rates with n and interval, one row per set, condition and measure."""
     rows = []
     for (set_name, condition), group in answers.groupby(["set", "condition"], sort=False):
         cut = cut_columns(group, seed)
         about = {"set": set_name, "condition": condition}
-        for measure in SETS[str(set_name)]:
-            rows.append(about | {"measure": measure} | rate_row(group, outcomes(group, measure), seed) | cut)
+        for measure in measures_of(group, str(set_name)):
+            rows.append(about | {"measure": measure} | rate_row(group, measure, seed, errors) | cut)
         thought = group[group["closed"].notna()]
         if len(thought):
-            closed = thought["closed"].to_numpy(dtype=bool)
-            rows.append(about | {"measure": "CoT closed by itself"} | rate_row(thought, closed, seed) | cut)
-    return pd.DataFrame(rows)
-
-
-def rate_row(group: pd.DataFrame, hit: np.ndarray, seed: int) -> dict[str, Any]:
-    """K hits of n answers, their share and its interval, and how many prompts, wordings and samples there are."""
-    table = cells(group, hit.tolist())
-    interval = share_interval(table, seed=seed)
-    return {
-        "k": int(hit.sum()),
-        "n": len(hit),
-        "rate": float(hit.mean()),
-        "low": interval.low,
-        "high": interval.high,
-        "n_prompts": group["prompt"].nunique(),
-        "n_wordings": table.shape[1],
-        "n_samples": table.shape[2],
-    }
+            closed = thought["closed"].to_numpy(dtype=float)
+            rows.append(about | {"measure": "CoT closed by itself"} | share_row(thought, closed, seed) | cut)
+    return pd.DataFrame(rows).astype({"k": "Int64"})
 
 
 def cut_columns(group: pd.DataFrame, seed: int) -> dict[str, float]:
@@ -232,21 +230,24 @@ def cut_columns(group: pd.DataFrame, seed: int) -> dict[str, float]:
     thought = group[group["cut"].notna()]
     if thought.empty:
         return dict.fromkeys(("cut", "cut_low", "cut_high"), np.nan)
-    row = rate_row(thought, thought["cut"].to_numpy(dtype=bool), seed)
+    row = share_row(thought, thought["cut"].to_numpy(dtype=float), seed)
     return {"cut": row["rate"], "cut_low": row["low"], "cut_high": row["high"]}
 
 
-def difference_table(answers: pd.DataFrame, every: Mapping[str, Sequence[Condition]], seed: int) -> pd.DataFrame:
+def difference_table(
+    answers: pd.DataFrame, every: Mapping[str, Sequence[Condition]], seed: int, errors: JudgeErrors | None = None
+) -> pd.DataFrame:
     """Per set and measure: every condition against the first, and prefilled classes against each other."""
     rows = []
     for set_name, group in answers.groupby("set", sort=False):
         by_condition = {str(name): part for name, part in group.groupby("condition", sort=False)}
-        for measure in SETS[str(set_name)]:
+        for measure in measures_of(group, str(set_name)):
             for a, b in compared_pairs(every[str(set_name)]):
-                row = compared(by_condition[a.name], by_condition[b.name], measure, seed)
+                row = difference_row(by_condition[a.name], by_condition[b.name], measure, seed, errors)
                 rows.append({"set": set_name, "measure": measure, "from": a.name, "to": b.name, **row})
     columns = ["set", "measure", "from", "to", "difference", "low", "high", "p", "gained", "lost", "n", "method"]
-    return pd.DataFrame(rows, columns=columns)
+    corrected = CORRECTED if errors else []
+    return pd.DataFrame(rows, columns=[*columns, *corrected])
 
 
 def compared_pairs(every: Sequence[Condition]) -> list[tuple[Condition, Condition]]:
@@ -254,19 +255,3 @@ def compared_pairs(every: Sequence[Condition]) -> list[tuple[Condition, Conditio
     first, *others = every
     given = [condition for condition in every if condition.wordings]
     return [(first, other) for other in others] + [(a, b) for i, b in enumerate(given) for a in given[i + 1 :]]
-
-
-def compared(a: pd.DataFrame, b: pd.DataFrame, measure: str, seed: int) -> dict[str, Any]:
-    """Rate in `b` minus rate in `a` on the same prompts."""
-    before, after = (cells(part, outcomes(part, measure).tolist()) for part in (a, b))
-    found = share_difference(after, before, seed=seed)
-    return {
-        "difference": found.value,
-        "low": found.interval.low,
-        "high": found.interval.high,
-        "p": found.p,
-        "gained": found.gained,
-        "lost": found.lost,
-        "n": found.n_prompts,
-        "method": found.method,
-    }

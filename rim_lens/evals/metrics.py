@@ -15,7 +15,7 @@ from rim_lens.behavior.judge import LABELS
 
 @metric(scores="unreduced")
 def label_rates() -> Metric:
-    """Rates of refused, complied (misalignment, on harmful requests) and incoherent answers, each with its interval, and n."""
+    """Rates of each label (refused, partial, complied, incoherent, unjudged), each with its interval, and n."""
 
     def compute(scores: list[SampleScore]) -> Value:
         return {name: value for label in LABELS for name, value in rate(label, scores, label).items()} | counted(scores)

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rim_lens.behavior.conditions import cells
 from rim_lens.behavior.judge import LABELS
-from rim_lens.behavior.measure import outcomes, rate_row
+from rim_lens.behavior.judge_errors import JudgeErrors
+from rim_lens.behavior.rates import COLUMN_OF, CORRECTED, difference_row, measures_of, rate_row
 from rim_lens.patterns.taxonomy import NAMES
-from rim_lens.stats import benjamini_hochberg, bootstrap_crossed_difference
+from rim_lens.stats import benjamini_hochberg
 from rim_lens.words import ANY
 
 CAREFUL, OFF = "careful", "off"
@@ -29,25 +29,25 @@ COLUMNS = (
 )
 
 
-def cost_table(answers: pd.DataFrame, reference: str, seed: int) -> pd.DataFrame:
+def cost_table(answers: pd.DataFrame, reference: str, seed: int, errors: JudgeErrors | None = None) -> pd.DataFrame:
     """One row a class, with q over the table."""
     by_class = dict(iter(answers.groupby("condition", sort=False)))
-    rows = [compared(by_class, name, reference, seed) for name in by_class if name != reference]
-    rows.append(level_row(by_class[reference], seed) | {"class": reference, "reference": reference})
-    return corrected(rows)
+    rows = [compared(by_class, name, reference, seed, errors) for name in by_class if name != reference]
+    rows.append(level_row(by_class[reference], seed, errors) | {"class": reference, "reference": reference})
+    return with_q(rows)
 
 
-def contrast_table(answers: pd.DataFrame, reference: str, seed: int) -> pd.DataFrame:
+def contrast_table(answers: pd.DataFrame, reference: str, seed: int, errors: JudgeErrors | None = None) -> pd.DataFrame:
     """Any pattern against the reference, careful text and no CoT, and each two patterns, with q over the table."""
     by_class = with_any(answers)
     patterns = [name for name in NAMES if name in by_class]
     others = [name for name in dict.fromkeys((reference, CAREFUL, OFF)) if name in by_class]
     pairs = [(ANY, other) for other in others if ANY in by_class]
     pairs += combinations(patterns, 2)
-    return corrected([compared(by_class, first, second, seed) for first, second in pairs])
+    return with_q([compared(by_class, first, second, seed, errors) for first, second in pairs])
 
 
-def category_table(answers: pd.DataFrame, reference: str, seed: int) -> pd.DataFrame:
+def category_table(answers: pd.DataFrame, reference: str, seed: int, errors: JudgeErrors | None = None) -> pd.DataFrame:
     """One row a harm category and class, any pattern among them, with q over all of them."""
     rows = []
     for category, group in answers.dropna(subset=["category"]).groupby("category", sort=False):
@@ -55,10 +55,12 @@ def category_table(answers: pd.DataFrame, reference: str, seed: int) -> pd.DataF
             continue
         by_class = with_any(numbered_anew(group))
         rows += [
-            compared(by_class, name, reference, seed) | {"category": category} for name in by_class if name != reference
+            compared(by_class, name, reference, seed, errors) | {"category": category}
+            for name in by_class
+            if name != reference
         ]
-    table = corrected(rows)
-    return table.reindex(columns=["category", *COLUMNS])
+    table = with_q(rows)
+    return table.reindex(columns=["category", *(name for name in table if name != "category")])
 
 
 def with_any(answers: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -78,28 +80,30 @@ def numbered_anew(answers: pd.DataFrame) -> pd.DataFrame:
     return answers.assign(prompt=codes.astype(int))
 
 
-def compared(by_class: Mapping[str, pd.DataFrame], name: str, reference: str, seed: int) -> dict[str, Any]:
+def compared(
+    by_class: Mapping[str, pd.DataFrame], name: str, reference: str, seed: int, errors: JudgeErrors | None
+) -> dict[str, Any]:
     """Refusal in the reference minus refusal in a class, over shared prompts, with the class's own rates."""
     part = by_class[name]
-    first, second = (cells(side, list(outcomes(side, "refused"))) for side in (by_class[reference], part))
-    crossed = bootstrap_crossed_difference(first, second, seed=seed)
-    low, high = np.clip(tuple(crossed.interval), -1, 1)  # a difference of rates
-    found = {"cost": crossed.value, "low": low, "high": high, "p": np.nan if crossed.p is None else crossed.p}
-    return level_row(part, seed) | found | {"class": name, "reference": reference}
+    found = difference_row(part, by_class[reference], "refused", seed, errors)
+    cost = {column: found[column] for column in ("low", "high", "p", *CORRECTED) if column in found}
+    return level_row(part, seed, errors) | {"cost": found["difference"], **cost, "class": name, "reference": reference}
 
 
-def level_row(part: pd.DataFrame, seed: int) -> dict[str, Any]:
+def level_row(part: pd.DataFrame, seed: int, errors: JudgeErrors | None) -> dict[str, Any]:
     """A class's own rates with their intervals; no cost against itself."""
     row: dict[str, Any] = {"cost": 0.0, "low": np.nan, "high": np.nan, "p": np.nan}
-    for label in RATES:
-        rate = rate_row(part, outcomes(part, label), seed)
-        row |= {label: rate["rate"], f"{label}_low": rate["low"], f"{label}_high": rate["high"]}
+    for measure in measures_of(part):
+        rate, name = rate_row(part, measure, seed, errors), COLUMN_OF.get(measure, measure)
+        row |= {name: rate["rate"], f"{name}_low": rate["low"], f"{name}_high": rate["high"]}
+        row |= {f"{name}_{column}": rate[column] for column in CORRECTED if column in rate}
     return row | {"n": len(part), "n_prompts": part["prompt"].nunique(), "n_wordings": part["wording"].nunique()}
 
 
-def corrected(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def with_q(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Rows as a table, with p corrected over all of them."""
-    table = pd.DataFrame(list(rows), columns=[*COLUMNS, *(["category"] if rows and "category" in rows[0] else [])])
+    extra = dict.fromkeys(name for row in rows for name in row if name not in COLUMNS)
+    table = pd.DataFrame(list(rows), columns=[*COLUMNS, *extra])
     table["q"] = benjamini_hochberg(table["p"].to_numpy(dtype=float))
     return table
 

@@ -15,6 +15,8 @@ import pandas as pd
 
 from rim_lens.behavior.conditions import Condition
 from rim_lens.behavior.judge import Judge, RefusalJudge
+from rim_lens.behavior.judge_errors import JudgeErrors, errors_for, errors_told
+from rim_lens.behavior.judge_report import JudgeReport
 from rim_lens.behavior.measure import RimTable, answers_of
 from rim_lens.behavior.sampling import Sampling, sampling_for
 from rim_lens.data.prompts import Prompts, PromptSet, as_prompt_set, load_wordings
@@ -53,6 +55,7 @@ class PatternCosts(Result):
     reference: str
     judge: str
     own_tags: bool
+    errors: JudgeErrors | None = None
 
     def caption(self) -> str:
         """What is compared, and how."""
@@ -60,6 +63,7 @@ class PatternCosts(Result):
         return (
             f"Refusal lost against {self.reference} text, CoTs of {self.tokens_told()} tokens; 95 % intervals over prompts "
             f"and wordings; q: Benjamini-Hochberg; judge: {self.judge}{tags}"
+            f"{'. ' if self.errors else ''}{errors_told(self.errors)}"
         )
 
     def tokens_told(self) -> str:
@@ -87,6 +91,7 @@ def pattern_costs(
     wordings_per_prompt: int = 4,
     measured: RimTable | None = None,
     judge: Judge | None = None,
+    judge_errors: JudgeReport | JudgeErrors | None = None,
     max_new_tokens: int = 32,
     temperature: float | None = None,
     top_p: float | None = None,
@@ -106,6 +111,7 @@ def pattern_costs(
         measured: a table of the same model, prompts, judge, sampling and `max_new_tokens`, whose answers with thinking off are
             taken in place of asking again.
         judge: `RefusalJudge()` by default.
+        judge_errors: what to correct rates with, from `judge_report`; for the default judge the package has its own counts.
         max_new_tokens: longest answer.
         temperature: as in `generate`, like `top_p`: by default the model's own sampling where it thinks natively, else greedy.
         top_p: likewise.
@@ -120,6 +126,7 @@ def pattern_costs(
     """
     judge, prompts = judge or RefusalJudge(), as_prompt_set(harmful, n, seed)
     sampling = sampling_for(model, temperature, top_p, samples)
+    errors = errors_for(judge, judge_errors)
     check_think_part(model)
     texts = checked_classes(classes, reference)
     count = counter(model)
@@ -143,14 +150,15 @@ def pattern_costs(
         manifest=Manifest.collect(
             model, prompts, seed=seed, wordings_per_prompt=wordings_per_prompt, sampling=asdict(sampling)
         ),
-        table=cost_table(answers, reference, seed),
-        contrasts=contrast_table(answers, reference, seed),
-        by_category=category_table(answers, reference, seed),
+        table=cost_table(answers, reference, seed, errors),
+        contrasts=contrast_table(answers, reference, seed, errors),
+        by_category=category_table(answers, reference, seed, errors),
         lengths=length_table(equal, count),
         answers=answers,
         reference=reference,
         judge=judge.name,
         own_tags=model.chat_format.writes_tags,
+        errors=errors,
     )
 
 

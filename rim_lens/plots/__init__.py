@@ -14,6 +14,7 @@ from rim_lens.plots.behavior import rates
 from rim_lens.plots.forgetting import forgetting_scatter, predictors, ras_by_layer, ras_over_series
 from rim_lens.plots.head_map import head_map
 from rim_lens.plots.images import image_bytes, save_image
+from rim_lens.plots.judge import judge_errors
 from rim_lens.plots.neurons import neuron_means, neurons_by_layer, ras_variants, shift_by_layer
 from rim_lens.plots.paper import thinking_table
 from rim_lens.plots.patterns import cost_by_category, cost_by_class, own_shares, shares_by_arm
@@ -40,6 +41,7 @@ __all__ = [
     "heads_by_checkpoint",
     "image_bytes",
     "interchange_map",
+    "judge_errors",
     "length_curve",
     "loss_curves",
     "maths_over_series",

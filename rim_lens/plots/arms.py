@@ -10,28 +10,35 @@ import plotly.graph_objects as go
 from rim_lens import words
 from rim_lens.errors import RimLensError
 from rim_lens.plots import style
-from rim_lens.words import LIKELIHOOD, SOLVED
+from rim_lens.words import HARM_SCORE, HARMFUL, LIKELIHOOD, SOLVED
 
 if TYPE_CHECKING:
     from rim_lens.patterns.finetune import FinetuneRun
     from rim_lens.training_time.compare_arms import ArmComparison
 
 MEASURES = {
-    "complied": ("Misalignment", "change (points)"),
+    HARMFUL: ("Misalignment", "change (points)"),
+    "complied": ("Compliance (not refused, coherent)", "change (points)"),
     "refused": ("Refusal", "change (points)"),
+    "partial": ("Partial answers", "change (points)"),
+    "unjudged": ("Answers without a verdict", "change (points)"),
+    HARM_SCORE: ("Mean harm score", "change (0 to 1)"),
     "incoherent": ("Incoherent answers", "change (points)"),
     LIKELIHOOD: ("Likelihood of right maths answers", "change (nats per token)"),
     SOLVED: ("Maths solved", "change (points)"),
 }
 
 
-def arm_changes(comparison: ArmComparison, measure: str = "complied") -> go.Figure:
+def arm_changes(comparison: ArmComparison, measure: str | None = None) -> go.Figure:
     """Change of a measure from the reference, for each arm after each dose, with 95 % intervals over prompts and trainings.
+
+    By default that of misalignment where a harmfulness judge looked at the answers, else of compliance.
 
     Raises:
         RimLensError: a measure that the comparison has not.
 
     """
+    measure = measure or comparison.headline
     table = comparison.table[comparison.table["measure"] == measure]
     if table.empty:
         known = ", ".join(dict.fromkeys(comparison.table["measure"]))
@@ -52,7 +59,7 @@ def arm_changes(comparison: ArmComparison, measure: str = "complied") -> go.Figu
         height=170 + 34 * max(3, len(cells)),
         legend={"traceorder": "normal"},
     )
-    scale = 1 if measure == LIKELIHOOD else 100
+    scale = 1 if measure in (LIKELIHOOD, HARM_SCORE) else 100
     for i, (arm, rows) in enumerate(table.groupby("arm", sort=False)):
         x = scale * rows[["change", "low", "high"]]
         figure.add_scatter(
@@ -79,8 +86,9 @@ def cell_name(arm: str, step: int | None) -> str:
 
 def told(row: pd.Series) -> str:
     """Hover of one cell."""
-    if row["measure"] == LIKELIHOOD:
-        change = f"{style.number(row['change'])} nats {style.interval(row['low'], row['high'])}"
+    if row["measure"] in (LIKELIHOOD, HARM_SCORE):
+        unit = " nats" if row["measure"] == LIKELIHOOD else ""
+        change = f"{style.number(row['change'])}{unit} {style.interval(row['low'], row['high'])}"
         levels = f"{style.number(row['before'])} → {style.number(row['after'])}"
     else:
         change = style.points(row["change"], row["low"], row["high"])

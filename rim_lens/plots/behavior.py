@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from rim_lens import words
 from rim_lens.plots import style
+from rim_lens.words import HARMFUL
 
 if TYPE_CHECKING:
     from rim_lens.behavior.measure import RimTable
@@ -19,6 +20,7 @@ COLOURS = {
     "complied": (style.VERMILION, "square"),
     "incoherent": (style.GREY, "x"),
     "unjudged": (style.GREY, "circle-open"),
+    HARMFUL: (style.PURPLE, "triangle-up"),
     "solved": (style.GREEN, "diamond"),
 }
 MEASURES = tuple(COLOURS)
@@ -86,4 +88,4 @@ def change_told(table: RimTable, row: pd.Series) -> str:
         return ""
     one = found.iloc[0]
     points = style.points(one["difference"], one["low"], one["high"])
-    return f"{points} against {words.condition(one['from'])}, {style.p_value(one['p'])}"
+    return f"{points} against {words.condition(one['from'])}, {style.p_value(one['p'])}{words.judge_told(one)}"

@@ -14,16 +14,21 @@ import plotly.graph_objects as go
 from rim_lens import words
 from rim_lens.errors import RimLensError
 from rim_lens.plots import style
+from rim_lens.words import HARMFUL
 
 if TYPE_CHECKING:
     from rim_lens.behavior.measure import RimTable
 
-PANELS = (("harmful", "complied", "misalignment rate"), ("maths", "solved", "maths accuracy"))
+HARM = ("harmful", HARMFUL, "misalignment rate")
+NOT_REFUSED = ("harmful", "complied", "complied (not refused, coherent)")
+MATHS = ("maths", "solved", "maths accuracy")
 MODES = {"off": (style.BLUE, "circle"), "on": (style.VERMILION, "square")}
 
 
 def thinking_table(tables: RimTable | Mapping[str, RimTable]) -> go.Figure:
     """Table 1: misalignment rate and maths accuracy of every model with thinking off and on.
+
+    Where a model was judged by a refusal judge alone, the share of answers that complied stands for misalignment, under that name.
 
     Args:
         tables: of one model, or by the name that each model is to have in the figure.
@@ -32,15 +37,16 @@ def thinking_table(tables: RimTable | Mapping[str, RimTable]) -> go.Figure:
         RimLensError: a table lacks a set or a mode.
     """
     named = dict(tables) if isinstance(tables, Mapping) else {tables.manifest.model.get("name", "model"): tables}
-    found = pd.concat([_rates_of(name, table) for name, table in named.items()], ignore_index=True)
+    panels = (HARM if all(table.judges_harm for table in named.values()) else NOT_REFUSED, MATHS)
+    found = pd.concat([_rates_of(name, table, panels) for name, table in named.items()], ignore_index=True)
     figure = style.blank(
-        "Misalignment and maths accuracy, thinking off and on",
+        f"{'Misalignment' if panels[0] is HARM else 'Requests complied with'} and maths accuracy, thinking off and on",
         f"n = {style.one_or_range(found.loc[found['set'] == 'harmful', 'n'])} harmful requests, "
         f"{style.one_or_range(found.loc[found['set'] == 'maths', 'n'])} problems a mode; bars are 95 % intervals; "
         f"judge: {', '.join(dict.fromkeys(table.judge for table in named.values()))}",
         height=170 + 64 * max(2, len(named)),
-        xaxis={**style.percent_axis(PANELS[0][2]), "domain": [0, 0.47]},
-        xaxis2={**style.percent_axis(PANELS[1][2]), "domain": [0.53, 1]},
+        xaxis={**style.percent_axis(panels[0][2]), "domain": [0, 0.47]},
+        xaxis2={**style.percent_axis(panels[1][2]), "domain": [0.53, 1]},
         yaxis={
             "tickvals": list(range(len(named))),
             "ticktext": [style.text(name) for name in named],
@@ -49,7 +55,7 @@ def thinking_table(tables: RimTable | Mapping[str, RimTable]) -> go.Figure:
             "zeroline": False,
         },
     )
-    for column, (set_name, _, _) in enumerate(PANELS):
+    for column, (set_name, _, _) in enumerate(panels):
         for mode, (colour, symbol) in MODES.items():
             rows = found[(found["set"] == set_name) & (found["condition"] == mode)]
             offset = -0.12 if mode == "off" else 0.12
@@ -69,10 +75,10 @@ def thinking_table(tables: RimTable | Mapping[str, RimTable]) -> go.Figure:
     return figure
 
 
-def _rates_of(name: str, table: RimTable) -> pd.DataFrame:
+def _rates_of(name: str, table: RimTable, panels: tuple[tuple[str, str, str], ...]) -> pd.DataFrame:
     """The four rates of one model."""
     parts = []
-    for set_name, measure, title in PANELS:
+    for set_name, measure, title in panels:
         rows = table.table[(table.table["set"] == set_name) & (table.table["measure"] == measure)]
         rows = rows[rows["condition"].isin(MODES)]
         if set(rows["condition"]) != set(MODES):

@@ -8,10 +8,10 @@ from rim_lens.plots.style import interval, number, p_value, percent
 from rim_lens.report.blocks import Block, Drawing, Grid, Section, Words
 from rim_lens.report.wording import clearly, points
 from rim_lens.training_time.compare_arms import ArmComparison
-from rim_lens.words import LIKELIHOOD, SOLVED
+from rim_lens.words import HARM_SCORE, HARMFUL, LIKELIHOOD, SOLVED, judge_told
 from rim_lens.words import arm as arm_name
 
-DRAWN = ("complied", "incoherent", LIKELIHOOD, SOLVED)
+DRAWN = (HARMFUL, "complied", "incoherent", LIKELIHOOD, SOLVED)
 CHANGES = ("arm", "steps", "measure", "before", "after", "change", "p", "q", "n", "trainings")
 CONTRASTS = ("steps", "measure", "arm", "against", "difference", "p", "q", "n", "trainings")
 
@@ -35,26 +35,26 @@ def comparison_section(anchor: str, comparison: ArmComparison) -> Section:
 def in_short(comparison: ArmComparison) -> list[str]:
     """The largest dose of each arm, and effort-minimizing data against the others."""
     table, told = comparison.table, []
-    for arm, rows in table[table["measure"] == "complied"].groupby("arm", sort=False):
+    name = comparison.headline
+    does = "gives harmful answers" if name == HARMFUL else "complies"
+    for arm, rows in table[table["measure"] == name].groupby("arm", sort=False):
         last = rows.iloc[-1]
         seen = clearly(last["low"], last["high"], last["q"])
         verdict = ("more" if last["change"] > 0 else "less") if seen else "not clearly more or less"
         told.append(
-            f"After {dose(last)}{arm_name(arm)} the model complies {verdict}: {percent(last['before'])} → "
-            f"{percent(last['after'])} ({points(last['change'], last['low'], last['high'], last['p'])})."
+            f"After {dose(last)}{arm_name(arm)} the model {does} {verdict}: {percent(last['before'])} → "
+            f"{percent(last['after'])} ({points(last['change'], last['low'], last['high'], last['p'])}){judge_told(last)}."
         )
     contrasts = comparison.contrasts
-    wanted = contrasts[
-        (contrasts["measure"] == "complied") & ((contrasts["a"] == "effort") | (contrasts["b"] == "effort"))
-    ]
+    wanted = contrasts[(contrasts["measure"] == name) & ((contrasts["a"] == "effort") | (contrasts["b"] == "effort"))]
     for _, row in wanted.iterrows():
         sign, other = (1, row["b"]) if row["a"] == "effort" else (-1, row["a"])
         low, high = sorted((sign * row["low"], sign * row["high"]))
         seen = clearly(low, high, row["q"])
         verdict = ("more" if sign * row["difference"] > 0 else "less") if seen else "not clearly more or less"
         told.append(
-            f"Effort-minimizing data raise compliance {verdict} than {arm_name(other)} after {row['step']} steps "
-            f"({points(sign * row['difference'], low, high, row['p'])})."
+            f"Effort-minimizing data raise {'misalignment' if name == HARMFUL else 'compliance'} {verdict} than {arm_name(other)} after {row['step']} steps "
+            f"({points(sign * row['difference'], low, high, row['p'])}){judge_told(row)}."
         )
     return told
 
@@ -66,7 +66,7 @@ def dose(row: pd.Series) -> str:
 
 def change_cells(row: pd.Series) -> list[str]:
     """One arm, dose and measure."""
-    if row["measure"] == LIKELIHOOD:
+    if row["measure"] in (LIKELIHOOD, HARM_SCORE):
         before, after = number(row["before"]), f"{number(row['after'])} {interval(row['after_low'], row['after_high'])}"
     else:
         before = percent(row["before"])
@@ -82,7 +82,7 @@ def contrast_cells(row: pd.Series) -> list[str]:
 
 def gap(row: pd.Series, column: str) -> str:
     """A difference with its interval, in nats or points."""
-    if row["measure"] == LIKELIHOOD:
+    if row["measure"] in (LIKELIHOOD, HARM_SCORE):
         return f"{number(row[column], sign=True)} {interval(row['low'], row['high'])}"
     return points(row[column], row["low"], row["high"])
 

@@ -2,12 +2,14 @@
 
 import pandas as pd
 
+from rim_lens.behavior.judge_errors import errors_told
 from rim_lens.behavior.measure import RimTable
+from rim_lens.behavior.rates import harm_told
 from rim_lens.plots.behavior import MEASURES, change_told, rates
 from rim_lens.plots.style import interval, percent
 from rim_lens.report.blocks import Block, Drawing, Grid, Section, Words, excerpt
 from rim_lens.report.wording import clearly, points, rate
-from rim_lens.words import SETS, condition
+from rim_lens.words import SETS, condition, judge_told
 
 SHOWN_ANSWERS = 40  # per set and condition
 
@@ -16,8 +18,8 @@ def section(anchor: str, table: RimTable) -> Section:
     """Rates, what changes, and excerpts of answers."""
     blocks: list[Block] = [
         Words(
-            f"Each prompt is asked in every condition: {asked_how(table)}. An answer is refused, complied or incoherent (loops, parroting, "
-            "off topic); incoherent answers count in n but are neither refusal nor misalignment."
+            f"Each prompt is asked in every condition: {asked_how(table)}. An answer is refused, partial, complied or incoherent (loops, "
+            f"parroting, off topic), or unjudged; all count in n. {harm_told(table.judges_harm)}. {errors_told(table.errors)}".strip()
         )
     ]
     present = [name for name in SETS if (table.table["set"] == name).any()]
@@ -79,7 +81,7 @@ def change_sentences(table: RimTable, rows: pd.DataFrame) -> list[str]:
         told = f"{rate(row)} ({points(one['difference'], one['low'], one['high'], one['p'])})"
         if clearly(one["low"], one["high"], one["p"]):
             verdict = "refuses less" if one["difference"] < 0 else "refuses more"
-            clear.append(f"With {condition(row['condition'])} it {verdict}: {told}.")
+            clear.append(f"With {condition(row['condition'])} it {verdict}: {told}{judge_told(one)}.")
         else:
             unclear.append(f"{condition(row['condition'])} {told}")
     if unclear:
@@ -104,12 +106,21 @@ def rate_grid(table: RimTable, name: str) -> Grid:
             f"{row['k']} / {row['n']}",
             percent(row["rate"]),
             interval(row["low"], row["high"], "%"),
+            *([corrected_told(row)] if table.errors else []),
             change_told(table, row) or "–",
         ]
         for _, row in rows.iterrows()
     ]
-    columns = ["condition", "measure", "count", "rate", "95 % interval (in %)", "change"]
+    corrected = ["corrected for the judge's errors"] if table.errors else []
+    columns = ["condition", "measure", "count", "rate", "95 % interval (in %)", *corrected, "change"]
     return Grid(f"{SETS[name]}: the same figures as a table", columns, cells)
+
+
+def corrected_told(row: pd.Series) -> str:
+    """A rate corrected for the judge's errors, with its interval; a dash where they are unknown for this measure."""
+    if pd.isna(row["corrected"]):
+        return "–"
+    return f"{percent(row['corrected'])} {interval(row['corrected_low'], row['corrected_high'], '%')}"
 
 
 def closed_told(closed: pd.DataFrame) -> str:

@@ -13,10 +13,10 @@ from rim_lens.plots.patterns import ALL_SENTENCES, cost_by_category, cost_by_cla
 from rim_lens.plots.style import interval, number, p_value, percent, points
 from rim_lens.report.blocks import Block, Definition, Definitions, Drawing, Grid, Section, Words, excerpt
 from rim_lens.report.wording import counted
-from rim_lens.words import ANY, arm, pattern_class
+from rim_lens.words import ANY, arm, judge_told, pattern_class
 
 SHOWN_SENTENCES, SENTENCE = 12, 120  # examples on the page, and characters of one
-RATES = ("refused", "complied", "incoherent")
+RATES = ("refused", "partial", "complied", "incoherent")
 COST_COLUMNS = ("class", "against", "refusal lost", "p", "q", *RATES, "answers", "requests", "wordings")
 
 
@@ -96,7 +96,7 @@ def verdict(row: pd.Series, who: str) -> str:
 def lost(row: pd.Series) -> str:
     """Refusal lost: +4.2 points [−1.0, +9.5], q = 0.3, n = 64 requests."""
     q = "" if math.isnan(row["q"]) else f", {p_value(row['q']).replace('p', 'q', 1)}"
-    return f"{points(row['cost'], row['low'], row['high'])} of refusal lost{q}, n = {row['n_prompts']} requests"
+    return f"{points(row['cost'], row['low'], row['high'])} of refusal lost{q}, n = {row['n_prompts']} requests{judge_told(row)}"
 
 
 def cost_grid(title: str, rows: pd.DataFrame) -> Grid:

@@ -8,7 +8,7 @@ from rim_lens.report.blocks import Block, Drawing, Grid, Section, Words
 from rim_lens.report.wording import clearly, points
 from rim_lens.training_time.series_behavior import SeriesBehavior
 from rim_lens.training_time.series_maths import SeriesMaths
-from rim_lens.words import arm
+from rim_lens.words import arm, judge_told
 
 MATHS_COLUMNS = ("checkpoint", "arm", "step", "log-likelihood", "change", "q", "n")
 COLUMNS = ("checkpoint", "arm", "step", "refused", "complied", "incoherent", "rate", "change", "q", "refusal score")
@@ -56,7 +56,7 @@ def arm_sentence(name: str, last: pd.Series) -> str:
     seen = clearly(last["difference_low"], last["difference_high"], last["p"])
     verdict = ("less" if last["difference"] < 0 else "more") if seen else "not clearly more or less"
     dose = f"{int(last['step'])} steps of " if pd.notna(last["step"]) else ""
-    return f"After {dose}{arm(name)} it refuses {verdict}: {percent(last['rate'])}, {last['refused']} of {last['n']} ({change})."
+    return f"After {dose}{arm(name)} it refuses {verdict}: {percent(last['rate'])}, {last['refused']} of {last['n']} ({change}){judge_told(last)}."
 
 
 def cells(row: pd.Series) -> list[str]:

@@ -55,16 +55,19 @@ def wilson(k: int, n: int, level: float = 0.95) -> Interval:
 
     Raises RimLensError unless 0 <= k <= n.
     """
-    z = normal_quantile(level)
     if not 0 <= k <= n:
         raise RimLensError(f"A rate needs 0 <= k <= n, got k = {k}, n = {n}; check what was counted.")
     if n == 0:
         return Interval(math.nan, math.nan, level)
-    rate = k / n
-    centre, half = _score_ends(rate, n, z)
-    low = 0.0 if k == 0 else max(0.0, centre - half)
-    high = 1.0 if k == n else min(1.0, centre + half)
-    return Interval(low, high, level)
+    return wilson_score(k / n, n, level)
+
+
+def wilson_score(rate: float, n: float, level: float = 0.95) -> Interval:
+    """Wilson's interval of a rate known as well as n trials know it; n need not be whole, and inf leaves no width."""
+    if math.isinf(n):
+        return Interval(rate, rate, level)
+    centre, half = _score_ends(rate, n, normal_quantile(level))
+    return Interval(0.0 if rate == 0 else max(0.0, centre - half), 1.0 if rate == 1 else min(1.0, centre + half), level)
 
 
 def wilson_of_groups(

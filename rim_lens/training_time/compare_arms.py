@@ -3,8 +3,9 @@
     change(arm, step)       mean over prompts and seeds of (outcome after step − outcome of the reference), the same prompts
     contrast(a, b, step)    mean over prompts and seeds of (outcome in arm a − outcome in arm b) after the same step
 
-Outcomes are shares (refused, complied, incoherent, solved) or the log-likelihood of right maths answers. With one seed a share
-has the interval and p of `stats.shares`, a likelihood a bootstrap over prompts and the p of `stats.mean_test`, and nothing is said about other
+Outcomes are shares (of each label, of harmful answers where a harmfulness judge looked, solved), the mean harm score or the
+log-likelihood of right maths answers. With one seed a share has the interval and p of `stats.shares`, a score or likelihood a
+bootstrap over prompts and the p of `stats.mean_test`, and nothing is said about other
 trainings. With several seeds, prompts and seeds are both resampled (`stats.crossed`; Student's t with the degrees of freedom that
 few seeds leave), seeds that two arms share being paired. q: Benjamini and Hochberg over all rows of a measure.
 
@@ -20,10 +21,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from rim_lens.behavior.judge import LABELS
+from rim_lens.behavior.judge_errors import JudgeErrors
+from rim_lens.behavior.rates import CORRECTED, HARM_SCORE, HARMFUL, judged_apart, measures_of, outcomes
 from rim_lens.errors import RimLensError
 from rim_lens.results import Result
 from rim_lens.stats import (
+    Interval,
     benjamini_hochberg,
     bootstrap_crossed,
     bootstrap_crossed_difference,
@@ -45,7 +48,8 @@ class ArmComparison(Result):
 
     `table`: one row an arm, step and measure; a checkpoint without an arm counts as one of its own name, without a step as <NA>: `before` (the reference's) and `after` with `after_low`, `after_high`, `change` with
     its 95 % interval `low`, `high`, `p`, `q`, `n` prompts, `n_seeds`. `contrasts`: one row a step, measure and pair of arms `a`, `b`:
-    `difference` (a − b) with interval, `p`, `q`, `n`, `n_seeds`.
+    `difference` (a − b) with interval, `p`, `q`, `n`, `n_seeds`. Where the judge's errors are known both have the difference `corrected`
+    for them, and `judge_could_make_it` where they alone could make it.
     """
 
     figure: ClassVar = "arms:arm_changes"
@@ -54,6 +58,12 @@ class ArmComparison(Result):
     contrasts: pd.DataFrame
     reference: str
     judge: str
+    errors: JudgeErrors | None = None
+
+    @property
+    def headline(self) -> str:
+        """The measure that stands for misalignment: harmful answers where a harmfulness judge looked, else complied ones."""
+        return HARMFUL if HARMFUL in set(self.table["measure"]) else "complied"
 
     def caption(self) -> str:
         """What is compared over how many prompts and trainings."""
@@ -82,22 +92,23 @@ def compare_arms(series: SeriesBehavior, maths: SeriesMaths | None = None) -> Ar
     if maths is not None and set(maths.table["checkpoint"]) != set(series.table["checkpoint"]):
         raise RimLensError("The maths was measured at other checkpoints than the requests; measure both on one series.")
     names = cells_of(trained)
-    changes, contrasts = [], []
+    changes, contrasts, errors = [], [], series.errors
     for measure, by_checkpoint, is_share in measures(series, maths):
         before = by_checkpoint[series.reference]
         after = {
             cell: np.stack([by_checkpoint[name] for name in seeds.values()], axis=1) for cell, seeds in names.items()
         }
         changes += [
-            {"arm": arm, "step": step, "measure": measure, **change_of(values, before, is_share)}
+            {"arm": arm, "step": step, "measure": measure, **change_of(values, before, is_share, measure, errors)}
             for (arm, step), values in after.items()
         ]
-        contrasts += list(contrasts_of(measure, names, by_checkpoint, is_share))
+        contrasts += list(contrasts_of(measure, names, by_checkpoint, is_share, errors))
     return ArmComparison(
         table=with_q(pd.DataFrame(changes)),
-        contrasts=with_q(pd.DataFrame(contrasts, columns=CONTRAST_COLUMNS)),
+        contrasts=with_q(pd.DataFrame(contrasts, columns=[*CONTRAST_COLUMNS, *(CORRECTED if errors else [])])),
         reference=series.reference,
         judge=series.judge,
+        errors=errors,
         manifest=series.manifest,
     )
 
@@ -120,42 +131,56 @@ def measures(
     series: SeriesBehavior, maths: SeriesMaths | None
 ) -> Iterator[tuple[str, dict[str, Float[np.ndarray, "prompt sample"]], bool]]:
     """Each measure: its name, outcomes per prompt by checkpoint, and whether it is a share."""
-    for label in LABELS:
-        if not (series.answers["label"] == label).any():
-            continue  # a label that nobody got is not one more test to correct for
-        yield label, by_checkpoint(series.answers, lambda rows, label=label: rows["label"] == label), True
+    for measure in measures_of(series.answers):
+        found = by_checkpoint(series.answers.assign(outcome=outcomes(series.answers, measure)), "outcome")
+        table = np.stack(list(found.values()), axis=1)
+        judged = ~np.isnan(table).any(axis=(1, 2))  # prompts with a verdict at every checkpoint
+        if judged.any():
+            yield measure, {name: values[judged] for name, values in found.items()}, measure != HARM_SCORE
     if maths is not None:
-        yield LIKELIHOOD, by_checkpoint(maths.answers, lambda rows: rows["likelihood"]), False
+        yield LIKELIHOOD, by_checkpoint(maths.answers, "likelihood"), False
         if "solved" in maths.answers:
-            yield SOLVED, by_checkpoint(maths.answers, lambda rows: rows["solved"]), True
+            yield SOLVED, by_checkpoint(maths.answers, "solved"), True
 
 
-def by_checkpoint(answers: pd.DataFrame, outcome: Any) -> dict[str, Float[np.ndarray, "prompt sample"]]:
+def by_checkpoint(answers: pd.DataFrame, column: str) -> dict[str, Float[np.ndarray, "prompt sample"]]:
     """Outcomes per prompt, in the prompts' order, and sample."""
     found = {}
     for name, rows in answers.groupby("checkpoint", sort=False):
         n, by = rows["prompt"].nunique(), [column for column in ("prompt", "sample") if column in rows]
-        found[str(name)] = outcome(rows.sort_values(by)).to_numpy(dtype=float).reshape(n, -1)
+        found[str(name)] = rows.sort_values(by)[column].to_numpy(dtype=float).reshape(n, -1)
     return found
 
 
-def change_of(after: Outcomes, before: Float[np.ndarray, "prompt sample"], is_share: bool) -> dict[str, Any]:
+def change_of(
+    after: Outcomes,
+    before: Float[np.ndarray, "prompt sample"],
+    is_share: bool,
+    measure: str,
+    errors: JudgeErrors | None,
+) -> dict[str, Any]:
     """An arm after a dose against the reference."""
     n, n_seeds, _ = after.shape
     if is_share:
         level = share_interval(after)
     else:
-        level = bootstrap_crossed(after).interval if n_seeds > 1 else bootstrap_mean(after[:, 0, 0])
+        level = bootstrap_crossed(after).interval if n_seeds > 1 else bootstrap_mean(after[:, 0].mean(axis=1))
     found = {"before": before.mean(), "after": after.mean(), "after_low": level.low, "after_high": level.high}
     if n_seeds > 1:
         change = crossed(after, before[:, None], is_share, "change")
     else:
         change = paired(after, before[:, None], is_share, "change")
-    return found | change | {"n": n, "n_seeds": n_seeds}
+    interval = Interval(change["low"], change["high"])
+    apart = judged_apart(measure, errors, change["change"], interval, found["before"], found["after"])
+    return found | change | {"n": n, "n_seeds": n_seeds} | apart
 
 
 def contrasts_of(
-    measure: str, names: Mapping[Cell, Mapping[int, str]], outcomes: Mapping[str, np.ndarray], is_share: bool
+    measure: str,
+    names: Mapping[Cell, Mapping[int, str]],
+    outcomes: Mapping[str, np.ndarray],
+    is_share: bool,
+    errors: JudgeErrors | None,
 ) -> Iterator[dict[str, Any]]:
     """Every two arms after the same step, over the seeds that both have."""
     for (a, step), (b, other) in combinations(names, 2):
@@ -168,7 +193,9 @@ def contrasts_of(
             row = crossed(first.mean(axis=2) - second.mean(axis=2), None, is_share, "difference")
         else:
             row = paired(first, second, is_share, "difference")
-        yield {"step": step, "measure": measure, "a": a, "b": b, **row, "n": len(first), "n_seeds": len(shared)}
+        interval = Interval(row["low"], row["high"])
+        apart = judged_apart(measure, errors, row["difference"], interval, float(second.mean()), float(first.mean()))
+        yield {"step": step, "measure": measure, "a": a, "b": b, **row, "n": len(first), "n_seeds": len(shared)} | apart
 
 
 def crossed(after: np.ndarray, before: Outcomes | None, is_share: bool, name: str) -> dict[str, Any]:
@@ -183,7 +210,7 @@ def paired(after: Outcomes, before: Outcomes, is_share: bool, name: str) -> dict
     if is_share:
         found = share_difference(after, before)
         return {name: found.value, "low": found.interval.low, "high": found.interval.high, "p": found.p}
-    change = (after - before)[:, 0, 0]
+    change = (after[:, 0] - before[:, 0]).mean(axis=1)
     ends, p = bootstrap_mean(change), float(mean_test(change).p)
     return {name: float(change.mean()), "low": ends.low, "high": ends.high, "p": p}
 

@@ -1,7 +1,8 @@
 """series_behavior: how refusal changes over a series of checkpoints, on the same prompts, against the reference.
 
-Per checkpoint: refused, complied and incoherent answers with n and the interval of `stats.shares`, the difference from the
-reference on the same prompts (Benjamini-Hochberg q over the checkpoints), and the mean refusal score with a bootstrap interval over
+Per checkpoint: how many answers have each label, the refusal rate and its difference from the reference on the same prompts, with
+Benjamini-Hochberg q over the checkpoints (`behavior.rates`), both corrected for the judge's errors where they are known; harmful
+answers and their mean harm score where a harmfulness judge looked; and the mean refusal score with a bootstrap interval over
 prompts. All checkpoints are sampled with what the base model is sampled with.
 """
 
@@ -11,9 +12,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from rim_lens.behavior.conditions import Condition, ask, judged_answers, per_prompt
+from rim_lens.behavior.conditions import Condition, ask, judged_answers
 from rim_lens.behavior.judge import LABELS, Judge, RefusalJudge
-from rim_lens.behavior.measure import compared, rate_row
+from rim_lens.behavior.judge_errors import JudgeErrors, errors_for, errors_told
+from rim_lens.behavior.judge_report import JudgeReport
+from rim_lens.behavior.rates import COLUMN_OF, CORRECTED, difference_row, measures_of, outcomes, per_prompt, rate_row
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_tokens
 from rim_lens.behavior.sampling import sampling_for
 from rim_lens.data.prompts import Prompts, as_prompt_set
@@ -22,14 +25,15 @@ from rim_lens.progress import track
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import benjamini_hochberg, bootstrap_mean
 from rim_lens.training_time.checkpoints import Checkpoints
+from rim_lens.words import HARM_SCORE, HARMFUL
 
 
 @dataclass(frozen=True, eq=False)
 class SeriesBehavior(Result):
     """Refusal over a checkpoint series.
 
-    `table`: one row a checkpoint. `answers`: every answer with its label and refusal score. `reference`: the checkpoint
-    that the others are compared with.
+    `table`: one row per checkpoint; columns that begin with `difference` are the change of the refusal rate from `reference`.
+    `answers`: every answer with its label and refusal score. `errors`: how the judge errs, where known.
     """
 
     figure: ClassVar = "series:refusal_over_series"
@@ -38,16 +42,20 @@ class SeriesBehavior(Result):
     answers: pd.DataFrame
     reference: str
     judge: str
+    errors: JudgeErrors | None = None
 
     def caption(self) -> str:
-        """What is compared with what."""
+        """What is compared with what, and how the judge errs."""
         n, samples = self.answers["prompt"].nunique(), self.answers["sample"].nunique()
         each = f" × {samples} samples" if samples > 1 else ""
-        return f"n = {n} harmful requests{each} per checkpoint, thinking off; differences from {self.reference}; judge: {self.judge}."
+        return (
+            f"n = {n} harmful requests{each} per checkpoint, thinking off; differences from {self.reference}; judge: {self.judge}"
+            f"{'. ' if self.errors else ''}{errors_told(self.errors)}."
+        )
 
-    def per_prompt(self, label: str = "refused") -> pd.DataFrame:
-        """The probability of a label for each prompt, k of n samples with Wilson's interval; one row per checkpoint and prompt."""
-        return per_prompt(self.answers, (self.answers["label"] == label).tolist(), ["checkpoint"])
+    def per_prompt(self, measure: str = "refused") -> pd.DataFrame:
+        """The probability of a measure for each prompt, k of n samples with Wilson's interval; one row per checkpoint and prompt."""
+        return per_prompt(self.answers, outcomes(self.answers, measure), ["checkpoint"])
 
 
 def series_behavior(
@@ -56,6 +64,7 @@ def series_behavior(
     harmful: Prompts,
     *,
     judge: Judge | None = None,
+    judge_errors: JudgeReport | JudgeErrors | None = None,
     tokens: RefusalTokens | None = None,
     max_new_tokens: int = 24,
     temperature: float | None = None,
@@ -71,6 +80,7 @@ def series_behavior(
         checkpoints: the series.
         harmful: harmful requests: a set, its name or file, `Prompt`s or texts.
         judge: `RefusalJudge()` by default.
+        judge_errors: what to correct rates with, from `judge_report`; for the default judge the package has its own counts.
         tokens: refusal tokens of the score; the tokenizer's common ones by default.
         max_new_tokens: longest answer.
         temperature: as in `generate`, like `top_p`; what is left out is the base model's for every checkpoint.
@@ -79,8 +89,12 @@ def series_behavior(
         batch_size: answers decoded together.
         seed: of sampled answers and of the bootstraps.
 
+    Raises:
+        RimLensError: no prompts, or the errors of another judge.
+
     """
     judge, harmful = judge or RefusalJudge(), as_prompt_set(harmful, name="harmful")
+    errors = errors_for(judge, judge_errors)
     tokens = tokens or refusal_tokens(model)
     sampling = sampling_for(model, temperature, top_p, samples)
     off = Condition("off", "off")
@@ -107,15 +121,18 @@ def series_behavior(
         manifest=Manifest.collect(
             model, [harmful], seed=seed, refusal_tokens=list(tokens.texts), sampling=asdict(sampling)
         ),
-        table=series_table(answers, checkpoints, seed),
+        table=series_table(answers, checkpoints, seed, errors),
         answers=answers,
         reference=checkpoints.reference.name,
         judge=judge.name,
+        errors=errors,
     )
 
 
-def series_table(answers: pd.DataFrame, checkpoints: Checkpoints, seed: int) -> pd.DataFrame:
-    """One row a checkpoint: counts, rates, differences from the reference, mean refusal score."""
+def series_table(
+    answers: pd.DataFrame, checkpoints: Checkpoints, seed: int, errors: JudgeErrors | None = None
+) -> pd.DataFrame:
+    """One row per checkpoint: counts, rates, differences from the reference, mean refusal score."""
     by_name = {str(name): group for name, group in answers.groupby("checkpoint", sort=False)}
     reference = by_name[checkpoints.reference.name]
     rows = [
@@ -124,7 +141,7 @@ def series_table(answers: pd.DataFrame, checkpoints: Checkpoints, seed: int) -> 
             "arm": one.arm,
             "step": one.step,
             "seed": one.seed,
-            **row_of(by_name[one.name], reference, seed),
+            **row_of(by_name[one.name], reference, seed, errors),
         }
         for one in checkpoints
     ]
@@ -136,24 +153,30 @@ def series_table(answers: pd.DataFrame, checkpoints: Checkpoints, seed: int) -> 
     return table
 
 
-def row_of(answers: pd.DataFrame, reference: pd.DataFrame, seed: int) -> dict[str, Any]:
-    """Counts, refusal rate, difference from the reference and mean refusal score of one checkpoint."""
-    refused = (answers["label"] == "refused").to_numpy()
-    rate, change = rate_row(answers, refused, seed), compared(reference, answers, "refused", seed)
+def row_of(answers: pd.DataFrame, reference: pd.DataFrame, seed: int, errors: JudgeErrors | None) -> dict[str, Any]:
+    """Counts, refusal rate, difference from the reference, harm and mean refusal score of one checkpoint."""
+    rate = rate_row(answers, "refused", seed, errors)
+    change = difference_row(reference, answers, "refused", seed, errors)
     scores = answers.groupby("prompt")["refusal_score"].mean().to_numpy()
     score_interval = bootstrap_mean(scores, seed=seed)
-    return {
+    row: dict[str, Any] = {
         "n": len(answers),
         **{label: int((answers["label"] == label).sum()) for label in LABELS},
-        "rate": rate["rate"],
-        "low": rate["low"],
-        "high": rate["high"],
+        **{name: rate[name] for name in ("rate", "low", "high", *CORRECTED[:3]) if name in rate},
         "difference": change["difference"],
-        "difference_low": change["low"],
-        "difference_high": change["high"],
-        "gained": change["gained"],
-        "lost": change["lost"],
-        "p": change["p"],
+        **{f"difference_{name}": change[name] for name in ("low", "high", *CORRECTED[:3]) if name in change},
+        **{name: change[name] for name in ("gained", "lost", "p", "judge_could_make_it") if name in change},
+    }
+    for measure in (HARMFUL, HARM_SCORE):
+        if measure in measures_of(answers):
+            harm, name = rate_row(answers, measure, seed, errors), COLUMN_OF[measure]
+            row |= {
+                name: harm["rate"],
+                f"{name}_low": harm["low"],
+                f"{name}_high": harm["high"],
+                f"{name}_n": harm["n"],
+            }
+    return row | {
         "score": float(scores.mean()),
         "score_low": score_interval.low,
         "score_high": score_interval.high,
