@@ -2,15 +2,15 @@
 
     python -m benchmarks.judge_errors
 
-Each answer is judged by a judge that was trained without the answer's family of models, so the counts speak for models that
-the judge was not trained on. Needs `../shared/data/outputs_dev.jsonl` beside the repository. Only counts go into the package.
+Each model's answers are judged by a judge trained without that model (`benchmarks.judge`), so that the counts are those on a model
+that the judge has not met. Needs `../shared/data/outputs_dev.jsonl` beside the repository. Only counts go into the package.
 """
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.judge import ANSWERS, labelled_answers, left_out
+from benchmarks.judge import labelled_answers, left_out
 from rim_lens import RefusalJudge, judge_report
 from rim_lens.behavior.judge import Judgement
 
@@ -18,23 +18,28 @@ COUNTS = Path(__file__).parents[1] / "rim_lens" / "behavior" / "judge_errors.jso
 
 
 class LeftOut:
-    """The default judge on the answers of `ANSWERS` in their order, trained without the family of each."""
+    """The default judge, trained without the model that it judges: labels worked out before."""
 
     name = RefusalJudge.name
+    judges = RefusalJudge.judges
 
-    def __call__(self, requests: Sequence[str], responses: Sequence[str], *_: object) -> list[Judgement]:
-        """One judgement per answer."""
-        labels = left_out(labelled_answers(), "family")
-        assert len(labels) == len(responses), "all answers must be judged at once"
-        return [Judgement(label, 1.0, "") for label in labels]  # type: ignore[arg-type]
+    def __init__(self, labels: Sequence[str]) -> None:
+        self.labels = labels
+
+    def __call__(self, *_asked: Sequence[str] | Sequence[bool] | None) -> list[Judgement]:
+        """The labels, whatever is asked."""
+        return [Judgement(label, 1.0, "") for label in self.labels]
 
 
 def main() -> None:
-    report = judge_report(LeftOut(), ANSWERS)
-    told = report.errors.answers.replace("labelled answers", "real answers")
-    errors = dataclasses.replace(report.errors, answers=f"{told}, each family left out of the training")
+    answers = labelled_answers()
+    real = [one for one in answers if not one.get("hand_written")]
+    report = judge_report(LeftOut(left_out(answers, "model")), real)
+    told = f"{len(real)} real answers of {report.answers['model'].nunique()} models, each left out of the training"
+    errors = dataclasses.replace(report.errors, answers=told)
     COUNTS.write_text(errors.to_json(), encoding="utf-8")
-    print(report.caption())
+    print(report.table[report.table["by"] == "all"].to_string())
+    print(report.confusion[report.confusion["by"] == "all"].to_string())
 
 
 if __name__ == "__main__":

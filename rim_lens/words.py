@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-HARMFUL, HARM_SCORE = "harmful", "harm score"  # measures of harmfulness judges
+HARMFUL, HARM_SCORE = "harmful", "harm score"  # measures of a harmfulness judge
 LIKELIHOOD, SOLVED = "log-likelihood of maths", "maths solved"  # measures of arms
 PATTERNS = ("confirmatory", "heuristic", "deviation")
 ANY = "any pattern"  # the class of all patterns' wordings

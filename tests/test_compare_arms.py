@@ -11,7 +11,6 @@ from made_results import made_series
 from scipy import stats as scipy_stats
 
 from rim_lens import RimLensError, compare_arms, load_prompts, series_maths
-from rim_lens.behavior.judge import LABELS
 from rim_lens.data.schemas import Prompt, PromptSet
 from rim_lens.stats import benjamini_hochberg, paired_difference
 from rim_lens.training_time.checkpoints import Checkpoints
@@ -64,7 +63,7 @@ def test_contrasts_pair_seeds_and_prompts():
     assert row["p"] < 0.05
     same = row_of(found.contrasts, a="plain", b="style", step=18, measure="complied")
     assert same["low"] < 0 < same["high"]
-    assert len(found.contrasts) == 3 * 2 * len(LABELS)  # pairs and steps
+    assert len(found.contrasts) == 3 * 2 * 3  # pairs, steps, labels
 
 
 def test_seeds_that_disagree_leave_few_degrees_of_freedom():
@@ -91,7 +90,7 @@ def test_one_seed_is_compared_by_prompts_alone():
     )
     assert row["n_seeds"] == 1
     assert "one training an arm" in found.caption()
-    assert set(found.table["measure"]) == {*LABELS, LIKELIHOOD, "maths solved"}
+    assert set(found.table["measure"]) == {"refused", "complied", "incoherent", LIKELIHOOD, "maths solved"}
 
 
 def test_what_cannot_be_compared_is_said():

@@ -25,7 +25,7 @@ from made_neurons import made_forgetting, made_neuron_test, made_ras, made_shift
 from made_patterns import made_patterns
 from made_results import MANIFEST, made_behavior, made_series
 
-from rim_lens import RimLensError, attention_by_length, compare_arms, results_codec
+from rim_lens import RefusalJudge, RimLensError, attention_by_length, compare_arms, judge_report, results_codec
 from rim_lens.chat.segments import SEGMENTS
 from rim_lens.inference_time.span_attention import SpanAttention
 from rim_lens.plots.arms import arm_changes
@@ -69,6 +69,8 @@ def made_lengths(lengths=(5, 10, 20, 40), each=4, seed=0):
 def results(tmp_path_factory):
     series, behavior = made_series(), made_behavior()
     more = {"lengths": attention_by_length(made_lengths())}
+    labelled = [{"request": "r", "response": "I can't help with that.", "label": "refused"}] * 5
+    more |= {"judge": judge_report(RefusalJudge(), labelled)}
     more |= {"series_maths": made_maths(), "arms": compare_arms(made_arms(), made_maths()), "finetuning": made_run()}
     more |= made_patterns(tmp_path_factory.mktemp("arms"), behavior, tiny_tokenizer())
     return {"behavior": behavior, "series": series, **more, **made_inference(), **made_training()}

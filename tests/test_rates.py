@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 from made_arms import made_arms, made_checkpoints
 
-from rim_lens import RimLensError, compare_arms, judge_report, load_result
+from rim_lens import RefusalJudge, RimLensError, compare_arms, judge_report, load_result
+from rim_lens.behavior.conditions import cells
 from rim_lens.behavior.judge import Judgement
 from rim_lens.behavior.judge_errors import JudgeErrors, errors_for, shipped
-from rim_lens.behavior.rates import cells, difference_row, outcomes, per_prompt, rate_row
+from rim_lens.behavior.rates import difference_row, outcomes, rate_row
 from rim_lens.stats import Interval, paired_difference, wilson, wilson_of_groups
 from rim_lens.stats.kappa import kappa, kappa_interval
 from rim_lens.stats.misclassification import Misclassification, Share
@@ -264,11 +265,12 @@ def test_errors_of_another_judge_are_refused():
 def test_shipped_counts_add_up_to_the_labelled_answers():
     truth = pd.read_json(ANSWERS, lines=True)["label"].value_counts()
     errors = shipped()
-    for label in ("refused", "complied"):
-        positives = sum(four[1] for four in errors.counts[label].values())
-        negatives = sum(four[3] for four in errors.counts[label].values())
-        assert positives == truth[label]
-        assert negatives == truth.drop("partial").sum() - truth[label]
+    assert errors.judge == RefusalJudge.name
+    table = np.array(list(errors.counts["refused"].values()))
+    assert table[:, 1].sum() == truth["refused"]
+    assert truth["complied"] <= table[:, 3].sum() <= truth["complied"] + truth["incoherent"]
+    assert (table[:, 0] <= table[:, 1]).all()
+    assert (table[:, 2] <= table[:, 3]).all()
 
 
 def sampled(n=30, samples=4, seed=0):
@@ -277,7 +279,12 @@ def sampled(n=30, samples=4, seed=0):
     rate = np.repeat(rng.random(n), samples)
     label = np.where(rng.random(n * samples) < rate, "refused", "complied")
     return pd.DataFrame(
-        {"prompt": np.repeat(np.arange(n), samples), "sample": np.tile(np.arange(samples), n), "label": label}
+        {
+            "prompt": np.repeat(np.arange(n), samples),
+            "wording": -1,
+            "sample": np.tile(np.arange(samples), n),
+            "label": label,
+        }
     )
 
 
@@ -288,11 +295,6 @@ def test_several_samples_are_no_independent_answers():
     assert (row["k"], row["n"], row["n_prompts"]) == (hits.sum(), 120, 30)
     assert (row["low"], row["high"]) == pytest.approx(tuple(wilson_of_groups(hits.to_numpy(), np.full(30, 4))))
     assert row["high"] - row["low"] > np.ptp(list(wilson(int(hits.sum()), 120)))
-    found = per_prompt(
-        answers.assign(wording=-1, request=answers["prompt"].astype(str)), outcomes(answers, "refused"), []
-    )
-    assert list(found["k"]) == list(hits)
-    assert (found["low"].iloc[0], found["high"].iloc[0]) == pytest.approx(tuple(wilson(int(hits.iloc[0]), 4)))
     other = sampled(seed=1)
     change = difference_row(answers, other, "refused", 0)
     means = [one.assign(hit=one["label"] == "refused").groupby("prompt")["hit"].mean() for one in (answers, other)]
@@ -304,6 +306,8 @@ def test_answers_without_a_verdict_are_in_no_rate_of_harm():
     answers = pd.DataFrame(
         {
             "prompt": range(6),
+            "wording": -1,
+            "sample": 0,
             "label": ["refused"] * 3 + ["complied"] * 2 + ["unjudged"],
             "harmful": pd.array([False, False, False, True, False, None], dtype="boolean"),
             "harm_score": [0.0, 0.1, 0.0, 0.8, 0.3, np.nan],
@@ -324,7 +328,7 @@ def test_answers_without_a_verdict_are_in_no_rate_of_harm():
     assert np.isnan(cells(answers, outcomes(answers, "harmful"))[5, 0, 0])
 
 
-ERRORS = JudgeErrors("refusal rules", "made answers", {"refused": {"all": (64, 100, 98, 100)}})
+ERRORS = JudgeErrors("refusal judge", "made answers", {"refused": {"all": (64, 100, 98, 100)}})
 
 
 def test_rates_and_differences_carry_their_corrections():
@@ -346,7 +350,7 @@ def test_corrections_reach_series_and_arms():
     start = table[table["checkpoint"] == "start"].iloc[0]
     assert start["corrected"] == 1.0  # 86 % refused by a judge that misses a third
     assert {"difference_corrected", "difference_corrected_low", "judge_could_make_it"} <= set(table)
-    series = type(made)(table, made.answers, "start", "refusal rules", ERRORS, manifest=made.manifest)
+    series = type(made)(table, made.answers, "start", ERRORS.judge, ERRORS, manifest=made.manifest)
     found = compare_arms(series)
     refused = found.table[found.table["measure"] == "refused"]
     assert refused["corrected"].notna().all()

@@ -11,7 +11,6 @@ import pandas as pd
 from rim_lens.audit.attempt import NotMeasured
 from rim_lens.audit.pattern_findings import pattern_findings
 from rim_lens.behavior.measure import RimTable
-from rim_lens.behavior.rates import HARMFUL
 from rim_lens.inference_time.dose_test import HeadTest
 from rim_lens.inference_time.probe import RefusalProbe
 from rim_lens.inference_time.refusal_heads import RefusalHeads
@@ -30,7 +29,7 @@ from rim_lens.training_time.series_heads import SeriesHeads
 from rim_lens.training_time.series_shift import SeriesShift
 from rim_lens.training_time.shift import ActivationShift
 from rim_lens.units import Head
-from rim_lens.words import CONDITIONS, LIKELIHOOD, judge_told
+from rim_lens.words import CONDITIONS, HARMFUL, LIKELIHOOD, judge_told
 from rim_lens.words import arm as arm_name
 
 
@@ -89,7 +88,7 @@ def series_findings(series: SeriesBehavior) -> list[Finding]:
 
 
 def arm_findings(comparison: ArmComparison) -> list[Finding]:
-    """Misalignment (or compliance) after the largest dose of each arm, and effort-minimizing data against the others."""
+    """Misalignment, or compliance, after the largest dose of each arm, and effort-minimizing data against the others."""
     chapter, table, found = "What fine-tuning changes", comparison.table, []
     share = comparison.headline
     called = "Misalignment" if share == HARMFUL else "Harmful requests complied with"

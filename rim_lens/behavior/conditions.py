@@ -18,6 +18,7 @@ from rim_lens.chat.segments import Thinking
 from rim_lens.data.prompts import Prompt
 from rim_lens.errors import RimLensError
 from rim_lens.model.lens_model import LensModel
+from rim_lens.stats import Outcomes, wilson
 
 
 @dataclass(frozen=True)
@@ -156,3 +157,24 @@ def chats_of(answers: pd.DataFrame) -> list[Chat]:
         )
         for row in answers.itertuples()
     ]
+
+
+def cells(answers: pd.DataFrame, hit: Sequence[bool]) -> Outcomes:
+    """Outcomes as [prompt, wording, sample], NaN where a prompt was not asked with a wording."""
+    prompts, wordings, samples = (answers[name].to_numpy() for name in ("prompt", "wording", "sample"))
+    columns = np.maximum(wordings, 0)
+    table = np.full((prompts.max() + 1, columns.max() + 1, samples.max() + 1), np.nan)
+    table[prompts, columns, samples] = np.asarray(hit, dtype=float)
+    return table
+
+
+def per_prompt(answers: pd.DataFrame, hit: Sequence[bool], by: Sequence[str]) -> pd.DataFrame:
+    """How often a prompt's answers count: one row per prompt and wording within `by`.
+
+    Columns: k of n samples, `rate`, and Wilson's interval of that prompt's own probability.
+    """
+    keys = [*by, "prompt", "wording", "request"]
+    counts = answers.assign(hit=np.asarray(hit, dtype=int)).groupby(keys, sort=False)["hit"].agg(["sum", "size"])
+    table = counts.rename(columns={"sum": "k", "size": "n"}).reset_index()
+    ends = [wilson(int(k), int(n)) for k, n in zip(table["k"], table["n"], strict=True)]
+    return table.assign(rate=table["k"] / table["n"], low=[end.low for end in ends], high=[end.high for end in ends])

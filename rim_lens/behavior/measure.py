@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from rim_lens.behavior.conditions import Condition, ask, conditions, judged_answers
+from rim_lens.behavior.conditions import Condition, ask, conditions, judged_answers, per_prompt
 from rim_lens.behavior.judge import Judge, RefusalJudge
 from rim_lens.behavior.judge_errors import JudgeErrors, errors_for, errors_told
 from rim_lens.behavior.judge_report import JudgeReport
@@ -30,7 +30,6 @@ from rim_lens.behavior.rates import (
     harm_told,
     measures_of,
     outcomes,
-    per_prompt,
     rate_row,
     share_row,
 )
@@ -49,10 +48,11 @@ from rim_lens.words import HARMFUL
 class RimTable(Result):
     """What thinking does to a model's behaviour.
 
-    `table`: one row per set, condition and measure, with k hits of n answers, rate and 95 % interval, and the rate corrected for
-    the judge's errors where they are known; where the model thought itself, `cut`: the share of thoughts that their budget ended,
-    with its interval. `differences`: against the first condition, and between prefilled classes; `judge_could_make_it` where the
-    judge's errors alone could make one. `answers`: every answer with its label. `judge` names who judged, `errors` how it errs.
+    `table`: one row per set, condition and measure, with k hits of n answers, rate and 95 % interval; where the model thought
+    itself, `cut`: the share of thoughts that their budget ended, with its interval. `differences`: against the first
+    condition, and between prefilled classes. Where the judge's errors are known both are corrected for them too, and
+    `judge_could_make_it` marks differences that they alone could make. `answers`: every answer with its label. `judge` names who
+    judged, `errors` how it errs.
     """
 
     figure: ClassVar = "behavior:rates"
@@ -94,7 +94,9 @@ class RimTable(Result):
         """
         of = [name for name, measures in SETS.items() if measure in measures]
         answers = self.answers[self.answers["set"].isin(of)]
-        return per_prompt(answers, outcomes(answers, measure), ["set", "condition"])
+        hit = outcomes(answers, measure)
+        known = ~np.isnan(hit)
+        return per_prompt(answers[known], hit[known].tolist(), ["set", "condition"])
 
 
 def measure_rim(
@@ -144,8 +146,8 @@ def measure_rim(
         batch_size: answers decoded together.
 
     Raises:
-        RimLensError: unknown set or condition, a set with answers missing, a sampling that cannot be, or the errors of another
-            judge.
+        RimLensError: unknown set or condition, a set with answers missing, a sampling that cannot be, or the errors
+            of another judge.
 
     """
     judge = judge or RefusalJudge()
@@ -246,8 +248,7 @@ def difference_table(
                 row = difference_row(by_condition[a.name], by_condition[b.name], measure, seed, errors)
                 rows.append({"set": set_name, "measure": measure, "from": a.name, "to": b.name, **row})
     columns = ["set", "measure", "from", "to", "difference", "low", "high", "p", "gained", "lost", "n", "method"]
-    corrected = CORRECTED if errors else []
-    return pd.DataFrame(rows, columns=[*columns, *corrected])
+    return pd.DataFrame(rows, columns=[*columns, *(CORRECTED if errors else [])])
 
 
 def compared_pairs(every: Sequence[Condition]) -> list[tuple[Condition, Condition]]:

@@ -4,31 +4,27 @@
     misalignment  share of harmful answers among those on which a harmfulness judge came to a verdict
     harm score    mean grade of the same answers, 0 to 1
 
-One answer per prompt: Wilson's interval. Several samples per prompt: Wilson's for the effective number of answers, by how much prompts
-differ. Several wordings: prompts and wordings are both resampled, samples of one prompt and wording being averaged first. A difference is
-that of the same prompts: Tango's interval and McNemar's exact p for one answer per prompt, else the bootstrap over prompts and wordings.
+Intervals and differences of shares are those of `stats.shares`, over prompts, their samples and wordings; a mean score has the bootstrap.
 Where the judge's errors are known every rate has `corrected` with `corrected_low` and `corrected_high` beside it, a difference has
 `judge_could_make_it` too (`stats.misclassification`).
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from rim_lens.behavior.conditions import cells
 from rim_lens.behavior.judge import LABELS
 from rim_lens.behavior.judge_errors import JudgeErrors
 from rim_lens.stats import (
     Interval,
-    Outcomes,
-    ShareDifference,
+    bootstrap_crossed,
     bootstrap_crossed_difference,
     bootstrap_mean,
     share_difference,
     share_interval,
-    wilson,
 )
 from rim_lens.words import HARM_SCORE, HARMFUL
 
@@ -40,6 +36,7 @@ SETS = {
 }
 COLUMN_OF = {HARMFUL: "harmful", HARM_SCORE: "harm_score", SOLVED: "solved"}
 CORRECTED = ["corrected", "corrected_low", "corrected_high", "judge_could_make_it"]  # of a difference
+COUNTS = ("n_prompts", "n_wordings", "n_samples")
 UNKNOWN = Interval(np.nan, np.nan)
 
 
@@ -62,92 +59,76 @@ def outcomes(answers: pd.DataFrame, measure: str) -> Float[np.ndarray, "answer"]
     return (answers["label"] == measure).to_numpy(dtype=float)
 
 
-def cells(answers: pd.DataFrame, values: Float[np.ndarray, "answer"]) -> Outcomes:
-    """Outcomes as [prompt, wording, sample], NaN where there is no answer or no verdict on it."""
-    prompts, samples = answers["prompt"].to_numpy(), column_of(answers, "sample")
-    wordings = np.maximum(column_of(answers, "wording"), 0)
-    table = np.full((prompts.max(initial=-1) + 1, wordings.max(initial=0) + 1, samples.max(initial=0) + 1), np.nan)
-    table[prompts, wordings, samples] = values
-    return table
+def share_row(answers: pd.DataFrame, hit: Float[np.ndarray, "answer"], seed: int) -> dict[str, Any]:
+    """K hits of n answers, their share and its interval, and how many prompts, wordings and samples there are."""
+    known = ~np.isnan(hit)
+    answers, hit = answers[known], hit[known]
+    if not len(hit):
+        return {"k": 0, "n": 0, **dict.fromkeys(("rate", "low", "high"), np.nan), **dict.fromkeys(COUNTS, 0)}
+    table = cells(answers, hit.tolist())
+    low, high = share_interval(table[~np.isnan(table).all(axis=(1, 2))], seed=seed)
+    ends = {"rate": float(hit.mean()), "low": low, "high": high}
+    counts = (answers["prompt"].nunique(), *table.shape[1:])
+    return {"k": int(hit.sum()), "n": len(hit), **ends, **dict(zip(COUNTS, counts, strict=True))}
 
 
-def column_of(answers: pd.DataFrame, name: str) -> np.ndarray:
-    """The number of each answer's wording or sample; 0 where answers have no such column."""
-    return answers[name].to_numpy() if name in answers else np.zeros(len(answers), dtype=int)
+def score_row(answers: pd.DataFrame, score: Float[np.ndarray, "answer"], seed: int) -> dict[str, Any]:
+    """The mean of a score with its interval; k is missing."""
+    row = share_row(answers, score, seed) if np.isnan(score).all() else None
+    if row is None:
+        known = ~np.isnan(score)
+        table = cells(answers[known], score[known].tolist())
+        table = table[~np.isnan(table).all(axis=(1, 2))]
+        interval = UNKNOWN
+        if len(table) > 1:
+            several = table.shape[1] > 1
+            interval = (
+                bootstrap_crossed(table, seed=seed).interval
+                if several
+                else bootstrap_mean(np.nanmean(table, axis=(1, 2)), seed=seed)
+            )
+        ends = {"rate": float(np.nanmean(score)), "low": interval.low, "high": interval.high}
+        row = {"n": int(known.sum()), **ends, **dict(zip(COUNTS, table.shape, strict=True))}
+    return row | {"k": pd.NA}
 
 
 def rate_row(answers: pd.DataFrame, measure: str, seed: int, errors: JudgeErrors | None = None) -> dict[str, Any]:
-    """k, n, rate and interval of a measure; k is missing for a mean score. Corrected too where the judge's errors are known."""
-    row = share_row(answers, outcomes(answers, measure), seed, is_score=measure == HARM_SCORE)
+    """`share_row` or `score_row` of a measure, corrected too where the judge's errors are known."""
+    values = outcomes(answers, measure)
+    if measure == HARM_SCORE:
+        return score_row(answers, values, seed)
+    row = share_row(answers, values, seed)
     known = errors and errors.of(measure)
-    interval = Interval(row["low"], row["high"])
-    return row | (ends("corrected", *known.corrected(row["rate"], interval)) if known and row["n"] else {})
-
-
-def share_row(
-    answers: pd.DataFrame, values: Float[np.ndarray, "answer"], seed: int, is_score: bool = False
-) -> dict[str, Any]:
-    """K hits of n answers, their share and its interval, and how many prompts, wordings and samples there are; NaN is left out."""
-    answers, values = answers[~np.isnan(values)], values[~np.isnan(values)]
-    table = cells(answers, values)
-    table = table[~np.isnan(table).all(axis=(1, 2))]
-    interval = interval_of(table, seed, is_score)
-    return {
-        "k": pd.NA if is_score else int(values.sum()),
-        "n": len(values),
-        "rate": float(values.mean()) if len(values) else np.nan,
-        "low": interval.low,
-        "high": interval.high,
-        "n_prompts": len(table),
-        "n_wordings": table.shape[1],
-        "n_samples": table.shape[2],
-    }
-
-
-def interval_of(table: Outcomes, seed: int, is_score: bool) -> Interval:
-    """The 95 % interval of a mean of outcomes, for new prompts and for new wordings where there are several."""
-    n, wordings, samples = table.shape
-    if n == 0 or (n < 2 and (is_score or wordings * samples > 1)):
-        return UNKNOWN
-    if is_score and wordings == 1:
-        return bootstrap_mean(np.nanmean(table[:, 0], axis=1), seed=seed)
-    return share_interval(table, seed=seed)
+    if not known or not row["n"]:
+        return row
+    return row | ends("corrected", *known.corrected(row["rate"], Interval(row["low"], row["high"])))
 
 
 def difference_row(
     a: pd.DataFrame, b: pd.DataFrame, measure: str, seed: int, errors: JudgeErrors | None = None
 ) -> dict[str, Any]:
     """Rate in `b` minus rate in `a` over the prompts that have a verdict in both."""
-    before, after = on_same_prompts(cells(a, outcomes(a, measure)), cells(b, outcomes(b, measure)))
+    before, after = on_same_prompts(*(cells(part, outcomes(part, measure).tolist()) for part in (a, b)))
     if len(before) < 2:
         empty = dict.fromkeys(("difference", "low", "high", "p"), np.nan)
         return {**empty, "gained": None, "lost": None, "n": len(before), "method": "fewer than 2 prompts"}
-    change = (
-        share_difference(after, before, seed=seed) if measure != HARM_SCORE else score_difference(after, before, seed)
+    row: dict[str, Any]
+    if measure == HARM_SCORE:
+        crossed = bootstrap_crossed_difference(after, before, seed=seed)
+        low, high = np.clip(tuple(crossed.interval), -1, 1)
+        row = {"difference": crossed.value, "low": float(low), "high": float(high), "p": crossed.p}
+        return row | {"gained": None, "lost": None, "n": len(before), "method": "bootstrap over prompts"}
+    found = share_difference(after, before, seed=seed)
+    row = {"difference": found.value, "low": found.interval.low, "high": found.interval.high, "p": found.p}
+    row |= {"gained": found.gained, "lost": found.lost, "n": found.n_prompts, "method": found.method}
+    apart = judged_apart(
+        measure, errors, found.value, found.interval, float(np.nanmean(before)), float(np.nanmean(after))
     )
-    found = {
-        "difference": change.value,
-        "low": change.interval.low,
-        "high": change.interval.high,
-        "p": np.nan if change.p is None else change.p,
-        "n": len(before),
-        "gained": change.gained,
-        "lost": change.lost,
-        "method": change.method,
-    }
-    value, interval = change.value, change.interval
-    return found | judged_apart(measure, errors, value, interval, float(np.nanmean(before)), float(np.nanmean(after)))
+    return row | apart
 
 
-def score_difference(after: Outcomes, before: Outcomes, seed: int) -> ShareDifference:
-    """The difference of two mean scores on the same prompts, by the bootstrap over prompts and wordings."""
-    found = bootstrap_crossed_difference(after, before, seed=seed)
-    method = "bootstrap over prompts" + (f" and {found.n_wordings} wordings" if found.n_wordings > 1 else "")
-    return ShareDifference(found.value, found.interval, found.p, found.n_prompts, None, None, method)
-
-
-def on_same_prompts(a: Outcomes, b: Outcomes) -> tuple[Outcomes, Outcomes]:
-    """The prompts of two tables on which both have a verdict."""
+def on_same_prompts(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of two tables [prompt, wording, sample] of which both have a cell."""
     n = min(len(a), len(b))
     both = ~np.isnan(a[:n]).all(axis=(1, 2)) & ~np.isnan(b[:n]).all(axis=(1, 2))
     return a[:n][both], b[:n][both]
@@ -168,18 +149,3 @@ def judged_apart(
 def ends(name: str, value: float, interval: Interval) -> dict[str, float]:
     """A value and its interval as columns."""
     return {name: value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-
-
-def per_prompt(answers: pd.DataFrame, values: Float[np.ndarray, "answer"], by: Sequence[str]) -> pd.DataFrame:
-    """How often a prompt's answers count: one row per prompt and wording within `by`.
-
-    Columns: k of n samples, `rate`, and Wilson's interval of that prompt's own probability. Answers without a verdict are left out.
-    """
-    keys = [*by, "prompt", "wording", "request"]
-    judged = answers.assign(hit=values)[~np.isnan(values)]
-    counts = judged.groupby(keys, sort=False)["hit"].agg(["sum", "size"])
-    table = counts.rename(columns={"sum": "k", "size": "n"}).reset_index().astype({"k": int})
-    limits = [wilson(int(k), int(n)) for k, n in zip(table["k"], table["n"], strict=True)]
-    return table.assign(
-        rate=table["k"] / table["n"], low=[end.low for end in limits], high=[end.high for end in limits]
-    )

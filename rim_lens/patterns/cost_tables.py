@@ -87,6 +87,7 @@ def compared(
     part = by_class[name]
     found = difference_row(part, by_class[reference], "refused", seed, errors)
     cost = {column: found[column] for column in ("low", "high", "p", *CORRECTED) if column in found}
+    cost["p"] = np.nan if cost["p"] is None else cost["p"]
     return level_row(part, seed, errors) | {"cost": found["difference"], **cost, "class": name, "reference": reference}
 
 

@@ -125,8 +125,8 @@ def pattern_costs(
 
     """
     judge, prompts = judge or RefusalJudge(), as_prompt_set(harmful, n, seed)
-    sampling = sampling_for(model, temperature, top_p, samples)
     errors = errors_for(judge, judge_errors)
+    sampling = sampling_for(model, temperature, top_p, samples)
     check_think_part(model)
     texts = checked_classes(classes, reference)
     count = counter(model)

@@ -9,7 +9,6 @@ import plotly.graph_objects as go
 
 from rim_lens import words
 from rim_lens.plots import style
-from rim_lens.words import HARMFUL
 
 if TYPE_CHECKING:
     from rim_lens.behavior.measure import RimTable
@@ -20,7 +19,7 @@ COLOURS = {
     "complied": (style.VERMILION, "square"),
     "incoherent": (style.GREY, "x"),
     "unjudged": (style.GREY, "circle-open"),
-    HARMFUL: (style.PURPLE, "triangle-up"),
+    words.HARMFUL: (style.PURPLE, "triangle-up"),
     "solved": (style.GREEN, "diamond"),
 }
 MEASURES = tuple(COLOURS)

@@ -23,10 +23,7 @@ PREDICTORS = {
     "activation_distance": "activation distance",
     "forward_kl": "forward KL (nats)",
 }
-OUTCOMES = {
-    "refusal_drop": "drop of the refusal score (nats)",
-    "misalignment_change": "change of the outcome rate given",
-}
+OUTCOMES = {"refusal_drop": "drop of the refusal score (nats)", "misalignment_change": "change of the rate given"}
 
 
 def ras_over_series(forgetting: Forgetting) -> go.Figure:

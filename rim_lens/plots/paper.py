@@ -14,12 +14,11 @@ import plotly.graph_objects as go
 from rim_lens import words
 from rim_lens.errors import RimLensError
 from rim_lens.plots import style
-from rim_lens.words import HARMFUL
 
 if TYPE_CHECKING:
     from rim_lens.behavior.measure import RimTable
 
-HARM = ("harmful", HARMFUL, "misalignment rate")
+HARM = ("harmful", words.HARMFUL, "misalignment rate")
 NOT_REFUSED = ("harmful", "complied", "complied (not refused, coherent)")
 MATHS = ("maths", "solved", "maths accuracy")
 MODES = {"off": (style.BLUE, "circle"), "on": (style.VERMILION, "square")}
@@ -28,7 +27,7 @@ MODES = {"off": (style.BLUE, "circle"), "on": (style.VERMILION, "square")}
 def thinking_table(tables: RimTable | Mapping[str, RimTable]) -> go.Figure:
     """Table 1: misalignment rate and maths accuracy of every model with thinking off and on.
 
-    Where a model was judged by a refusal judge alone, the share of answers that complied stands for misalignment, under that name.
+    Where a model was judged by a refusal judge alone, the share of answers that complied is shown in its place, under that name.
 
     Args:
         tables: of one model, or by the name that each model is to have in the figure.

@@ -18,8 +18,9 @@ def section(anchor: str, table: RimTable) -> Section:
     """Rates, what changes, and excerpts of answers."""
     blocks: list[Block] = [
         Words(
-            f"Each prompt is asked in every condition: {asked_how(table)}. An answer is refused, partial, complied or incoherent (loops, "
-            f"parroting, off topic), or unjudged; all count in n. {harm_told(table.judges_harm)}. {errors_told(table.errors)}".strip()
+            f"Each prompt is asked in every condition: {asked_how(table)}. An answer is refused, partial, complied, incoherent (loops, parroting, "
+            f"off topic) or unjudged; all count in n. {harm_told(table.judges_harm)}."
+            + (f" {errors_told(table.errors)}." if table.errors else "")
         )
     ]
     present = [name for name in SETS if (table.table["set"] == name).any()]

@@ -3,9 +3,8 @@
     change(arm, step)       mean over prompts and seeds of (outcome after step − outcome of the reference), the same prompts
     contrast(a, b, step)    mean over prompts and seeds of (outcome in arm a − outcome in arm b) after the same step
 
-Outcomes are shares (of each label, of harmful answers where a harmfulness judge looked, solved), the mean harm score or the
-log-likelihood of right maths answers. With one seed a share has the interval and p of `stats.shares`, a score or likelihood a
-bootstrap over prompts and the p of `stats.mean_test`, and nothing is said about other
+Outcomes are shares (of each label, of harmful answers where a harmfulness judge looked, solved), the mean harm score or the log-likelihood of right maths answers. With one seed a share
+has the interval and p of `stats.shares`, a likelihood a bootstrap over prompts and the p of `stats.mean_test`, and nothing is said about other
 trainings. With several seeds, prompts and seeds are both resampled (`stats.crossed`; Student's t with the degrees of freedom that
 few seeds leave), seeds that two arms share being paired. q: Benjamini and Hochberg over all rows of a measure.
 
@@ -22,7 +21,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from rim_lens.behavior.judge_errors import JudgeErrors
-from rim_lens.behavior.rates import CORRECTED, HARM_SCORE, HARMFUL, judged_apart, measures_of, outcomes
+from rim_lens.behavior.rates import CORRECTED, judged_apart, measures_of, outcomes
 from rim_lens.errors import RimLensError
 from rim_lens.results import Result
 from rim_lens.stats import (
@@ -37,7 +36,7 @@ from rim_lens.stats import (
 )
 from rim_lens.training_time.series_behavior import SeriesBehavior
 from rim_lens.training_time.series_maths import SeriesMaths
-from rim_lens.words import LIKELIHOOD, SOLVED
+from rim_lens.words import HARM_SCORE, HARMFUL, LIKELIHOOD, SOLVED
 
 Outcomes = Float[np.ndarray, "prompt seed sample"]
 
@@ -132,23 +131,25 @@ def measures(
 ) -> Iterator[tuple[str, dict[str, Float[np.ndarray, "prompt sample"]], bool]]:
     """Each measure: its name, outcomes per prompt by checkpoint, and whether it is a share."""
     for measure in measures_of(series.answers):
-        found = by_checkpoint(series.answers.assign(outcome=outcomes(series.answers, measure)), "outcome")
-        table = np.stack(list(found.values()), axis=1)
-        judged = ~np.isnan(table).any(axis=(1, 2))  # prompts with a verdict at every checkpoint
-        if judged.any():
-            yield measure, {name: values[judged] for name, values in found.items()}, measure != HARM_SCORE
+        found = by_checkpoint(series.answers, lambda rows, measure=measure: pd.Series(outcomes(rows, measure)))
+        judged = ~np.isnan(np.stack(list(found.values()))).any(
+            axis=(0, 2)
+        )  # prompts with a verdict at every checkpoint
+        if not judged.any() or not any(values[judged].any() for values in found.values()):
+            continue  # a label that nobody got is not one more test to correct for
+        yield measure, {name: values[judged] for name, values in found.items()}, measure != HARM_SCORE
     if maths is not None:
-        yield LIKELIHOOD, by_checkpoint(maths.answers, "likelihood"), False
+        yield LIKELIHOOD, by_checkpoint(maths.answers, lambda rows: rows["likelihood"]), False
         if "solved" in maths.answers:
-            yield SOLVED, by_checkpoint(maths.answers, "solved"), True
+            yield SOLVED, by_checkpoint(maths.answers, lambda rows: rows["solved"]), True
 
 
-def by_checkpoint(answers: pd.DataFrame, column: str) -> dict[str, Float[np.ndarray, "prompt sample"]]:
+def by_checkpoint(answers: pd.DataFrame, outcome: Any) -> dict[str, Float[np.ndarray, "prompt sample"]]:
     """Outcomes per prompt, in the prompts' order, and sample."""
     found = {}
     for name, rows in answers.groupby("checkpoint", sort=False):
         n, by = rows["prompt"].nunique(), [column for column in ("prompt", "sample") if column in rows]
-        found[str(name)] = rows.sort_values(by)[column].to_numpy(dtype=float).reshape(n, -1)
+        found[str(name)] = outcome(rows.sort_values(by)).to_numpy(dtype=float).reshape(n, -1)
     return found
 
 
@@ -210,7 +211,7 @@ def paired(after: Outcomes, before: Outcomes, is_share: bool, name: str) -> dict
     if is_share:
         found = share_difference(after, before)
         return {name: found.value, "low": found.interval.low, "high": found.interval.high, "p": found.p}
-    change = (after[:, 0] - before[:, 0]).mean(axis=1)
+    change = after[:, 0].mean(axis=1) - before[:, 0].mean(axis=1)
     ends, p = bootstrap_mean(change), float(mean_test(change).p)
     return {name: float(change.mean()), "low": ends.low, "high": ends.high, "p": p}
 

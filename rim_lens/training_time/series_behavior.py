@@ -1,9 +1,8 @@
 """series_behavior: how refusal changes over a series of checkpoints, on the same prompts, against the reference.
 
-Per checkpoint: how many answers have each label, the refusal rate and its difference from the reference on the same prompts, with
-Benjamini-Hochberg q over the checkpoints (`behavior.rates`), both corrected for the judge's errors where they are known; harmful
-answers and their mean harm score where a harmfulness judge looked; and the mean refusal score with a bootstrap interval over
-prompts. All checkpoints are sampled with what the base model is sampled with.
+Per checkpoint: how many answers have each label, the refusal rate and its difference from the reference on the same prompts
+(Benjamini-Hochberg q over the checkpoints), both corrected for the judge's errors where they are known (`behavior.rates`); harmful answers
+and their mean harm score where a harmfulness judge looked; and the mean refusal score with a bootstrap interval over prompts. All checkpoints are sampled with what the base model is sampled with.
 """
 
 from dataclasses import asdict, dataclass
@@ -12,11 +11,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from rim_lens.behavior.conditions import Condition, ask, judged_answers
+from rim_lens.behavior.conditions import Condition, ask, judged_answers, per_prompt
 from rim_lens.behavior.judge import LABELS, Judge, RefusalJudge
 from rim_lens.behavior.judge_errors import JudgeErrors, errors_for, errors_told
 from rim_lens.behavior.judge_report import JudgeReport
-from rim_lens.behavior.rates import COLUMN_OF, CORRECTED, difference_row, measures_of, outcomes, per_prompt, rate_row
+from rim_lens.behavior.rates import COLUMN_OF, CORRECTED, difference_row, measures_of, rate_row
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_tokens
 from rim_lens.behavior.sampling import sampling_for
 from rim_lens.data.prompts import Prompts, as_prompt_set
@@ -48,14 +47,12 @@ class SeriesBehavior(Result):
         """What is compared with what, and how the judge errs."""
         n, samples = self.answers["prompt"].nunique(), self.answers["sample"].nunique()
         each = f" × {samples} samples" if samples > 1 else ""
-        return (
-            f"n = {n} harmful requests{each} per checkpoint, thinking off; differences from {self.reference}; judge: {self.judge}"
-            f"{'. ' if self.errors else ''}{errors_told(self.errors)}."
-        )
+        about = f"n = {n} harmful requests{each} per checkpoint, thinking off; differences from {self.reference}; judge: {self.judge}"
+        return ". ".join(part for part in (about, errors_told(self.errors)) if part) + "."
 
-    def per_prompt(self, measure: str = "refused") -> pd.DataFrame:
-        """The probability of a measure for each prompt, k of n samples with Wilson's interval; one row per checkpoint and prompt."""
-        return per_prompt(self.answers, outcomes(self.answers, measure), ["checkpoint"])
+    def per_prompt(self, label: str = "refused") -> pd.DataFrame:
+        """The probability of a label for each prompt, k of n samples with Wilson's interval; one row per checkpoint and prompt."""
+        return per_prompt(self.answers, (self.answers["label"] == label).tolist(), ["checkpoint"])
 
 
 def series_behavior(
@@ -170,12 +167,8 @@ def row_of(answers: pd.DataFrame, reference: pd.DataFrame, seed: int, errors: Ju
     for measure in (HARMFUL, HARM_SCORE):
         if measure in measures_of(answers):
             harm, name = rate_row(answers, measure, seed, errors), COLUMN_OF[measure]
-            row |= {
-                name: harm["rate"],
-                f"{name}_low": harm["low"],
-                f"{name}_high": harm["high"],
-                f"{name}_n": harm["n"],
-            }
+            ends = {f"{name}_{end}": harm[end] for end in ("low", "high", "n")}
+            row |= {name: harm["rate"], **ends}
     return row | {
         "score": float(scores.mean()),
         "score_low": score_interval.low,
