@@ -101,6 +101,7 @@ def test_every_option_of_an_audit_reaches_its_plan(monkeypatch):
     given = {
         "checkpoints": "series", "finetune": "arms.toml", "harmful": "mine.jsonl", "harmless": "kind.jsonl", "maths": "sums.jsonl",
         "n": 40, "seed": 7, "n_controls": 30, "device": "cpu", "dtype": "float16", "think_tags": ("<a>", "</a>"),
+        "temperature": 0.6, "top_p": 0.95, "samples": 4, "cot_budget": "auto",
     }  # fmt: skip
     seen = []
     monkeypatch.setattr("rim_lens.audit.run.run_audit", lambda plan, out, processes: seen.append((plan, out)))

@@ -214,6 +214,12 @@ def test_a_thought_of_thousands_of_tokens_fills_the_context():
     assert (longest.closed, longest.cut) == (False, True)
 
 
+def test_a_budget_of_nothing_is_refused_only_where_there_is_a_thought():
+    model = tiny_model("llama")
+    off = [generate(model, PROMPTS, max_new_tokens=3, cot_budget=budget) for budget in (0, 96)]
+    assert [answer.response_ids for answer in off[0]] == [answer.response_ids for answer in off[1]]
+
+
 def test_a_thought_that_ends_the_turn_is_not_cut():
     model = chain_model("\nab")
     with torch.no_grad():

@@ -30,10 +30,11 @@ class Limits:
 def limits_for(model: LensModel, chats: Sequence[Chat], max_new_tokens: int, cot_budget: Budget) -> Limits:
     """The limits, with an "auto" budget worked out; one budget for all chats. Raises RimLensError where they do not fit."""
     close = len(model.chat_format.close_ids)
-    longest = max((len(chat) for chat in chats if is_thinking(chat)), default=0)
+    thinking = [len(chat) for chat in chats if is_thinking(chat)]
+    longest = max(thinking, default=0)
     most = max(1, model.max_length - longest - close - max_new_tokens)
     budget = int(most if cot_budget == "auto" else cot_budget)
-    if budget < 1:
+    if thinking and budget < 1:
         raise RimLensError(f'A CoT budget of {budget} tokens holds no thought; pass at least 1, or "auto".')
     limits = Limits(max_new_tokens, budget, close)
     for i, chat in enumerate(chats):

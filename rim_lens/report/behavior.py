@@ -109,11 +109,21 @@ def rate_grid(table: RimTable, name: str) -> Grid:
             interval(row["low"], row["high"], "%"),
             *([corrected_told(row)] if table.errors else []),
             change_told(table, row) or "–",
+            "–" if pd.isna(row["cut"]) else f"{percent(row['cut'])} {interval(row['cut_low'], row['cut_high'], '%')}",
         ]
         for _, row in rows.iterrows()
     ]
     corrected = ["corrected for the judge's errors"] if table.errors else []
-    columns = ["condition", "measure", "count", "rate", "95 % interval (in %)", *corrected, "change"]
+    columns = [
+        "condition",
+        "measure",
+        "count",
+        "rate",
+        "95 % interval (in %)",
+        *corrected,
+        "change",
+        "thoughts cut by the budget",
+    ]
     return Grid(f"{SETS[name]}: the same figures as a table", columns, cells)
 
 
