@@ -4,15 +4,15 @@ import numpy as np
 import pandas as pd
 from made_results import HOSTILE, MANIFEST
 
+from rim_lens.causal.ablation_test import AblationTest
+from rim_lens.causal.run_scores import effect_table, ranked_by
+from rim_lens.causal.set_effects import set_effect
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import SEGMENTS
-from rim_lens.inference_time.dose_test import HeadTest
 from rim_lens.inference_time.interchange import InterchangeSweep
 from rim_lens.inference_time.patching import PatchingSweep, returned_table
 from rim_lens.inference_time.probe import Direction, RefusalProbe
 from rim_lens.inference_time.refusal_heads import find_refusal_heads
-from rim_lens.inference_time.run_scores import effect_table, ranked_by
-from rim_lens.inference_time.set_effects import set_effect
 from rim_lens.inference_time.span_attention import SpanAttention
 from rim_lens.inference_time.sweep import AblationSweep
 from rim_lens.inference_time.token_attention import TokenAttention
@@ -74,12 +74,19 @@ def made_head_test(seed=0, n=32, doses=(1, 2, 4)):
                 null = before + rng.normal(0, 0.3, (40, n)) + rng.normal(0, 0.2, (40, 1))
             where = {"change": "zero ablation", "k": k, "measure": measure}
             rows.append(where | set_effect(before, after, null, is_share=is_share, seed=seed))
-            controls += [where | {"heads": "L0H0", "effect": e} for e in (null - before).mean(axis=1)]
+            controls += [where | {"units": "L0H0", "effect": e} for e in (null - before).mean(axis=1)]
     table = pd.DataFrame(rows)
     table["q"] = table.groupby("measure", sort=False)["p"].transform(lambda p: benjamini_hochberg(p.to_numpy()))
     prompts = pd.DataFrame({"change": [], "k": [], "measure": [], "prompt": [], "before": [], "after": []})
-    return HeadTest(
-        table, pd.DataFrame(controls), prompts, [PLANTED, (2, 0), (3, 1), (4, 2)], "two-sided", manifest=MANIFEST
+    return AblationTest(
+        table,
+        pd.DataFrame(controls),
+        prompts,
+        [PLANTED, (2, 0), (3, 1), (4, 2)],
+        "heads",
+        "all",
+        "two-sided",
+        manifest=MANIFEST,
     )
 
 

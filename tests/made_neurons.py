@@ -7,12 +7,12 @@ import pandas as pd
 from made_results import HOSTILE, MANIFEST
 
 from rim_lens.capture.neuron_activations import NeuronActivations
+from rim_lens.capture.neuron_sets import matched_controls, neuron_names
+from rim_lens.causal.ablation_test import AblationTest
+from rim_lens.causal.set_effects import set_effect
 from rim_lens.chat.segments import SEGMENTS
-from rim_lens.inference_time.set_effects import set_effect
 from rim_lens.stats import Interval, benjamini_hochberg
-from rim_lens.training_time.causal import NeuronTest
 from rim_lens.training_time.forgetting import Forgetting, correlate
-from rim_lens.training_time.neuron_sets import matched_controls, neuron_names
 from rim_lens.training_time.neuron_table import NeuronTable
 from rim_lens.training_time.prediction_check import PredictionCheck, compared
 from rim_lens.training_time.ras import ras
@@ -22,6 +22,7 @@ from rim_lens.training_time.series_heads import series_heads
 from rim_lens.training_time.series_measures import AtCheckpoint
 from rim_lens.training_time.series_shift import series_shift
 from rim_lens.training_time.shift import activation_shift
+from rim_lens.units import Neuron
 
 LAYERS, UNITS, PROMPTS = 4, 60, 16
 ROWS = np.array([[layer, unit] for layer in (1, 2) for unit in range(5)])
@@ -88,11 +89,21 @@ def made_neuron_test(seed=0, n=32):
         after = before - 1 if share is None else before * (rng.random(n) > 0.3)
         null = np.repeat(before[None], 20, axis=0) * (rng.random((20, n)) > 0.03)
         rows.append(
-            {"method": "zero", "measure": measure} | set_effect(before, after, null, is_share=share is not None)
+            {"change": "zero ablation", "k": len(ROWS), "measure": measure}
+            | set_effect(before, after, null, is_share=share is not None)
         )
     table = pd.DataFrame(rows)
     table["q"] = benjamini_hochberg(table["p"].to_numpy())
-    return NeuronTest(table, pd.DataFrame(), pd.DataFrame(), len(ROWS), "all", "two-sided", manifest=MANIFEST)
+    return AblationTest(
+        table,
+        pd.DataFrame(),
+        pd.DataFrame(),
+        [Neuron.parse(row) for row in np.asarray(ROWS).tolist()],
+        "neurons",
+        "all",
+        "two-sided",
+        manifest=MANIFEST,
+    )
 
 
 def made_forgetting(seed=0):

@@ -18,14 +18,14 @@ from rim_lens.behavior.rubrics import FiveStep
 from rim_lens.capture.activations import head_outputs, mean_head_outputs, residuals
 from rim_lens.capture.attention import attention_rows
 from rim_lens.capture.neurons import neuron_activations
+from rim_lens.causal.ablation_test import ablation_test as causal_test
+from rim_lens.causal.measures import ScoreMeasure
 from rim_lens.data.prompts import Prompt
 from rim_lens.errors import RimLensError
-from rim_lens.inference_time.head_measures import ScoreMeasure
 from rim_lens.inference_time.patching import patching_sweep
 from rim_lens.inference_time.span_attention import span_attention
 from rim_lens.inference_time.sweep import ablation_sweep
 from rim_lens.intervene import ablate_heads
-from rim_lens.training_time.causal import test_neurons as causal_test
 from rim_lens.training_time.safety_neurons import find_safety_neurons
 
 NAMES = ("mean", "variance", "magnitude", "firing_rate", "prompt_mean", "prompt_magnitude", "prompt_tokens")
@@ -93,7 +93,7 @@ def neuron_tests(model):
     controls = np.array([[(0, 4), (1, 6)], [(1, 2), (2, 3)]])
     n = {"n_controls": 2, "n_generated_controls": 1, "n_maths_controls": 2}
     found = causal_test(
-        model, [(0, 3), (1, 5)], model.render(REQUESTS), maths=problems, solve=False, positions="from_decision",
+        model, np.array([(0, 3), (1, 5)]), model.render(REQUESTS), maths=problems, solve=False, positions="from_decision",
         controls=controls, tokens=TOKENS, max_new_tokens=4, **n,
     )  # fmt: skip
     return {"neurons before": found.prompts["before"].to_numpy(), "neurons after": found.prompts["after"].to_numpy()}

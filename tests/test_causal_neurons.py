@@ -8,13 +8,13 @@ from families import tiny_model
 from rim_lens.behavior.generate import generate
 from rim_lens.behavior.judge import LABELS, Judgement
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_score
+from rim_lens.capture.neuron_sets import matched_controls
 from rim_lens.capture.neurons import neuron_activations
+from rim_lens.causal.ablation_test import ablation_test as run_neuron_test
 from rim_lens.data.prompts import Prompt
 from rim_lens.errors import RimLensError
 from rim_lens.intervene import ablate_neurons
 from rim_lens.intervene.experts import ablate_expert_neurons
-from rim_lens.training_time.causal import test_neurons as run_neuron_test
-from rim_lens.training_time.neuron_sets import matched_controls
 
 TOKENS = RefusalTokens((73, 80), ("a", "b"))
 HARMFUL = ["pick a lock", "forge a pass", "steal it", "break in at night", "spy on him"]
@@ -55,15 +55,15 @@ def test_every_method_in_generation_with_maths():
     controls = matched_controls(rows, 4, base=np.random.default_rng(0).random((3, model.d_mlp)))
     maths = [Prompt("1 + 1", None, "a", answer="2"), Prompt("2 + 3", None, "b", answer="5")]
     found = run_neuron_test(
-        model, rows, HARMFUL, maths=maths, methods=("zero", "mean", "resample"), controls=controls,
+        model, rows, HARMFUL, maths=maths, method=("zero", "mean", "resample"), controls=controls,
         n_controls=4, n_generated_controls=2, tokens=TOKENS, max_new_tokens=3, cot_budget=3, maths_thinking="off",
     )  # fmt: skip
-    table = found.table.set_index(["method", "measure"])
-    assert set(table.index.get_level_values("method")) == {"zero", "mean", "resample"}
-    assert table.loc[("mean", "maths solved"), "n_controls"] == 2
-    assert table.loc[("mean", "refusal score, harmful"), "n_controls"] == 4
+    table = found.table.set_index(["change", "measure"])
+    assert set(table.index.get_level_values("change")) == {f"{one} ablation" for one in ("zero", "mean", "resample")}
+    assert table.loc[("mean ablation", "maths solved"), "n_controls"] == 2
+    assert table.loc[("mean ablation", "refusal score, harmful"), "n_controls"] == 4
     for method in ("zero", "mean", "resample"):
-        labels = [table.loc[(method, f"{label}, harmful"), "after"] for label in LABELS]
+        labels = [table.loc[(f"{method} ablation", f"{label}, harmful"), "after"] for label in LABELS]
         assert sum(labels) == pytest.approx(1)
     effects = table.xs("refusal score, harmful", level="measure")["effect"]
     assert effects.nunique() == 3
@@ -104,11 +104,11 @@ def test_from_the_decision_position_equals_whole_passes_that_are_changed_there(f
     rows = np.array([[0, 3], [1, 7], [2, 40]])
     controls = matched_controls(rows, 6, base=np.random.default_rng(0).random((3, model.d_mlp)))
     found = run_neuron_test(
-        model, rows, HARMFUL, positions="from_decision", methods=(method,), controls=controls, n_controls=6,
+        model, rows, HARMFUL, positions="from_decision", method=method, controls=controls, n_controls=6,
         generated=False, tokens=TOKENS,
     )  # fmt: skip
     chats = model.render(HARMFUL)
-    means = torch.from_numpy(neuron_activations(model, chats, "all").mean)
+    means = torch.from_numpy(neuron_activations(model, chats, "decision").mean)
     expected = []
     for one in (rows, *controls):
         with ablate_neurons(model, [tuple(row) for row in one.tolist()], method, reference=means, positions="decision"):
@@ -118,7 +118,7 @@ def test_from_the_decision_position_equals_whole_passes_that_are_changed_there(f
     np.testing.assert_allclose(found.controls["effect"], [(one - before).mean() for one in expected[1:]], atol=1e-3)
     assert "from the decision position on" in found.caption()
     everywhere = run_neuron_test(
-        model, rows, HARMFUL, methods=(method,), controls=controls, n_controls=6, generated=False, tokens=TOKENS
+        model, rows, HARMFUL, method=method, controls=controls, n_controls=6, generated=False, tokens=TOKENS
     )
     assert abs(everywhere.table.iloc[0].effect - found.table.iloc[0].effect) > 1e-3
 
@@ -201,6 +201,6 @@ def test_what_cannot_be_ablated_is_an_error():
     with pytest.raises(RimLensError, match="There is no neuron"):
         ablate_expert_neurons(model, [(0, 9, 0)])
     with pytest.raises(RimLensError, match="by 'zero' only"):
-        run_neuron_test(model, [(0, 1, 2)], HARMFUL, methods=("mean",), controls=np.array([[[0, 1, 3]]]), tokens=TOKENS)
+        run_neuron_test(model, [(0, 1, 2)], HARMFUL, method=("mean",), controls=np.array([[[0, 1, 3]]]), tokens=TOKENS)
     with pytest.raises(RimLensError, match="no experts"):
         ablate_expert_neurons(tiny_model("llama"), [])

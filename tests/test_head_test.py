@@ -8,13 +8,14 @@ from planted import planted_model
 from scipy import stats
 
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_score
+from rim_lens.causal import ablation_test as head_test
+from rim_lens.causal.ablation import ablation
+from rim_lens.causal.ablation_test import AblationTest
+from rim_lens.causal.measures import AnswerMeasure, ScoreMeasure
+from rim_lens.causal.set_effects import alternative_for, recovered_share, set_effect
 from rim_lens.data.prompts import Prompt
 from rim_lens.errors import RimLensError
-from rim_lens.inference_time import head_test
-from rim_lens.inference_time.dose_test import HeadTest
-from rim_lens.inference_time.head_measures import AnswerMeasure, ScoreMeasure, ZeroedScoreMeasure
 from rim_lens.inference_time.restore import restore_refusal
-from rim_lens.inference_time.set_effects import alternative_for, recovered_share, set_effect
 from rim_lens.intervene import ablate_heads, knock_out, record_heads, scale_heads
 from rim_lens.stats import paired_difference
 
@@ -116,18 +117,18 @@ def test_resumed_scores_equal_those_of_whole_passes(positions):
     model, truth = planted()
     chats = rendered(thinking="off")
     sets = [[truth.refusal_head], [truth.cot_head, truth.refusal_head], [(0, 1), (3, 2)]]
-    change = partial(ablate_heads, model, positions=positions)
-    whole = ScoreMeasure(model, chats, tokens(), "harmful")(sets, change)
-    resumed = ZeroedScoreMeasure(model, chats, tokens(), "harmful", positions)(sets, change)
-    (name,) = whole
-    assert resumed[name].values == pytest.approx(whole[name].values, abs=1e-4)
-    clean = ZeroedScoreMeasure(model, chats, tokens(), "harmful", positions)([[]], change)
-    assert clean[name].values[0] == pytest.approx(refusal_score(model, chats, tokens()), abs=1e-6)
+    measure = ScoreMeasure(model, chats, tokens(), "harmful")
+    (whole,) = measure(sets, partial(ablate_heads, model, positions=positions)).values()
+    change = ablation(model, "heads", "zero", positions, None)
+    (resumed,) = measure(sets, change).values()
+    assert resumed.values == pytest.approx(whole.values, abs=1e-4)
+    (clean,) = measure([[]], change).values()
+    assert clean.values[0] == pytest.approx(refusal_score(model, chats, tokens()), abs=1e-6)
 
 
 def test_the_planted_head_stands_out_of_its_controls():
     model, truth = planted()
-    found = head_test.test_heads(
+    found = head_test.ablation_test(
         model,
         [truth.refusal_head, (3, 3), truth.cot_head],
         truth.harmful,
@@ -142,7 +143,7 @@ def test_the_planted_head_stands_out_of_its_controls():
     assert curve["p"].iloc[0] == pytest.approx(2 / 8)
     # At dose 2 the seven controls that hold the planted head too do about as much, and no other does.
     drawn = found.controls.query("k == 2")
-    with_it = drawn["heads"].str.contains("L1H2")
+    with_it = drawn["units"].str.contains("L1H2")
     assert with_it.sum() == 7
     assert drawn["effect"][with_it].max() < drawn["effect"][~with_it].min() - 5
     beyond = (drawn["effect"] <= curve["effect"].iloc[1]).sum()
@@ -152,15 +153,15 @@ def test_the_planted_head_stands_out_of_its_controls():
     with ablate_heads(model, [truth.refusal_head]):
         after = refusal_score(model, chats, tokens())
     assert curve["effect"].iloc[0] == pytest.approx((after - before).mean(), abs=1e-4)
-    assert drawn["heads"].is_unique
-    for heads in drawn["heads"]:
+    assert drawn["units"].is_unique
+    for heads in drawn["units"]:
         assert [name[:2] for name in heads.split()] == ["L1", "L3"]
         assert set(heads.split()) != {"L1H2", "L3H3"}
 
 
 def test_a_random_set_does_not_stand_out():
     model, truth = planted()
-    found = head_test.test_heads(
+    found = head_test.ablation_test(
         model, [(0, 0), (3, 3)], truth.harmful, tokens=tokens(), generated=False, n_controls=20
     )
     row = found.table.iloc[0]
@@ -171,7 +172,7 @@ def test_a_random_set_does_not_stand_out():
 def test_answers_are_judged_and_costs_are_counted():
     model, truth = planted()
     problems = [Prompt(truth.harmless[0], None, "a", "1"), Prompt(truth.harmless[1], None, "b", "2")]
-    found = head_test.test_heads(
+    found = head_test.ablation_test(
         model,
         [truth.refusal_head],
         truth.harmful,
@@ -203,15 +204,15 @@ def test_reference_chats_serve_mean_and_resample(method):
     model, truth = planted()
     reference = model.render(truth.harmless, thinking="off")
     options = {"tokens": tokens(), "generated": False, "n_controls": 3, "method": method}
-    found = head_test.test_heads(model, [truth.refusal_head], truth.harmful, reference=reference, **options)
+    found = head_test.ablation_test(model, [truth.refusal_head], truth.harmful, reference=reference, **options)
     assert found.table["change"].iloc[0] == f"{method} ablation"
     assert found.table["effect"].iloc[0] < -1
     recorded = record_heads(model, reference)
-    same = head_test.test_heads(model, [truth.refusal_head], truth.harmful, reference=recorded, **options)
+    same = head_test.ablation_test(model, [truth.refusal_head], truth.harmful, reference=recorded, **options)
     if method == "resample":
         assert same.table["effect"].iloc[0] == pytest.approx(found.table["effect"].iloc[0], abs=1e-4)
-    with pytest.raises(RimLensError, match="reference"):
-        head_test.test_heads(model, [truth.refusal_head], truth.harmful, **options)
+    own = head_test.ablation_test(model, [truth.refusal_head], truth.harmful, **options)  # of the harmful prompts
+    assert own.table["effect"].iloc[0] != found.table["effect"].iloc[0]
 
 
 def test_refusal_returns_when_the_cot_head_cannot_see_the_cot():
@@ -257,23 +258,23 @@ def test_what_cannot_be_tested_is_refused():
     model, truth = planted()
     options = {"tokens": tokens(), "generated": False}
     with pytest.raises(RimLensError, match="no heads"):
-        head_test.test_heads(model, [], truth.harmful, **options)
+        head_test.ablation_test(model, [], truth.harmful, **options)
     with pytest.raises(RimLensError, match="None of the doses"):
-        head_test.test_heads(model, [(0, 0)], truth.harmful, doses=(2,), **options)
+        head_test.ablation_test(model, [(0, 0)], truth.harmful, doses=(2,), **options)
     with pytest.raises(RimLensError):
-        head_test.test_heads(model, [(9, 0)], truth.harmful, **options)
+        head_test.ablation_test(model, [(9, 0)], truth.harmful, **options)
     with pytest.raises(RimLensError, match="needs chats with a CoT"):
         restore_refusal(model, [truth.cot_head], rendered(thinking="off"), **options)
 
 
 def test_the_result_survives_saving_and_names_its_n(tmp_path):
     model, truth = planted()
-    found = head_test.test_heads(
+    found = head_test.ablation_test(
         model, [truth.refusal_head], truth.harmful, tokens=tokens(), generated=False, n_controls=3
     )
-    again = HeadTest.load(found.save(tmp_path / "test"))
+    again = AblationTest.load(found.save(tmp_path / "test"))
     assert again.table.equals(found.table)
-    assert again.heads == [truth.refusal_head]
+    assert again.units == [truth.refusal_head]
     assert "n = 12" in again.caption()
     with pytest.raises(RimLensError, match="No measure"):
         again.dose_curve("maths solved")

@@ -29,6 +29,7 @@ ROOMS = (
     "capture",
     "intervene",
     "behavior",
+    "causal",
     "inference_time",
     "training_time",
     "patterns",

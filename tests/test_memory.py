@@ -20,13 +20,13 @@ import rim_lens
 from rim_lens import Prompt, PromptSet, RimLensError
 from rim_lens.behavior.judge import Judgement
 from rim_lens.behavior.refusal_score import RefusalTokens
-from rim_lens.inference_time.head_measures import ScoreMeasure
+from rim_lens.causal.measures import ScoreMeasure
+from rim_lens.causal.set_scores import without_heads
 from rim_lens.intervene import ablate_heads
 from rim_lens.model.fitting import AtOnce
 from rim_lens.results import Result
 from rim_lens.training_time.checkpoints import Checkpoints
 from rim_lens.training_time.prompt_pass import pass_over
-from rim_lens.training_time.set_scores import without_heads
 
 R = RefusalTokens((70, 80), ("a", "b"))
 TEXTS = [f"request {'x' * i} !" for i in range(6)]
@@ -166,12 +166,17 @@ BATCHED = {
         for method in ("exact", "plain")
     ],
     "interchange_sweep": [lazily("interchange_sweep", harmful_chats=off, harmless_twin_chats=off, metric=R, n_top=3, n_permutations=20)],
-    "test_heads": [
-        lambda s: rim_lens.test_heads(s.model, [(0, 1), (2, 3)], s.off, harmless=s.on, maths=s.maths, **TEST),
-        lambda s: rim_lens.test_heads(s.model, [(0, 1), (2, 3)], s.off, positions="decision", generated=False, **TEST),
-        lambda s: rim_lens.test_heads(s.model, [(0, 1)], s.off, method="mean", reference=s.on, generated=False, **TEST),
-        lambda s: rim_lens.test_heads(s.model, [(0, 1)], s.off, method="resample", reference=s.on, generated=False, **TEST),
-    ],
+    "ablation_test": [
+        lambda s: rim_lens.ablation_test(s.model, [(0, 1), (2, 3)], s.off, harmless=s.on, maths=s.maths, **TEST),
+        lambda s: rim_lens.ablation_test(s.model, [(0, 1), (2, 3)], s.off, positions="decision", generated=False, **TEST),
+        lambda s: rim_lens.ablation_test(s.model, [(0, 1)], s.off, method="mean", reference=s.on, generated=False, **TEST),
+        lambda s: rim_lens.ablation_test(s.model, [(0, 1)], s.off, method="resample", reference=s.on, generated=False, **TEST),
+    ] + [
+        lambda s, where=where: rim_lens.ablation_test(
+            s.model, np.array(NEURONS), s.off, maths=s.maths, positions=where, controls=np.array([NEURONS[::-1], NEURONS] * 2), n_maths_controls=2, **TEST
+        )
+        for where in ("all", "from_decision")
+    ] + [lambda s: rim_lens.ablation_test(s.model, np.array(NEURONS), s.off, method=("mean", "resample"), generated=False, controls=np.array([NEURONS[::-1]] * 4), n_maths_controls=2, **TEST)],
     "restore_refusal": [lambda s: rim_lens.restore_refusal(s.model, [(0, 1), (2, 3)], TEXTS, cot_budget=3, **TEST)],
     "probe_refusal": [lambda s: rim_lens.probe_refusal(s.model, s.many, s.labels, n_folds=2, n_permutations=5)],
     "trace_refusal": [lambda s: rim_lens.trace_refusal(s.probed, s.thinking, s.probe, window=2)],
@@ -179,12 +184,6 @@ BATCHED = {
     "teacher_forced_pairs": [lambda s: np.concatenate([one.token_ids for one in rim_lens.teacher_forced_pairs(s.planted.model, s.planted.harmful, max_new_tokens=3).harmful])],
     "find_safety_neurons": [lambda s: rim_lens.find_safety_neurons(s.planted.model, s.planted.pairs, top=8, n_resamples=5)],
     "neuron_table": [lambda s: rim_lens.neuron_table(s.model, NEURONS, TEXTS, on=s.on)],
-    "test_neurons": [
-        lambda s, where=where: rim_lens.test_neurons(
-            s.model, NEURONS, s.off, maths=s.maths, positions=where, controls=np.array([NEURONS[::-1], NEURONS] * 2), n_maths_controls=2, **TEST
-        )
-        for where in ("all", "from_decision")
-    ] + [lambda s: rim_lens.test_neurons(s.model, NEURONS, s.off, methods=("mean", "resample"), generated=False, controls=np.array([NEURONS[::-1]] * 4), n_maths_controls=2, **TEST)],
     "forgetting_table": [
         lambda s: rim_lens.forgetting_table(
             s.planted.model, s.series, s.planted.harmful, s.planted.task, sorted(s.planted.neurons), tokens=R, positions="user",
@@ -338,7 +337,7 @@ def test_a_last_part_is_halved_from_its_own_size():
 
 
 @pytest.mark.parametrize(
-    "name", ["refusal_score", "ablation_sweep", "patching_sweep", "test_neurons", "neuron_table", "trace_refusal"]
+    "name", ["refusal_score", "ablation_sweep", "patching_sweep", "ablation_test", "neuron_table", "trace_refusal"]
 )
 def test_one_prompt_that_does_not_fit_is_an_error(setting, name):
     with ExitStack() as stack:
@@ -348,7 +347,7 @@ def test_one_prompt_that_does_not_fit_is_an_error(setting, name):
             BATCHED[name][0](setting)
 
 
-@pytest.mark.parametrize("name", ["refusal_score", "ablation_sweep", "predict_shift", "test_neurons"])
+@pytest.mark.parametrize("name", ["refusal_score", "ablation_sweep", "predict_shift", "ablation_test"])
 def test_other_errors_are_not_taken_for_a_lack_of_memory(setting, name):
     def fail():
         raise ZeroDivisionError("something else")

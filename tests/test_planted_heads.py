@@ -10,7 +10,7 @@ from rim_lens.behavior.generate import generate
 from rim_lens.behavior.judge import RefusalJudge
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_score
 from rim_lens.capture.activations import head_outputs
-from rim_lens.inference_time.head_test import test_heads as causal_test
+from rim_lens.causal.ablation_test import ablation_test as causal_test
 from rim_lens.inference_time.probe import probe_refusal
 from rim_lens.inference_time.refusal_heads import find_refusal_heads
 from rim_lens.inference_time.span_attention import span_attention

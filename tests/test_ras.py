@@ -8,6 +8,7 @@ from planted_neurons import PLANTED, planted_neurons, save_shift
 from scipy import stats as scipy_stats
 
 from rim_lens.capture.neuron_activations import NeuronActivations
+from rim_lens.capture.neuron_sets import matched_controls
 from rim_lens.capture.neurons import neuron_activations
 from rim_lens.errors import RimLensError
 from rim_lens.results import Manifest, load_result
@@ -19,7 +20,6 @@ from rim_lens.training_time.counterfactuals import (
     refusal_forcing_pairs,
     teacher_forced_pairs,
 )
-from rim_lens.training_time.neuron_sets import matched_controls
 from rim_lens.training_time.ras import MEANS, harmonic, ras
 from rim_lens.training_time.safety_neurons import find_safety_neurons
 from rim_lens.training_time.shift import activation_shift, gain_of, loss_of

@@ -44,7 +44,7 @@ CALLS = {
     "ablation_sweep": [lambda f, m, given: f(m, given, method="plain")],
     "patching_sweep": [lambda f, m, given: f(m, given, as_chats(m, TEXTS)), lambda f, m, given: f(m, TEXTS, given)],
     "interchange_sweep": [lambda f, m, given: f(m, given, TEXTS), lambda f, m, given: f(m, TEXTS, given)],
-    "test_heads": [
+    "ablation_test": [
         lambda f, m, given: f(m, HEAD, given, generated=False),
         lambda f, m, given: f(m, HEAD, TEXTS, harmless=given, generated=False),
         lambda f, m, given: f(m, HEAD, TEXTS, maths=given, generated=False),
@@ -88,7 +88,7 @@ CALLS = {
 
 OPTIONAL = {  # which of these calls may be handed None
     "measure_rim": (0, 1, 2),
-    "test_heads": (1, 2),
+    "ablation_test": (1, 2),
     "restore_refusal": (1, 2),
     "probe_refusal": (1,),
     "neuron_table": (1,),

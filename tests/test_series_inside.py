@@ -13,12 +13,12 @@ from scipy import stats as scipy_stats
 
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_score
 from rim_lens.capture.attention import segment_masses
+from rim_lens.capture.neuron_sets import matched_controls
 from rim_lens.capture.neurons import neuron_activations
 from rim_lens.chat.segments import SEGMENTS
 from rim_lens.errors import RimLensError
 from rim_lens.intervene import ablate_heads
 from rim_lens.training_time.checkpoints import Checkpoints
-from rim_lens.training_time.neuron_sets import matched_controls
 from rim_lens.training_time.prediction_check import prediction_check
 from rim_lens.training_time.series import Checkpoint, read_series, training_examples
 from rim_lens.training_time.series_heads import by_halves, followed, heads_over_series

@@ -212,7 +212,7 @@ def test_unknown_methods_positions_and_no_chats_are_refused():
         ablation_sweep(model, some_chats(model), TOKENS, "quick")
     with pytest.raises(RimLensError, match="unknown positions"):
         ablation_sweep(model, some_chats(model), TOKENS, positions="cot")
-    with pytest.raises(RimLensError, match="at least one chat"):
+    with pytest.raises(RimLensError, match="at least one"):
         ablation_sweep(model, [], TOKENS)
 
 

@@ -8,12 +8,12 @@ from families import shared_model
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rim_lens.capture.neuron_sets import neuron_rows
 from rim_lens.errors import RimLensError
 from rim_lens.inference_time.token_attention import token_attention
 from rim_lens.intervene import ablate_heads, knock_out
 from rim_lens.results_codec import Decoder, Encoder
 from rim_lens.stats import matched_head_sets
-from rim_lens.training_time.neuron_sets import neuron_rows
 from rim_lens.units import Head, Neuron, heads_from
 
 NUMBER = st.integers(0, 9999)
@@ -59,7 +59,7 @@ def test_interventions_take_heads_in_every_form(heads):
     batch = model.batch(model.render(["a request"]))
     with ablate_heads(model, [Head(1, 2), Head(2, 0)]):
         expected = model.decision_logits(batch)
-    with ablate_heads(model, heads_from(heads)):
+    with ablate_heads(model, heads):
         assert torch.equal(model.decision_logits(batch), expected)
     with ablate_heads(model, [heads_from(heads)]):  # a list per row
         assert torch.equal(model.decision_logits(batch), expected)

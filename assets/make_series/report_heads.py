@@ -13,8 +13,8 @@ import argparse
 import random
 from pathlib import Path
 
-from rim_lens import Checkpoints, PromptSet, ablation_sweep, load_prompts, test_heads
-from rim_lens.inference_time.dose_test import HeadTest
+from rim_lens import Checkpoints, PromptSet, ablation_sweep, ablation_test, load_prompts
+from rim_lens.causal.ablation_test import AblationTest
 
 SERIES = Path(__file__).parents[1] / "organism"
 N_REQUESTS, N_SCREENED, N_HEADS, N_SETS, N_ANSWERED = 200, 54, 8, 100, 32
@@ -31,7 +31,7 @@ def drawn(path: Path) -> tuple[PromptSet, PromptSet]:
     return PromptSet(whole.name, whole.source, ranked), PromptSet(whole.name, whole.source, tested)
 
 
-def told(test: HeadTest, where: str) -> list[str]:
+def told(test: AblationTest, where: str) -> list[str]:
     """Rows of one test."""
     return [
         f"| {where} | {row['measure']} | {row['n']} | {row['before']:.3f} | {row['after']:.3f} | {row['effect']:+.3f} "
@@ -56,10 +56,10 @@ def main() -> None:
     print("| ablated | measure | n | before | after | effect | random sets | p |")
     print("| --- " * 8 + "|")
     common = {"n_controls": N_SETS, "alternative": "less"}
-    score = test_heads(model, heads, list(tested), positions="decision", generated=False, **common)
+    score = ablation_test(model, heads, list(tested), positions="decision", generated=False, **common)
     print("\n".join(told(score, "decision position")), flush=True)
     few = list(tested)[:N_ANSWERED]
-    answers = test_heads(model, heads, few, n_generated_controls=N_SETS, **common)
+    answers = ablation_test(model, heads, few, n_generated_controls=N_SETS, **common)
     print("\n".join(told(answers, "everywhere")))
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 
 from benchmarks.trust.simulated import SHAPES, Coverage, coverage, covers
+from rim_lens.causal.set_effects import recovered_share
 from rim_lens.inference_time.contrast import group_contrast, pair_contrast, rank_contrast
 from rim_lens.inference_time.patching import returned_table
 from rim_lens.inference_time.probe_fit import auroc_interval
-from rim_lens.inference_time.set_effects import recovered_share
 from rim_lens.stats import (
     auroc,
     bootstrap_crossed,
@@ -53,7 +53,7 @@ def mean_of_scores(rng: np.random.Generator, runs: int) -> list[Coverage]:
     for n in (4, 8, 16, 32, 96):
         for name, draw in SHAPES.items():
             low, high = bootstrap_means(draw(rng, (n, runs), 0.3), seed=int(rng.integers(1 << 30)))
-            where = "sweeps, test_heads, test_neurons, forgetting_table, trace_refusal, heads_over_series, attention_by_length"
+            where = "sweeps, ablation_test, forgetting_table, trace_refusal, heads_over_series, attention_by_length"
             rows.append(coverage(("mean, bootstrap over prompts", where, name, str(n)), 0.3, low, high))
     return rows
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from benchmarks.trust.simulated import SHAPES, Calibration, calibrates, calibration
-from rim_lens.inference_time.set_effects import set_effect
+from rim_lens.causal.set_effects import set_effect
 from rim_lens.patterns.own_cots import fisher
 from rim_lens.stats import (
     activation_deciles,
@@ -143,7 +143,7 @@ def control_p(rng: np.random.Generator, runs: int) -> list[Calibration]:
             p = empirical_p(draws[0], draws[1:], alternative)
             names = (
                 f"place among controls, {alternative}",
-                "test_heads, test_neurons, ras",
+                "ablation_test, ras",
                 "exchangeable",
                 str(n_controls),
             )
@@ -159,7 +159,12 @@ def control_p(rng: np.random.Generator, runs: int) -> list[Calibration]:
                 np.zeros(2), np.full(2, total[0][0]), np.repeat(total[1], 2).reshape(-1, 2), is_share=False
             )
             p.append(one["p"])
-        names = ("place among matched head sets", "test_heads", f"random, {k} heads, {n_heads} a layer", str(len(sets)))
+        names = (
+            "place among matched head sets",
+            "ablation_test",
+            f"random, {k} heads, {n_heads} a layer",
+            str(len(sets)),
+        )
         rows.append(calibration(names, np.array(p)))
     return rows
 
@@ -179,7 +184,7 @@ def neuron_control_p(rng: np.random.Generator, runs: int) -> list[Calibration]:
             null = effect[tuple(np.moveaxis(sets, -1, 0))].mean(axis=1)
             p.append(empirical_p(effect[tuple(neurons.T)].mean(), null, "greater"))
         data = f"random, {size} of 800" + (", crowded" if crowd < 1 else "")
-        names = ("place among matched neuron sets", "test_neurons, ras, activation_shift", data, "100")
+        names = ("place among matched neuron sets", "ablation_test, ras, activation_shift", data, "100")
         rows.append(calibration(names, np.array(p)))
     return rows
 

@@ -20,7 +20,7 @@ from planted_neurons import planted_neurons, save_shift  # noqa: E402
 
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_score  # noqa: E402
 from rim_lens.capture.neurons import neuron_activations  # noqa: E402
-from rim_lens.inference_time.head_test import test_heads  # noqa: E402
+from rim_lens.causal.ablation_test import ablation_test  # noqa: E402
 from rim_lens.inference_time.interchange import interchange_sweep  # noqa: E402
 from rim_lens.inference_time.patching import patching_sweep  # noqa: E402
 from rim_lens.inference_time.probe import probe_refusal  # noqa: E402
@@ -152,20 +152,20 @@ def redundancy(one: Planted) -> list[Recovery]:
 
 
 def causal(one: Planted) -> list[Recovery]:
-    """test_heads: the planted set, and random sets of as many heads, each against its own controls."""
+    """ablation_test: the planted set, and random sets of as many heads, each against its own controls."""
     model, _, tokens, off, *_ = one.parts
     options = {"tokens": tokens, "generated": False, "n_controls": N_CONTROLS, "alternative": "less", "seed": one.seed}
     planted = [REFUSAL_HEAD, SECOND_HEAD] if one.family == "redundant" else [REFUSAL_HEAD]
-    row = test_heads(model, planted, off[:FEW], **options).table.iloc[0]
+    row = ablation_test(model, planted, off[:FEW], **options).table.iloc[0]
     # One of eight heads has 7 others in its layer, so that p cannot be below 1/8; two of one layer have 27 other pairs.
     found = row["p"] < ALPHA or row["p"] <= 1 / (row["n_controls"] + 1)
     rng, false, n_random = np.random.default_rng(one.seed), 0, 3
     free = [[h for h in range(model.n_heads) if (layer, h) not in NOT_NULL] for layer in range(model.n_layers)]
     for _ in range(n_random):
         heads = [(int(layer), int(rng.choice(free[layer]))) for layer in rng.choice(model.n_layers, 2, replace=False)]
-        false += int(test_heads(model, heads, off[:FEW], **options).table["p"].iloc[0] < ALPHA)
+        false += int(ablation_test(model, heads, off[:FEW], **options).table["p"].iloc[0] < ALPHA)
     counted = (int(found), 1) if one.family != "null" else (0, 0)
-    return [Recovery("test_heads, p < 0.05 or the smallest there is", one.family, *counted, false, n_random)]
+    return [Recovery("ablation_test, p < 0.05 or the smallest there is", one.family, *counted, false, n_random)]
 
 
 def probe(one: Planted) -> list[Recovery]:

@@ -11,7 +11,7 @@ import pandas as pd
 from rim_lens.audit.attempt import NotMeasured
 from rim_lens.audit.pattern_findings import pattern_findings
 from rim_lens.behavior.measure import RimTable
-from rim_lens.inference_time.dose_test import HeadTest
+from rim_lens.causal.ablation_test import AblationTest
 from rim_lens.inference_time.probe import RefusalProbe
 from rim_lens.inference_time.refusal_heads import RefusalHeads
 from rim_lens.inference_time.sweep import AblationSweep
@@ -19,7 +19,6 @@ from rim_lens.report.arms import dose
 from rim_lens.report.finding import Finding
 from rim_lens.report.neurons import FEW_SETS
 from rim_lens.results import Result
-from rim_lens.training_time.causal import NeuronTest
 from rim_lens.training_time.compare_arms import ArmComparison
 from rim_lens.training_time.forgetting import Forgetting
 from rim_lens.training_time.prediction_check import PredictionCheck
@@ -131,7 +130,7 @@ def head_findings(results: Mapping[str, Result]) -> list[Finding]:
         words = "Largest effect of one head's ablation on the refusal score"
         found.append(Finding(chapter, words, figure, str(len(sweep.clean)), p_or_none(row["p"])))
     test = results.get("head_test")
-    if isinstance(test, HeadTest):
+    if isinstance(test, AblationTest):
         for _, row in test.dose_curve().iterrows():
             words = f"Refusal score without the top {row['k']} heads, on other prompts, against {row['n_controls']} random sets"
             figure = (
@@ -181,9 +180,9 @@ Line = tuple[str, str, str, float | None]  # what, figure, n, p
 def test_lines(results: Mapping[str, Result]) -> list[Line]:
     """What ablating the neurons does, against random sets."""
     test, lines = results.get("neuron_test"), list[Line]()
-    if isinstance(test, NeuronTest):
+    if isinstance(test, AblationTest):
         for _, row in test.table.iterrows():
-            words = f"{row['measure']} without the {test.n_neurons} safety neurons{test.where}"
+            words = f"{row['measure']} without the {len(test.units)} safety neurons{test.where}"
             against = f", against {row['n_controls']} random sets" if row["n_controls"] else ""
             words = f"{words[:1].upper()}{words[1:]}{against}, on other prompts"
             figure = f"{row['effect']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"

@@ -11,10 +11,10 @@ from rim_lens.audit.attempt import attempt
 from rim_lens.audit.stage import Context
 from rim_lens.behavior.conditions import chats_of
 from rim_lens.behavior.measure import RimTable
-from rim_lens.inference_time.head_test import test_heads
+from rim_lens.causal.ablation_test import ablation_test
+from rim_lens.causal.run_scores import heads_of
 from rim_lens.inference_time.probe import probe_refusal
 from rim_lens.inference_time.refusal_heads import ContrastName, find_refusal_heads
-from rim_lens.inference_time.run_scores import heads_of
 from rim_lens.inference_time.span_attention import span_attention
 from rim_lens.inference_time.sweep import AblationSweep, ablation_sweep
 from rim_lens.inference_time.token_attention import TokenAttention, token_attention
@@ -61,7 +61,7 @@ def ablations(context: Context, behavior: RimTable) -> dict[str, Result]:
     test = attempt(
         model,
         "causal test of heads",
-        lambda: test_heads(
+        lambda: ablation_test(
             model,
             heads,
             list(context.other_prompts("harmful")),

@@ -13,16 +13,16 @@ from rim_lens.audit.stage import Context
 from rim_lens.behavior.conditions import chats_of
 from rim_lens.behavior.measure import RimTable
 from rim_lens.behavior.refusal_score import refusal_tokens
+from rim_lens.capture.neuron_sets import matched_controls
+from rim_lens.causal.ablation_test import ablation_test
 from rim_lens.chat.chat import Chat
 from rim_lens.data.prompts import Prompt
 from rim_lens.inference_time.attribution import head_attributions
 from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel
 from rim_lens.results import Manifest, Result
-from rim_lens.training_time.causal import test_neurons
 from rim_lens.training_time.counterfactuals import refusal_forcing_pairs
 from rim_lens.training_time.forgetting import forgetting_of
-from rim_lens.training_time.neuron_sets import matched_controls
 from rim_lens.training_time.neuron_table import read_table
 from rim_lens.training_time.prediction_check import prediction_check
 from rim_lens.training_time.safety_neurons import SafetyNeurons, find_safety_neurons
@@ -107,7 +107,7 @@ def complied(context: Context) -> dict[str, float]:
 def causal_test(context: Context, neurons: SafetyNeurons, other: Sequence[Prompt]) -> Result:
     """Zeroing the neurons from the decision position on, on prompts that they were not chosen on."""
     plan = context.plan
-    return test_neurons(
+    return ablation_test(
         context.model,
         neurons,
         other,

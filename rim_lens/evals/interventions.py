@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from rim_lens.capture.neuron_sets import neuron_rows
+from rim_lens.causal.ablation_test import AblationTest
 from rim_lens.errors import RimLensError
-from rim_lens.inference_time.dose_test import HeadTest
 from rim_lens.inference_time.interchange import InterchangeSweep
 from rim_lens.inference_time.patching import PatchingSweep
 from rim_lens.inference_time.refusal_heads import RefusalHeads
@@ -25,7 +26,6 @@ from rim_lens.intervene.selection import Where
 from rim_lens.model.lens_model import LensModel
 from rim_lens.patterns.held_neurons import stored_neurons
 from rim_lens.results import load_result
-from rim_lens.training_time.neuron_sets import neuron_rows
 from rim_lens.units import Head, heads_from
 
 
@@ -114,8 +114,8 @@ def saved_heads(folder: Path, n: int | None) -> list[Head]:
             f"{folder} is neither a list of heads (L12H3,L20H5) nor the folder of a saved result; check ablate_heads."
         )
     result = load_result(folder)
-    if isinstance(result, HeadTest):
-        heads, n = heads_from(result.heads), n or len(result.heads)
+    if isinstance(result, AblationTest) and result.kind == "heads":
+        heads, n = heads_from(result.units), n or len(result.units)
     elif isinstance(result, AblationSweep | PatchingSweep | InterchangeSweep):
         heads = result.ranked()
     elif isinstance(result, RefusalHeads):

@@ -13,6 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from rim_lens.capture.neuron_activations import NeuronActivations
+from rim_lens.capture.neuron_sets import NeuronRows, neuron_names, neuron_rows
 from rim_lens.capture.neurons import neuron_activations
 from rim_lens.chat.chat import Chat
 from rim_lens.errors import RimLensError
@@ -23,7 +24,6 @@ from rim_lens.model.lens_model import LensModel
 from rim_lens.model.requests import Prompts
 from rim_lens.plots import style
 from rim_lens.training_time.checkpoints import Checkpoints
-from rim_lens.training_time.neuron_sets import NeuronRows, neuron_names, neuron_rows
 from rim_lens.training_time.neuron_table import NeuronTable, neuron_table
 from rim_lens.training_time.series_measures import REQUEST_AND_ANSWER
 from rim_lens.training_time.shift import prompt_resamples, relative_change, resampled_f

@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rim_lens.chat.chat import Chat
-from rim_lens.inference_time.run_scores import (
+from rim_lens.causal.resume import ResumablePass, unfit
+from rim_lens.causal.run_scores import (
     CleanPasses,
     MetricFunction,
     Region,
@@ -30,9 +30,9 @@ from rim_lens.inference_time.run_scores import (
     first_changed,
     over_prompts,
 )
+from rim_lens.chat.chat import Chat
 from rim_lens.model.batch import Batch
 from rim_lens.model.lens_model import LensModel
-from rim_lens.model.resume import ResumablePass, unfit
 from rim_lens.model.taps import Tap
 from rim_lens.processes import all_rows
 

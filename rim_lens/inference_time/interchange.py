@@ -19,9 +19,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Float64
 
-from rim_lens.chat.chat import Chat
-from rim_lens.inference_time.patching import need_pairs
-from rim_lens.inference_time.run_scores import (
+from rim_lens.causal.run_scores import (
     Metric,
     MetricFunction,
     RunScores,
@@ -32,6 +30,8 @@ from rim_lens.inference_time.run_scores import (
     ranked_by,
     score_runs,
 )
+from rim_lens.chat.chat import Chat
+from rim_lens.inference_time.patching import need_pairs
 from rim_lens.intervene.recording import HeadRecording, record_heads
 from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel

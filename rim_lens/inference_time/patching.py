@@ -17,9 +17,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Float64
 
-from rim_lens.chat.chat import Chat
-from rim_lens.errors import RimLensError
-from rim_lens.inference_time.run_scores import (
+from rim_lens.causal.run_scores import (
     Metric,
     MetricFunction,
     RunScores,
@@ -31,6 +29,8 @@ from rim_lens.inference_time.run_scores import (
     ranked_by,
     score_runs,
 )
+from rim_lens.chat.chat import Chat
+from rim_lens.errors import RimLensError
 from rim_lens.intervene.recording import record_heads
 from rim_lens.model.as_chats import answered_chats, as_chats
 from rim_lens.model.batch import Batch

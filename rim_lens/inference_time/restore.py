@@ -12,13 +12,13 @@ from typing import Any, Literal
 from rim_lens.behavior.generate import generate
 from rim_lens.behavior.judge import Judge
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_score, refusal_tokens
+from rim_lens.causal.ablation_test import AblationTest, SetTest, dose_sets, measures_of
+from rim_lens.causal.measures import Change
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import Thinking
 from rim_lens.data.prompts import Prompts as ProblemSet
 from rim_lens.data.prompts import as_problems
 from rim_lens.errors import RimLensError
-from rim_lens.inference_time.dose_test import DoseTest, HeadTest, measures_of
-from rim_lens.inference_time.head_measures import Change
 from rim_lens.intervene import knock_out, scale_heads
 from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel
@@ -49,7 +49,7 @@ def restore_refusal(
     alternative: Alternative = "two-sided",
     seed: int = 0,
     **generation: Any,
-) -> HeadTest:
+) -> AblationTest:
     """Bring refusal back with a CoT present: scale heads up, or keep these heads alone from looking at the CoT.
 
     With `thinking="on"` the model first writes its CoT untouched, and every change is judged on these same CoTs. Maths is
@@ -63,7 +63,7 @@ def restore_refusal(
         factors: of "scale".
         harmless: requests, or chats that hold a CoT, on which a refusal is a cost.
         maths: problems with answers; those no longer solved are a cost.
-        doses: as in `test_heads`, like all further arguments.
+        doses: as in `ablation_test`, like all further arguments.
         thinking: mode of requests that are not rendered yet: "on" or "prefilled".
         cot: the CoT to prefill, one for all or one a request.
         n_controls: random sets for the refusal score.
@@ -77,7 +77,7 @@ def restore_refusal(
         generation: options of `generate`.
 
     Raises:
-        RimLensError: as `test_heads`; a chat without a CoT.
+        RimLensError: as `ablation_test`; a chat without a CoT.
 
     """
     chats = _with_cot(model, as_chats(model, harmful, thinking=thinking, cot=cot), generation)
@@ -96,7 +96,10 @@ def restore_refusal(
     measures = measures_of(model, chats, gentle, problems, "on", generated, judge, tokens, generation)
     off = model.render([chat.request for chat in chats], thinking="off")
     target = refusal_score(model, off, tokens or refusal_tokens(model))
-    test = DoseTest(model, heads_from(heads), doses, n_controls, n_generated_controls, alternative, seed)
+    chosen = heads_from(heads)
+    sets = dose_sets(model, chosen, "heads", chosen, doses, max(n_controls, n_generated_controls), seed=seed)
+    limits = {"score": n_controls, "answers": n_generated_controls, "likelihood": 0}
+    test = SetTest(model, chosen, "heads", "all", sets, limits, alternative, seed)
     return test.result(changes, measures, {"refusal score, harmful": target})
 
 

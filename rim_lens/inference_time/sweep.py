@@ -2,7 +2,7 @@
 
     effect(l, h) = score with z(l, h) ← 0  −  score of the clean run           negative: the head supports refusal
 
-exact     every head, each run resumed at the ablated layer (`model.resume`)
+exact     every head, each run resumed at the ablated layer (`causal.resume`)
 screened  attribution estimates for all heads, then exact for those most likely to matter (`attribution`). Where 7.5 % of the
           heads are measured, 8.4 of the ten largest effects are found on average (7 to 9, ten single prompts of a
           135M-parameter model that refuses; fewer where no head matters much); a larger `n_exact` finds more
@@ -20,9 +20,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Float64
 
-from rim_lens.errors import RimLensError
-from rim_lens.inference_time.attribution import head_attributions
-from rim_lens.inference_time.run_scores import (
+from rim_lens.causal.run_scores import (
     CleanPasses,
     Metric,
     Region,
@@ -33,6 +31,8 @@ from rim_lens.inference_time.run_scores import (
     ranked_by,
     score_runs,
 )
+from rim_lens.errors import RimLensError
+from rim_lens.inference_time.attribution import head_attributions
 from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.requests import Prompts

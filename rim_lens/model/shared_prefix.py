@@ -21,14 +21,19 @@ def shared_length(model: LensModel, batch: Batch) -> int:
 
     Taps count columns from the left, and windows or recurrent layers count padding, so neither may be moved about.
     """
+    length = common_length(model, batch)
+    return length if length * (len(batch) - 1) >= WORTH else 0
+
+
+def common_length(model: LensModel, batch: Batch) -> int:
+    """How many leading tokens all rows have in common and could share; 0 where taps or the architecture forbid it."""
     if model.active_taps or not attends_everywhere(model):
         return 0
     rows = [chat_tokens(batch, row) for row in range(len(batch))]
     shortest = min(map(len, rows)) - 1  # at least one token of its own, whose logits are wanted
     heads = torch.stack([row[:shortest] for row in rows])
     same = (heads == heads[:1]).all(0)
-    length = int(same.cumprod(0).sum())
-    return length if length * (len(rows) - 1) >= WORTH else 0
+    return int(same.cumprod(0).sum())
 
 
 def attends_everywhere(model: LensModel) -> bool:

@@ -126,8 +126,8 @@ def holding_of(neurons: str | Path | Rows | None, penalty: float, prompts: str) 
         return None
     if penalty < 0:
         raise RimLensError(f"The penalty on the shift must not be negative, got {penalty}.")
+    from rim_lens.capture.neuron_sets import neuron_rows
     from rim_lens.data.prompts import load_prompts
-    from rim_lens.training_time.neuron_sets import neuron_rows
 
     rows = read_neurons(neurons) if isinstance(neurons, str | Path) else neuron_rows(neurons)
     requests = tuple(load_prompts(prompts).texts) if penalty else ()

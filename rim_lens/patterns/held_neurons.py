@@ -47,7 +47,7 @@ def read_neurons(path: str | Path) -> Rows:
 
 def stored_neurons(path: str | Path) -> Int[np.ndarray, "neuron index"]:
     """As `read_neurons`, and rows (layer, expert, unit) of a mixture of experts too."""
-    from rim_lens.training_time.neuron_sets import neuron_rows
+    from rim_lens.capture.neuron_sets import neuron_rows
 
     path = Path(path).expanduser()
     if path.is_dir():

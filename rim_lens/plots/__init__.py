@@ -23,11 +23,12 @@ from rim_lens.plots.probe import cliff_heads, probe_map, trace_curve
 from rim_lens.plots.series import maths_over_series, refusal_over_series
 from rim_lens.plots.series_heads import head_order, heads_by_checkpoint
 from rim_lens.plots.series_shift import shift_by_layer_and_checkpoint, shift_over_series
-from rim_lens.plots.set_effects import dose_curve, set_effects
+from rim_lens.plots.set_effects import ablation_figure, dose_curve, set_effects
 from rim_lens.plots.sweeps import ablation_map, interchange_map, patching_map, patching_together
 from rim_lens.plots.tokens import token_view
 
 __all__ = [
+    "ablation_figure",
     "ablation_map",
     "arm_changes",
     "attention_contrast",

@@ -10,19 +10,23 @@ import plotly.graph_objects as go
 from rim_lens.plots import style
 
 if TYPE_CHECKING:
-    from rim_lens.inference_time.dose_test import HeadTest
-    from rim_lens.training_time.causal import NeuronTest
+    from rim_lens.causal.ablation_test import AblationTest
 
 
-def dose_curve(test: HeadTest, measure: str | None = None) -> go.Figure:
+def ablation_figure(test: AblationTest, **options: str) -> go.Figure:
+    """The dose curve of heads; every rate of a set of neurons."""
+    return dose_curve(test, **options) if test.kind == "heads" else set_effects(test, **options)
+
+
+def dose_curve(test: AblationTest, measure: str | None = None) -> go.Figure:
     """Effect by the number of heads changed, one line a kind of change, over the band of the control sets."""
     name = str(test.table["measure"].iloc[0]) if measure is None else measure
     rows = test.dose_curve(name)
     figure = style.blank(
-        f"{sentence(name)} by number of heads changed",
+        f"{sentence(name)} by number of {test.kind} changed",
         f"n = {style.one_or_range(rows['n'])} prompts; bars are 95 % intervals; bands hold 95 % of "
-        f"{style.one_or_range(rows['n_controls'])} random sets with as many heads in each layer",
-        xaxis={"title": {"text": "heads changed"}, "zeroline": False, "rangemode": "tozero"},
+        f"{style.one_or_range(rows['n_controls'])} random sets with as many {test.kind} in each layer",
+        xaxis={"title": {"text": f"{test.kind} changed"}, "zeroline": False, "rangemode": "tozero"},
         yaxis={"title": {"text": axis_of(name)}, "tickformat": "" if in_nats(name) else "+.0%"},
         height=420,
     )
@@ -40,7 +44,7 @@ def dose_curve(test: HeadTest, measure: str | None = None) -> go.Figure:
             mode="lines+markers",
             line={"color": colour, "width": 1.8},
             marker={"symbol": style.MARKERS[i % len(style.MARKERS)], "size": 9},
-            customdata=[told(row, f"{label}, {row['k']} heads") for _, row in part.iterrows()],
+            customdata=[told(row, f"{label}, {row['k']} {test.kind}") for _, row in part.iterrows()],
             hovertemplate="%{customdata}<extra></extra>",
         )
     return figure
@@ -54,17 +58,12 @@ def control_band(part: pd.DataFrame, colour: str, name: str) -> go.Scatter:
     return style.band(x, low, high, colour, name)
 
 
-def set_effects(test: HeadTest | NeuronTest, change: str | None = None) -> go.Figure:
+def set_effects(test: AblationTest, change: str | None = None) -> go.Figure:
     """Every rate under one change (default: the first) of the whole set, each beside the range of the control sets."""
-    of_heads = "change" in test.table  # a test of neurons has the column "method" instead
-    kind = "change" if of_heads else "method"
-    change = change or str(test.table[kind].iloc[0])
-    rows = test.table[(test.table[kind] == change) & ~test.table["measure"].map(in_nats)]
-    if of_heads:
-        rows = rows[rows["k"] == rows["k"].max()]
-        what = f"{change} of {rows['k'].max()} heads" if len(rows) else change
-    else:
-        what = f"{change} ablation of {test.n_neurons} neurons{test.where}"  # type: ignore[union-attr]
+    change = change or str(test.table["change"].iloc[0])
+    rows = test.table[(test.table["change"] == change) & ~test.table["measure"].map(in_nats)]
+    rows = rows[rows["k"] == rows["k"].max()]
+    what = f"{change} of {rows['k'].max()} {test.kind}{test.where}" if len(rows) else change
     y = list(range(len(rows)))
     figure = style.blank(
         f"What changes under {what}",

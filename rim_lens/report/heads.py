@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from rim_lens.inference_time.dose_test import HeadTest
+from rim_lens.causal.ablation_test import AblationTest
 from rim_lens.inference_time.probe import RefusalProbe
 from rim_lens.inference_time.refusal_heads import RefusalHeads
 from rim_lens.inference_time.span_attention import SpanAttention
@@ -129,10 +129,10 @@ def token_block(attention: TokenAttention, chat: int, head: AnyHead) -> Tokens:
     return Tokens(str(Head.parse(head)), caption, tokens)
 
 
-def test_section(anchor: str, test: HeadTest) -> Section:
+def test_section(anchor: str, test: AblationTest) -> Section:
     """Causal test of heads: dose curve, rates beside controls, all effects."""
     changes = list(dict.fromkeys(test.table["change"]))
-    names = ", ".join(str(Head.parse(head)) for head in test.heads)
+    names = ", ".join(str(Head.parse(head)) for head in test.units)
     returns = "recovered" in test.table
     title = "Bringing refusal back with these heads" if returns else "What changing these heads does to refusal"
     blocks: list[Block] = [

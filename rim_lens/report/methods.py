@@ -36,7 +36,7 @@ BEHAVIOR = (
     Definition(
         "Thinking off, on, prefilled",
         "Off: the chat template's think span is left empty. On: the model writes its own chain of thought; when the budget "
-        "ends, the close tag is forced. Prefilled: a given chain of thought, several wordings a kind, rotated over the prompts.",
+        "ends, the close tag is forced. PromptCache: a given chain of thought, several wordings a kind, rotated over the prompts.",
     ),
 )
 SCORE = (

@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from rim_lens.causal.ablation_test import AblationTest
 from rim_lens.plots.forgetting import (
     OUTCOMES,
     PREDICTORS,
@@ -16,7 +17,6 @@ from rim_lens.plots.style import correlation, interval, number, one_or_range, p_
 from rim_lens.report.blocks import Block, Drawing, Grid, Section, Words
 from rim_lens.report.effects import effect_grid, effect_sentence
 from rim_lens.report.wording import clearly, joined
-from rim_lens.training_time.causal import NeuronTest
 from rim_lens.training_time.forgetting import Forgetting
 from rim_lens.training_time.ras import Ras
 from rim_lens.training_time.safety_neurons import SafetyNeurons
@@ -62,28 +62,28 @@ def set_section(anchor: str, neurons: SafetyNeurons) -> Section:
     )
 
 
-def test_section(anchor: str, test: NeuronTest) -> Section:
+def test_section(anchor: str, test: AblationTest) -> Section:
     """What ablating the neurons does."""
     blocks: list[Block] = [Words(test_words(test))]
     if not test.table["measure"].map(in_nats).all():
-        blocks += [Drawing(set_effects(test, method)) for method in dict.fromkeys(test.table["method"])]
-    blocks.append(effect_grid(test.table, ["method"]))
+        blocks += [Drawing(set_effects(test, method)) for method in dict.fromkeys(test.table["change"])]
+    blocks.append(effect_grid(test.table, ["change"]))
     first = test.table[test.table["measure"].isin([test.table["measure"].iloc[0], "maths solved", MATHS])]
     told = [
-        effect_sentence(row, f"{row['method'].capitalize()} ablation of {test.n_neurons} neurons{test.where}")
+        effect_sentence(row, f"{row['change'].capitalize()} of {len(test.units)} neurons{test.where}")
         for _, row in first.iterrows()
     ]
     return Section(anchor, "What ablating these neurons does", told, blocks)
 
 
-def test_words(test: NeuronTest) -> str:
+def test_words(test: AblationTest) -> str:
     """How the test was made, and what it can say."""
     rows = test.table
     scored = rows.loc[rows["measure"].str.startswith("refusal score"), "n_controls"]
     likely = rows.loc[rows["measure"] == MATHS, "n_controls"]
     generated = rows.loc[~rows["measure"].map(in_nats), "n_controls"]
     told = (
-        f"The {test.n_neurons} neurons are silenced{test.where or ' at every position'}, and so are random sets with as many neurons in each layer and "
+        f"The {len(test.units)} neurons are silenced{test.where or ' at every position'}, and so are random sets with as many neurons in each layer and "
         f"decile of activation: {one_or_range(scored)} sets for the refusal score"
     )
     if len(likely):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rim_lens.inference_time.dose_test import HeadTest
+from rim_lens.causal.ablation_test import AblationTest
 from rim_lens.inference_time.interchange import InterchangeSweep
 from rim_lens.inference_time.patching import PatchingSweep
 from rim_lens.inference_time.refusal_heads import RefusalHeads
@@ -30,7 +30,12 @@ from rim_lens.words import condition
 
 CARRIED = 1_000_000  # attention weights on a page, 2.7 MB
 WHOLE = 65535  # stands for all of a head's attention
-FIRST = (AblationSweep, HeadTest, PatchingSweep, InterchangeSweep)  # what a head causes stands before what it goes with
+FIRST = (
+    AblationSweep,
+    AblationTest,
+    PatchingSweep,
+    InterchangeSweep,
+)  # what a head causes stands before what it goes with
 Facts = dict[str, Any]
 
 
@@ -68,8 +73,8 @@ def head_facts(anchor: str, result: Result) -> Iterator[Facts]:
             over.setdefault(row["head"], []).append([row["checkpoint"], told])
         columns = ("checkpoint", "effect of ablation (nats)")
         yield facts_of_many(anchor, f"Over the checkpoints, n = {result.n_prompts} prompts", columns, over)
-    elif isinstance(result, HeadTest):
-        cells = {str(Head.parse(head)): [f"{i} of {len(result.heads)}"] for i, head in enumerate(result.heads, 1)}
+    elif isinstance(result, AblationTest) and result.kind == "heads":
+        cells = {str(Head.parse(head)): [f"{i} of {len(result.units)}"] for i, head in enumerate(result.units, 1)}
         yield facts(anchor, "Causal test together with others", ("place among the tested heads",), cells)
 
 

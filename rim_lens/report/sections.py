@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from rim_lens.behavior.measure import RimTable
-from rim_lens.inference_time.dose_test import HeadTest
+from rim_lens.causal.ablation_test import AblationTest
 from rim_lens.inference_time.interchange import InterchangeSweep
 from rim_lens.inference_time.patching import PatchingSweep
 from rim_lens.inference_time.probe import RefusalProbe
@@ -34,7 +34,6 @@ from rim_lens.report import (
 )
 from rim_lens.report.blocks import Definition, Grid, Section, Words
 from rim_lens.results import Result
-from rim_lens.training_time.causal import NeuronTest
 from rim_lens.training_time.compare_arms import ArmComparison
 from rim_lens.training_time.forgetting import Forgetting
 from rim_lens.training_time.neuron_table import NeuronTable
@@ -97,7 +96,7 @@ CHAPTERS = (
             PatchingSweep: sweeps.patching_section,
             InterchangeSweep: sweeps.interchange_section,
             TokenAttention: heads.token_section,
-            HeadTest: heads.test_section,
+            AblationTest: heads.test_section,
             RefusalProbe: heads.probe_section,
             RefusalTrace: heads.trace_section,
         },
@@ -110,7 +109,7 @@ CHAPTERS = (
         {
             SafetyNeurons: neurons.set_section,
             NeuronTable: neuron_table.section,
-            NeuronTest: neurons.test_section,
+            AblationTest: neurons.test_section,
             ActivationShift: neurons.shift_section,
             SeriesShift: neuron_series.shift_section,
             Ras: neurons.ras_section,
@@ -121,11 +120,14 @@ CHAPTERS = (
         methods.NEURONS,
     ),
 )
+CHAPTER_OF_TESTED = {"heads": "inference", "neurons": "training"}
 OTHER = Chapter("more", "More results", "Results that have no figures of their own yet, as tables.", {}, ())
 
 
 def chapter_of(result: Result) -> Chapter:
     """The chapter that shows this kind of result."""
+    if isinstance(result, AblationTest):
+        return next(chapter for chapter in CHAPTERS if chapter.anchor == CHAPTER_OF_TESTED[result.kind])
     return next((chapter for chapter in CHAPTERS if type(result) in chapter.sections), OTHER)
 
 

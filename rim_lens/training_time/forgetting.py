@@ -15,6 +15,7 @@ import pandas as pd
 
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_tokens
 from rim_lens.capture.neuron_activations import Measure
+from rim_lens.capture.neuron_sets import NeuronRows, matched_controls, neuron_rows
 from rim_lens.capture.neurons import Positions
 from rim_lens.chat.segments import Thinking
 from rim_lens.errors import RimLensError
@@ -25,7 +26,6 @@ from rim_lens.results import Manifest, Result
 from rim_lens.stats import Correlation, benjamini_hochberg, bootstrap_mean, correlation, correlation_difference
 from rim_lens.stats.line import FittedLine, fitted_line
 from rim_lens.training_time.checkpoints import Checkpoints
-from rim_lens.training_time.neuron_sets import NeuronRows, matched_controls, neuron_rows
 from rim_lens.training_time.ras import ras
 from rim_lens.training_time.series_measures import (
     REQUEST_AND_ANSWER,

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 
 from rim_lens.capture.neuron_activations import NeuronActivations
+from rim_lens.capture.neuron_sets import NeuronRows, neuron_names, neuron_rows
 from rim_lens.capture.neuron_values import NeuronValues, record_neurons
 from rim_lens.capture.neurons import Positions, chosen_positions
 from rim_lens.chat.chat import Chat
@@ -29,7 +30,6 @@ from rim_lens.model.requests import Prompts
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import bootstrap_mean
 from rim_lens.training_time.direct_effect import direct_effects
-from rim_lens.training_time.neuron_sets import NeuronRows, neuron_names, neuron_rows
 from rim_lens.training_time.prompt_pass import pass_over
 from rim_lens.training_time.series_measures import REQUEST_AND_ANSWER
 from rim_lens.units import columns_of

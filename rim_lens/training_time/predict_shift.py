@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rim_lens.capture.neuron_activations import Measure, NeuronActivations
+from rim_lens.capture.neuron_sets import NeuronRows, matched_controls, neuron_rows, of_sets
 from rim_lens.capture.neurons import Positions
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import segment_id
@@ -34,7 +35,6 @@ from rim_lens.model.swap import shown, squared_norm, swap_of
 from rim_lens.progress import track
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import Correlation, correlation, empirical_p, percentile
-from rim_lens.training_time.neuron_sets import NeuronRows, matched_controls, neuron_rows, of_sets
 from rim_lens.training_time.prompt_pass import pass_over
 from rim_lens.training_time.ras import harmonic
 from rim_lens.training_time.series_measures import REQUEST_AND_ANSWER

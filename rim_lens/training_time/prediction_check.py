@@ -18,12 +18,12 @@ import pandas as pd
 from jaxtyping import Int
 
 from rim_lens.capture.neuron_activations import Measure
+from rim_lens.capture.neuron_sets import NeuronRows, matched_controls, neuron_names, neuron_rows, of_sets
 from rim_lens.chat.chat import Chat
 from rim_lens.errors import RimLensError
 from rim_lens.model.lens_model import LensModel
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import benjamini_hochberg, empirical_p, percentile
-from rim_lens.training_time.neuron_sets import NeuronRows, matched_controls, neuron_names, neuron_rows, of_sets
 from rim_lens.training_time.predict_shift import PredictedShift, predict_shift
 from rim_lens.training_time.row_correlations import pearson, percentiles, spearman
 from rim_lens.training_time.series_measures import AtCheckpoint

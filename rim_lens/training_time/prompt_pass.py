@@ -1,6 +1,6 @@
 """One pass over prompts for all that is measured at a checkpoint: neurons, decision logits, attention of every head.
 
-The pass can keep its KV cache (`Prefilled`), so that heads or neurons are ablated at the decision position afterwards at the
+The pass can keep its KV cache (`PromptCache`), so that heads or neurons are ablated at the decision position afterwards at the
 price of one token a run; tokens that all prompts begin with are computed once where no measured position is among them.
 """
 
@@ -18,13 +18,13 @@ from rim_lens.capture.attention import MassTap
 from rim_lens.capture.neuron_activations import NeuronActivations
 from rim_lens.capture.neuron_readers import NeuronReader, neuron_reader
 from rim_lens.capture.neurons import AtDecision, Positions, chosen_positions, finished
+from rim_lens.causal.prompt_cache import PromptCache, can_prefill, prefilled, prefilling_pass
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import SEGMENTS
 from rim_lens.errors import RimLensError
 from rim_lens.model.batch import Batch
 from rim_lens.model.fitting import halves_batches, out_of_memory
 from rim_lens.model.lens_model import LensModel
-from rim_lens.model.prefilled import Prefilled, can_prefill, prefilled, prefilling_pass
 from rim_lens.model.shared_prefix import prefix_first, shared_length
 from rim_lens.processes import share, sum_over_processes
 
@@ -35,7 +35,7 @@ class PromptPass:
 
     neurons: NeuronActivations
     attention: Float[np.ndarray, "prompt layer head segment"] | None = None
-    kept: Sequence[Prefilled] = ()  # of this process's prompts; empty where the model allows none
+    kept: Sequence[PromptCache] = ()  # of this process's prompts; empty where the model allows none
 
 
 def pass_over(

@@ -17,9 +17,9 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from rim_lens.capture.neuron_activations import Measure, NeuronActivations
+from rim_lens.capture.neuron_sets import NeuronRows, matched_controls, neuron_rows, of_sets
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import Interval, empirical_p, percentile
-from rim_lens.training_time.neuron_sets import NeuronRows, matched_controls, neuron_rows, of_sets
 from rim_lens.training_time.shift import Pair, gain_of, len_of, loss_of, prompt_resamples, resampled_f, tails_for
 
 Averaging = Literal["set", "neuron"]  # over neurons first, or RAS of each neuron first

@@ -16,13 +16,13 @@ from jaxtyping import Float, Int
 from scipy.stats import binom
 
 from rim_lens.capture.neuron_activations import Measure
+from rim_lens.capture.neuron_sets import neuron_names
 from rim_lens.errors import RimLensError
 from rim_lens.model.lens_model import LensModel
 from rim_lens.progress import track
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import Interval
 from rim_lens.training_time.counterfactuals import CounterfactualPairs
-from rim_lens.training_time.neuron_sets import neuron_names
 from rim_lens.training_time.prompt_pass import pass_over
 from rim_lens.training_time.stability import GroupSums, counts, jaccard, resampled_sets
 from rim_lens.units import columns_of, index_columns

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from rim_lens.behavior.conditions import Condition, ask
 from rim_lens.behavior.maths import solved
 from rim_lens.behavior.refusal_score import mean_log_likelihood
+from rim_lens.causal.set_answers import ANSWER
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import Thinking
 from rim_lens.data.prompts import Prompt, Prompts, PromptSet, as_problems
@@ -32,7 +33,6 @@ from rim_lens.results import Manifest, Result
 from rim_lens.stats import benjamini_hochberg, bootstrap_mean, mean_test, paired_difference, wilson
 from rim_lens.training_time.checkpoints import Checkpoints
 from rim_lens.training_time.series import written_chat
-from rim_lens.training_time.set_answers import ANSWER
 
 WORKED, STATED = ("cot", "think_close", "response"), ("response",)  # what the model is to write, thinking on and off
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from rim_lens.behavior.refusal_score import RefusalTokens, log_odds
 from rim_lens.capture.neuron_activations import Measure, NeuronActivations
 from rim_lens.capture.neurons import Positions
+from rim_lens.causal.set_scores import without_heads
 from rim_lens.chat.chat import Chat
 from rim_lens.model.lens_model import LensModel
 from rim_lens.processes import sum_over_processes
@@ -27,7 +28,6 @@ from rim_lens.progress import track
 from rim_lens.training_time.checkpoints import Checkpoints
 from rim_lens.training_time.prompt_pass import pass_over
 from rim_lens.training_time.series import Checkpoint
-from rim_lens.training_time.set_scores import without_heads
 from rim_lens.units import Head
 
 # Everything that belongs to the request and its answer; a system prompt is the same in all chats.

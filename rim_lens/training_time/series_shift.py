@@ -12,9 +12,9 @@ from typing import ClassVar
 import pandas as pd
 
 from rim_lens.capture.neuron_activations import Measure
+from rim_lens.capture.neuron_sets import NeuronRows, matched_controls, neuron_names, neuron_rows
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import benjamini_hochberg
-from rim_lens.training_time.neuron_sets import NeuronRows, matched_controls, neuron_names, neuron_rows
 from rim_lens.training_time.series_measures import AtCheckpoint
 from rim_lens.training_time.shift import activation_shift
 

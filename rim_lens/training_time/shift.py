@@ -16,11 +16,11 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from rim_lens.capture.neuron_activations import Measure, NeuronActivations
+from rim_lens.capture.neuron_sets import NeuronRows, neuron_rows, of_sets
 from rim_lens.errors import RimLensError
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import empirical_p, percentile
 from rim_lens.stats.bootstrap import expanded_level
-from rim_lens.training_time.neuron_sets import NeuronRows, neuron_rows, of_sets
 from rim_lens.units import columns_of
 
 Pair = tuple[NeuronActivations, NeuronActivations]  # before, after

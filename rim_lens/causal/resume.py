@@ -5,6 +5,8 @@
 2. Layers are then run one after the other over the runs that have begun: at each layer those whose change begins there
    join with the clean stream. A run whose change begins at layer l thus costs the layers from l on, over the columns
    from `start` on, and weights are read once for all runs.
+   Tokens that all prompts begin with (the template and its system prompt) do not depend on the prompt, whatever is changed at all
+   positions: where they are shared, they are computed once per change and not once per run (`template`).
 3. Of the last layer only the attention sees all columns; its MLP, the final norm and the unembedding see the last one.
 
 Exact: a run's logits are those of a whole pass with the same change; `changed_runs` compares the two once a model. The clean
@@ -12,7 +14,7 @@ pass can also keep what gradients with respect to head outputs need, so that est
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -44,11 +46,18 @@ class Runs(Protocol):
 
     prompt: Int[Tensor, " run"]  # row of the batch
     changed: Bool[Tensor, "run layer"]  # layers at which a run changes something
+    number: Int[Tensor, " run"]  # which change a run makes; those of one number make the same in other prompts
 
     def change(
         self, layer: int, runs: Int[Tensor, " row"], z: Float[Tensor, "row pos head d_head"]
     ) -> Float[Tensor, "row pos head d_head"]:
         """Head outputs of these runs after their change; `z` holds the last columns of the batch."""
+        ...
+
+    def change_template(
+        self, layer: int, runs: Int[Tensor, " row"], z: Float[Tensor, "row pos head d_head"]
+    ) -> Float[Tensor, "row pos head d_head"]:
+        """The same for the tokens that all prompts begin with."""
         ...
 
 
@@ -103,21 +112,26 @@ class ResumablePass:
     """A clean pass over a batch from which changed runs are resumed.
 
     The batch's last column must be every row's decision position. With `differentiable`, `head_gradients` may be asked once.
+    `start`: columns that no run changes. `template`: columns that all rows share and every run changes in the same way in all
+    prompts; the batch must be `prefix_first(batch, template)`.
 
     Raises:
         RimLensError: the model cannot be resumed; `unfit` says so beforehand.
 
     """
 
-    def __init__(self, model: LensModel, batch: Batch, start: int = 0, *, differentiable: bool = False) -> None:
-        reason = unfit(model, start)
+    def __init__(
+        self, model: LensModel, batch: Batch, start: int = 0, *, template: int = 0, differentiable: bool = False
+    ) -> None:
+        reason = unfit(model, start or template)
         if reason:
             raise RimLensError(f"Runs of {model.name} cannot be resumed at a layer: {reason}.")
         if bool((batch.decision != batch.tokens.shape[1] - 1).any()):
             raise RimLensError("Resumed runs need batches that end at the decision position; cut the chats there.")
-        self.model, self.batch, self.start = model, batch, start
+        self.model, self.batch, self.start, self.template = model, batch, start or template, template
         self.layers = sites_of(model).layers
         self.calls: list[Call] = []
+        self.template_calls: list[Call] = []
         self.prefixes: list[Prefix | None] = [None] * len(self.layers)
         self.z: dict[
             int, Float[Tensor, "prompt pos head_x_d_head"]
@@ -131,19 +145,25 @@ class ResumablePass:
         cache = None
         if self.start:
             cache = DynamicCache(config=model.hf.config)
-            before = slice(0, self.start)
-            with model.during(batch), torch.no_grad():
-                inputs = model.hf_inputs(batch.mask[:, before], batch.positions[:, before])
-                model.hf.base_model(batch.tokens[:, before], **inputs, past_key_values=cache, use_cache=True)
+            before, rows = slice(0, self.start), slice(0, 1) if self.template else slice(None)
+            with ExitStack() as stack:
+                stack.enter_context(model.during(batch))
+                stack.enter_context(torch.no_grad())
+                if self.template:
+                    self._keep_calls(stack)
+                inputs = model.hf_inputs(batch.mask[rows, before], batch.positions[rows, before])
+                model.hf.base_model(batch.tokens[rows, before], **inputs, past_key_values=cache, use_cache=True)
+            if self.template:
+                self.template_calls, self.calls = self.calls, []
+                cache.batch_repeat_interleave(len(batch))
             self.prefixes = [_prefix(layer, model) for layer in cache.layers]
         after = slice(self.start, None)
         with ExitStack() as stack:
             if differentiable:
                 handle = self.layers[0].block.register_forward_pre_hook(_begin_graph, with_kwargs=True)
                 stack.callback(handle.remove)
+            self._keep_calls(stack)
             for index, layer in enumerate(self.layers):
-                handle = layer.block.register_forward_pre_hook(self._keep_call, with_kwargs=True)
-                stack.callback(handle.remove)
                 if differentiable and layer.output is not None:
                     handle = layer.output.register_forward_pre_hook(partial(self._keep_z, index))
                     stack.callback(handle.remove)
@@ -156,6 +176,10 @@ class ResumablePass:
                 use_cache=cache is not None,
             )
         return output.logits[:, -1].float()
+
+    def _keep_calls(self, stack: ExitStack) -> None:
+        for layer in self.layers:
+            stack.callback(layer.block.register_forward_pre_hook(self._keep_call, with_kwargs=True).remove)
 
     def _keep_call(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         entering = args[0] if args else kwargs["hidden_states"]
@@ -198,7 +222,8 @@ class ResumablePass:
                 take(group[rows], self._unembedded(last[rows]))
 
         room = at_once or AtOnce(most, "resumed runs", "runs", inside=True)
-        for _ in room.parts(entry.argsort(stable=True).tolist(), climb, most):
+        order = (entry * (int(runs.number.max()) + 1) + runs.number).argsort(stable=True)  # runs of one change together
+        for _ in room.parts(order.tolist(), climb, most):
             pass
 
     def _climb(self, runs: Runs, group: Int[Tensor, " run"], entry: list[int]) -> Float[Tensor, "run one d_model"]:
@@ -207,48 +232,65 @@ class ResumablePass:
         stream = example.new_empty(len(group), *example.shape[1:])
         prompts, changed = runs.prompt[group], runs.changed[group].tolist()
         n_begun, top = 0, len(self.layers) - 1
+        template = TemplateRuns(self, runs, group, entry) if self.template else None
         for index in range(entry[0], top + 1):
             begun = sum(layer <= index for layer in entry)
             stream[n_begun:begun] = self.calls[index].entering[prompts[n_begun:begun]]
             n_begun = begun
+            shared = None if template is None else template.keys_values(index)
             for first in range(0, n_begun, self._rows_at_once):
                 rows = slice(first, min(first + self._rows_at_once, n_begun))
                 changing = any(one[index] for one in changed[rows])
                 change = partial(runs.change, index, group[rows]) if changing else None
-                if index < top:
-                    stream[rows] = self._layer(index, stream[rows], prompts[rows], change)
+                if template is not None and shared is not None:
+                    cache: Prefix | None = shared.of(template.place[rows])
                 else:
-                    stream[rows, -1:] = self._last_layer(stream[rows], prompts[rows], change)
+                    cache = self.cached(index, prompts[rows])
+                if index < top:
+                    stream[rows] = self._layer(index, stream[rows], prompts[rows], change, cache)
+                else:
+                    stream[rows, -1:] = self._last_layer(stream[rows], prompts[rows], change, cache)
         return stream[:, -1:]
+
+    def cached(self, index: int, prompts: Int[Tensor, " row"]) -> Prefix | None:
+        """Keys and values of the columns before `start`, as the clean pass has them."""
+        prefix = self.prefixes[index]
+        return None if prefix is None else prefix.of(prompts)
 
     @property
     def _rows_at_once(self) -> int:
+        return max(1, self.tokens_at_once // self.calls[0].entering.shape[1])
+
+    @property
+    def tokens_at_once(self) -> int:
+        """Tokens in one call of a layer."""
         tokens = GPU_TOKENS
         if self.batch.tokens.device.type == "cpu":
             width = max(self.model.d_mlp, self.model.d_model) * self.calls[0].entering.element_size()
             tokens = max(MIN_TOKENS, CPU_ACTIVATION_BYTES // width)
-        return max(1, tokens // self.calls[0].entering.shape[1])
+        return tokens
 
     def _last_layer(
         self,
         stream: Float[Tensor, "row pos d_model"],
         prompts: Int[Tensor, " row"],
         change: Callable[[Tensor], Tensor] | None,
+        cache: "Prefix | None",
     ) -> Float[Tensor, "row one d_model"]:
         """The last layer, whose MLP is run for the last column only."""
         layer, top = self.layers[-1], len(self.layers) - 1
         if layer.attention is None:
-            return self._layer(top, stream, prompts, change)[:, -1:]
+            return self._layer(top, stream, prompts, change, cache)[:, -1:]
         with _replaced_forward(layer.attention, _reached):
             try:
-                self._layer(top, stream, prompts, None)
+                self._layer(top, stream, prompts, None, cache)
             except AttentionReached as reached:
                 args, kwargs = reached.call
         with _changed_heads(layer, self.model.n_heads, change):
             attended = layer.attention(*args, **kwargs)
         last = attended[:, -1:] if isinstance(attended, Tensor) else (attended[0][:, -1:], *attended[1:])
         with _replaced_forward(layer.attention, lambda *args, **kwargs: last):
-            return self._layer(top, stream[:, -1:], prompts, None)
+            return self._layer(top, stream[:, -1:], prompts, None, cache)
 
     def _layer(
         self,
@@ -256,10 +298,10 @@ class ResumablePass:
         stream: Float[Tensor, "row pos d_model"],
         prompts: Int[Tensor, " row"],
         change: Callable[[Tensor], Tensor] | None,
+        cache: "Prefix | None",
     ) -> Float[Tensor, "row pos d_model"]:
         """One layer over some runs."""
-        call, layer, prefix = self.calls[index], self.layers[index], self.prefixes[index]
-        cache = None if prefix is None else prefix.of(prompts)
+        call, layer = self.calls[index], self.layers[index]
         args, kwargs = _for_rows((call.args, call.kwargs), prompts, len(self.batch), cache)
         with _changed_heads(layer, self.model.n_heads, change):
             out = layer.block(stream.to(call.entering.device), *args, **kwargs)
@@ -274,6 +316,64 @@ class ResumablePass:
                 stack.enter_context(_replaced_forward(layer.block, lambda stream, *args, **kwargs: stream))
             stack.enter_context(_replaced_forward(self.layers[-1].block, lambda *args, **kwargs: last))
             return self.model.hf(tokens, **inputs, **self.model.last_logit_only, use_cache=False).logits[:, -1].float()
+
+
+class TemplateRuns:
+    """The tokens that all prompts begin with, one row per change of a group of runs; `entry` of the runs is sorted."""
+
+    def __init__(self, clean: ResumablePass, runs: Runs, group: Int[Tensor, " run"], entry: list[int]) -> None:
+        numbers = runs.number[group].tolist()
+        places = {number: place for place, number in enumerate(dict.fromkeys(numbers))}
+        firsts = [numbers.index(number) for number in places]
+        self.clean, self.runs, self.group = clean, runs, group[torch.tensor(firsts)]
+        self.place = torch.tensor([places[number] for number in numbers])  # of every run's change
+        self.entry = [entry[first] for first in firsts]
+        self.changed = runs.changed[self.group].tolist()
+        example = clean.template_calls[0].entering
+        self.stream = example.new_empty(len(firsts), *example.shape[1:])
+        self.n_begun = 0
+
+    def keys_values(self, index: int) -> Prefix:
+        """Keys and values of this layer under every change that has begun; to be asked layer by layer."""
+        clean, call = self.clean, self.clean.template_calls[index]
+        begun = sum(layer <= index for layer in self.entry)
+        self.stream[self.n_begun : begun] = call.entering
+        self.n_begun, recorded = begun, list[Recorder]()
+        at_once = max(1, clean.tokens_at_once // self.stream.shape[1])
+        for first in range(0, begun, at_once):
+            rows = slice(first, min(first + at_once, begun))
+            recorder = Recorder(enough=index == len(clean.layers) - 1)
+            changing = any(one[index] for one in self.changed[rows])
+            change = partial(self.runs.change_template, index, self.group[rows]) if changing else None
+            none = torch.zeros(rows.stop - rows.start, dtype=torch.long)
+            args, kwargs = _for_rows((call.args, call.kwargs), none, 1, recorder)
+            with suppress(Recorded), _changed_heads(clean.layers[index], clean.model.n_heads, change):
+                out = clean.layers[index].block(self.stream[rows].to(call.entering.device), *args, **kwargs)
+                self.stream[rows] = out if isinstance(out, Tensor) else out[0]
+            recorded.append(recorder)
+        return Prefix(torch.cat([one.keys for one in recorded]), torch.cat([one.values for one in recorded]))
+
+
+class Recorder(Prefix):
+    """Stands for an empty KV cache and keeps what it is given; `enough`: nothing else of the layer is needed."""
+
+    def __init__(self, *, enough: bool) -> None:
+        self.enough = enough
+
+    def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The columns themselves."""
+        self.keys, self.values = keys, values
+        if self.enough:
+            raise Recorded
+        return keys, values
+
+    def get_seq_length(self, *args: Any) -> int:
+        """No columns come before."""
+        return 0
+
+
+class Recorded(Exception):
+    """A layer's keys and values are there."""
 
 
 class AttentionReached(Exception):

@@ -17,10 +17,13 @@ from rim_lens.behavior.generate import generate
 from rim_lens.behavior.judge import LABELS, Judge
 from rim_lens.behavior.maths import solved
 from rim_lens.behavior.refusal_score import RefusalTokens, log_odds, refusal_score
+from rim_lens.causal.ablation import Ablation
+from rim_lens.causal.run_scores import Region, score_runs
+from rim_lens.causal.set_answers import ANSWER, answers_of_sets, continues, likelihoods_of_sets
+from rim_lens.causal.set_scores import scores_of_sets
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import Thinking
 from rim_lens.data.prompts import Prompt
-from rim_lens.inference_time.run_scores import Region, score_runs
 from rim_lens.model.as_chats import as_chats
 from rim_lens.model.fitting import AtOnce
 from rim_lens.model.lens_model import LensModel
@@ -43,18 +46,39 @@ class Measured:
 
 @dataclass(frozen=True)
 class ScoreMeasure:
-    """Refusal score at the decision position: no generation, so every control set is affordable."""
+    """Refusal score at the decision position: no generation, so every control set is affordable.
+
+    How it is computed follows from the change: zeroed heads are resumed where the first one is changed (`causal.resume`), changes
+    from the decision position on cost a token per prompt (`causal.prompt_cache`), any other change takes rows of whole passes.
+    """
 
     model: LensModel
     chats: Sequence[Chat]
     tokens: RefusalTokens
     where: str
     batch_size: int = 32
-    generated: bool = field(default=False, init=False)
+    cost: str = field(default="score", init=False)
 
     @torch.no_grad()
     def __call__(self, sets: Sequence[HeadSet], change: Change) -> dict[str, Measured]:
         """Scores [set, prompt] under the name "refusal score, <where>"."""
+        return {f"refusal score, {self.where}": Measured(self._scores(sets, change), is_share=False)}
+
+    def _scores(self, sets: Sequence[HeadSet], change: Change) -> Float[np.ndarray, "set prompt"]:
+        if not any(len(one) for one in sets):
+            return np.repeat(refusal_score(self.model, self.chats, self.tokens)[None], len(sets), axis=0)
+        if not isinstance(change, Ablation):
+            return self._by_rows(sets, change)
+        if change.kind == "heads" and change.method == "zero":
+            region: Region = "all" if change.positions == "all" else "decision"
+            what = "refusal score under head sets"
+            score = self.tokens.score
+            return score_runs(self.model, self.chats, sets, score, region=region, description=what).changed.T
+        if change.positions == "all":
+            return self._by_rows(sets, change)
+        return scores_of_sets(self.model, self.chats, sets, change, self.tokens, batch_size=self.batch_size)
+
+    def _by_rows(self, sets: Sequence[HeadSet], change: Change) -> Float[np.ndarray, "set prompt"]:
         scores = torch.zeros(len(sets), len(self.chats), dtype=torch.float64)
         passes = list(self._passes(len(sets)))
         at_once = AtOnce(self.batch_size, "refusal score under head sets", "rows")
@@ -68,7 +92,7 @@ class ScoreMeasure:
         for k in track(share(len(passes)), at_once.what):
             for _ in at_once.parts(passes[k], scored):
                 pass
-        return {f"refusal score, {self.where}": Measured(sum_over_processes(scores).numpy(), is_share=False)}
+        return sum_over_processes(scores).numpy()
 
     def _passes(self, n_sets: int) -> Iterator[list[tuple[int, int]]]:
         """The rows (set, prompt) of every pass; several sets share one where prompts are few."""
@@ -80,38 +104,6 @@ class ScoreMeasure:
 
 
 @dataclass(frozen=True)
-class ZeroedScoreMeasure:
-    """Refusal score with heads zeroed in a region: the same values as `ScoreMeasure` under `ablate_heads`, sooner.
-
-    Runs are resumed where their first head is zeroed (`rim_lens.model.resume`), so a control set costs a part of a pass;
-    at the decision position alone, a single token.
-    """
-
-    model: LensModel
-    chats: Sequence[Chat]
-    tokens: RefusalTokens
-    where: str
-    region: Region
-    generated: bool = field(default=False, init=False)
-
-    def __call__(self, sets: Sequence[HeadSet], change: Change) -> dict[str, Measured]:
-        """Scores [set, prompt] under the name "refusal score, <where>"; `change` is known to be zeroing."""
-        if not any(len(heads) for heads in sets):
-            scores = np.repeat(refusal_score(self.model, self.chats, self.tokens)[None], len(sets), axis=0)
-        else:
-            runs = score_runs(
-                self.model,
-                self.chats,
-                sets,
-                self.tokens.score,
-                region=self.region,
-                description="refusal score under head sets",
-            )
-            scores = runs.changed.T
-        return {f"refusal score, {self.where}": Measured(scores, is_share=False)}
-
-
-@dataclass(frozen=True)
 class AnswerMeasure:
     """Answers generated with few tokens and judged: shares of refused, complied and incoherent ones."""
 
@@ -120,10 +112,17 @@ class AnswerMeasure:
     judge: Judge
     where: str
     options: dict[str, Any]
-    generated: bool = field(default=True, init=False)
+    cost: str = field(default="answers", init=False)
 
     def __call__(self, sets: Sequence[HeadSet], change: Change) -> dict[str, Measured]:
         """Indicators [set, prompt] of each label."""
+        if getattr(change, "positions", None) == "from_decision" and continues(self.model, self.chats):
+            labels = self._from_decision(sets, change)  # type: ignore[arg-type]
+        else:
+            labels = self._one_after_the_other(sets, change)
+        return {f"{label}, {self.where}": Measured((labels == label).astype(float), is_share=True) for label in LABELS}
+
+    def _one_after_the_other(self, sets: Sequence[HeadSet], change: Change) -> np.ndarray:
         labels = np.empty((len(sets), len(self.chats)), dtype="U12")
         requests = [chat.request for chat in self.chats]
         for i, heads in enumerate(track(sets, f"answers under head sets, {self.where}")):
@@ -133,7 +132,22 @@ class AnswerMeasure:
                 requests, [a.response for a in answers], [a.cot for a in answers], [a.truncated for a in answers]
             )
             labels[i] = [one.label for one in judged]
-        return {f"{label}, {self.where}": Measured((labels == label).astype(float), is_share=True) for label in LABELS}
+        return labels
+
+    def _from_decision(self, sets: Sequence[HeadSet], change: Ablation) -> np.ndarray:
+        """Prompts are computed once, and every set costs the tokens of its answer."""
+        limit, what = self.options["max_new_tokens"], f"answers under sets, {self.where}"
+        answers = answers_of_sets(self.model, self.chats, sets, change, limit, what)
+        labels = np.empty((len(sets), len(self.chats)), dtype="U12")
+        requests, cots = (
+            [chat.request for chat in self.chats],
+            [chat.segment_text("cot").strip() for chat in self.chats],
+        )
+        for one in range(len(sets)):
+            texts = [self.model.chat_format.decode(of[one]).strip() for of in answers]
+            cut = [len(of[one]) >= limit for of in answers]
+            labels[one] = [judged.label for judged in self.judge(requests, texts, cots, cut)]
+        return labels
 
 
 @dataclass(frozen=True)
@@ -144,7 +158,7 @@ class MathsMeasure:
     problems: Sequence[Prompt]
     thinking: Thinking
     options: dict[str, Any]
-    generated: bool = field(default=True, init=False)
+    cost: str = field(default="answers", init=False)
 
     def __call__(self, sets: Sequence[HeadSet], change: Change) -> dict[str, Measured]:
         """Indicators [set, problem] of a right answer."""
@@ -158,4 +172,21 @@ class MathsMeasure:
         return {"maths solved": Measured(right, is_share=True)}
 
 
-Measure = ScoreMeasure | ZeroedScoreMeasure | AnswerMeasure | MathsMeasure
+@dataclass(frozen=True)
+class MathsLikelihood:
+    """Mean log-likelihood per token of each problem's right answer, thinking off, in nats."""
+
+    model: LensModel
+    problems: Sequence[Prompt]
+    batch_size: int = 32
+    cost: str = field(default="likelihood", init=False)
+
+    def __call__(self, sets: Sequence[HeadSet], change: Change) -> dict[str, Measured]:
+        """Log-likelihoods [set, problem]."""
+        chats = self.model.render([problem.text for problem in self.problems], thinking="off")
+        answers = [
+            self.model.chat_format.encode_after(chat.text, ANSWER.format(answer=problem.answer))
+            for chat, problem in zip(chats, self.problems, strict=True)
+        ]
+        values = likelihoods_of_sets(self.model, chats, answers, sets, change, self.batch_size)
+        return {"log-likelihood of maths answers": Measured(values, is_share=False)}

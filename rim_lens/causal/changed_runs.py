@@ -8,30 +8,32 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rim_lens.causal.resume import ResumablePass, Runs, TakeLogits, entry_layers, unfit
 from rim_lens.errors import RimLensError
 from rim_lens.model.batch import Batch
 from rim_lens.model.decode import selected
 from rim_lens.model.fitting import AtOnce, out_of_memory
 from rim_lens.model.lens_model import LensModel
-from rim_lens.model.resume import ResumablePass, Runs, TakeLogits, entry_layers, unfit
 from rim_lens.model.taps import Tap
 
 ROWS_AT_ONCE = 8  # of a whole pass
-_TRIED: WeakKeyDictionary[Any, dict[bool, str | None]] = WeakKeyDictionary()  # model -> {with a prefix: why not}
+_TRIED: WeakKeyDictionary[Any, dict[tuple[bool, bool], str | None]] = (
+    WeakKeyDictionary()
+)  # model -> {(with a prefix, template shared): why not}
 
 
-def why_not(model: LensModel, batch: Batch, runs: Runs, start: int) -> str | None:
+def why_not(model: LensModel, batch: Batch, runs: Runs, start: int, template: int = 0) -> str | None:
     """Why runs of a model cannot be resumed, or None where they can; the first time, one run is computed both ways."""
-    reason = unfit(model, start)
+    reason = unfit(model, start or template)
     if reason is None:
-        tried = _TRIED.setdefault(model.hf, {})
-        if bool(start) not in tried:
-            tried[bool(start)] = _differing(model, batch, runs, start)
-        reason = tried[bool(start)]
+        tried, way = _TRIED.setdefault(model.hf, {}), (bool(start), bool(template))
+        if way not in tried:
+            tried[way] = _differing(model, batch, runs, start, template)
+        reason = tried[way]
     return reason
 
 
-def _differing(model: LensModel, batch: Batch, runs: Runs, start: int) -> str | None:
+def _differing(model: LensModel, batch: Batch, runs: Runs, start: int, template: int) -> str | None:
     """Compare the run that changes the earliest layer, resumed and in a whole pass."""
     earliest = int(entry_layers(runs, model.n_layers).argmin())
     one, logits = OneRun(runs, earliest), list[Tensor]()
@@ -40,7 +42,7 @@ def _differing(model: LensModel, batch: Batch, runs: Runs, start: int) -> str | 
         logits.append(of_run)
 
     try:
-        ResumablePass(model, batch, start).give_logits(one, take)
+        ResumablePass(model, batch, start, template=template).give_logits(one, take)
     except (RimLensError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
         if out_of_memory(error):
             raise  # says nothing about the layers
@@ -57,11 +59,15 @@ class OneRun:
 
     def __init__(self, runs: Runs, index: int) -> None:
         self.runs, self.index = runs, torch.tensor([index])
-        self.prompt, self.changed = runs.prompt[self.index], runs.changed[self.index]
+        self.prompt, self.changed, self.number = (of[self.index] for of in (runs.prompt, runs.changed, runs.number))
 
     def change(self, layer: int, runs: Int[Tensor, " row"], z: Tensor) -> Tensor:
         """See `Runs`."""
         return self.runs.change(layer, self.index[runs], z)
+
+    def change_template(self, layer: int, runs: Int[Tensor, " row"], z: Tensor) -> Tensor:
+        """See `Runs`."""
+        return self.runs.change_template(layer, self.index[runs], z)
 
 
 class RunTap(Tap):

@@ -1,6 +1,6 @@
 """Refusal scores with sets of heads or neurons changed at the decision position alone.
 
-Where prompts were computed once (`Prefilled`), a run costs one token a prompt, and several sets share a pass, each row of the
+Where prompts were computed once (`PromptCache`), a run costs one token a prompt, and several sets share a pass, each row of the
 batch having its own; other models take a whole pass a set.
 """
 
@@ -15,20 +15,20 @@ import torch
 from jaxtyping import Float, Float64
 
 from rim_lens.behavior.refusal_score import RefusalTokens
+from rim_lens.causal.prompt_cache import PromptCache, can_prefill, prefill
+from rim_lens.causal.run_scores import cut_at_decision
 from rim_lens.chat.chat import Chat
-from rim_lens.inference_time.run_scores import cut_at_decision
 from rim_lens.intervene.heads import ablate_heads
 from rim_lens.intervene.selection import Where
 from rim_lens.model.batch import Batch
 from rim_lens.model.fitting import AtOnce, over_batches
 from rim_lens.model.lens_model import LensModel
-from rim_lens.model.prefilled import Prefilled, can_prefill, prefill
 from rim_lens.processes import n_processes, sum_over_processes
 from rim_lens.progress import track
 from rim_lens.units import Head
 
 T = TypeVar("T")
-Part = Prefilled | tuple[list[int], Batch]  # prompts that were computed once, or a batch with its prompts' indices
+Part = PromptCache | tuple[list[int], Batch]  # prompts that were computed once, or a batch with its prompts' indices
 ROWS = 64  # of a pass that computes one token a row: more of them only move more cached keys about
 # Called with one set a row and where=: changes them for the time of a block, at "all" positions of the pass or at "decision".
 ChangeAt = Callable[..., AbstractContextManager[Any]]
@@ -41,7 +41,7 @@ def scores_of_sets(
     change: ChangeAt,
     tokens: RefusalTokens,
     *,
-    kept: Sequence[Prefilled] = (),
+    kept: Sequence[PromptCache] = (),
     batch_size: int = 32,
     description: str = "refusal score under sets",
 ) -> Float[np.ndarray, "set prompt"]:
@@ -81,7 +81,7 @@ def over_parts(
 
 
 def rows_under_sets(
-    part: Prefilled,
+    part: PromptCache,
     sets: Sequence[Any],
     change: ChangeAt,
     run: Callable[[Sequence[int]], T],
@@ -108,7 +108,7 @@ def scores_of_part(
     model: LensModel, part: Part, sets: Sequence[Any], change: ChangeAt, tokens: RefusalTokens, at_once: AtOnce
 ) -> Iterator[tuple[list[int], list[int], Float64[torch.Tensor, " row"]]]:
     """Refusal score of every prompt of a part under every set, some rows at a time, with their prompts and sets."""
-    if isinstance(part, Prefilled):
+    if isinstance(part, PromptCache):
         ready = part
 
         def run(rows: Sequence[int]) -> Float64[torch.Tensor, " row"]:
@@ -129,7 +129,7 @@ def without_heads(
     chats: Sequence[Chat],
     sets: Sequence[Sequence[Head]],
     tokens: RefusalTokens,
-    kept: Sequence[Prefilled] = (),
+    kept: Sequence[PromptCache] = (),
 ) -> Float[np.ndarray, "set prompt"]:
     """Refusal score without each set of heads at the decision position."""
     change = partial(zeroed_heads, model)

@@ -23,14 +23,22 @@ class HeadRuns:
         first: Int[Tensor, " prompt"],
         n_columns: int,
         donated: Float[Tensor, "prompt layer column head d_head"] | None = None,
+        number: Int[Tensor, " run"] | None = None,
     ) -> None:
         self.prompt, self.heads, self.first, self.donated = prompt, heads, first, donated
+        self.number = torch.arange(len(prompt)) if number is None else number  # which of the changes a run makes
         self.changed: Bool[Tensor, "run layer"] = heads.any(-1)
         self.at: Bool[Tensor, "prompt pos"] = torch.arange(n_columns, device=first.device) >= first[:, None]
 
     def __len__(self) -> int:
         """Number of runs."""
         return len(self.prompt)
+
+    def change_template(
+        self, layer: int, runs: Int[Tensor, " row"], z: Float[Tensor, "row pos head d_head"]
+    ) -> Float[Tensor, "row pos head d_head"]:
+        """The same for the tokens that all prompts begin with, which a change at all positions reaches whole."""
+        return z.masked_fill(self.heads[runs, layer][:, None, :, None].to(z.device), 0)
 
     def change(
         self, layer: int, runs: Int[Tensor, " row"], z: Float[Tensor, "row pos head d_head"]

@@ -30,7 +30,7 @@ KeysValues = tuple[Float[Tensor, "row head key d_head"], Float[Tensor, "row head
 
 
 @dataclass(frozen=True, eq=False)
-class Prefilled:
+class PromptCache:
     """A batch with the keys and values of all columns but the last, layer by layer; `indices` are its prompts."""
 
     model: LensModel
@@ -57,11 +57,11 @@ class Prefilled:
 class Continued:
     """Runs of prefilled prompts from the decision position on, one token a step, under the taps that are active then.
 
-    `logits` are those after the latest token; rows as in `Prefilled.decision_logits`. Tokens given `at_once` are computed
+    `logits` are those after the latest token; rows as in `PromptCache.decision_logits`. Tokens given `at_once` are computed
     together with the decision position, and `all_logits` has the logits of all these columns.
     """
 
-    def __init__(self, part: Prefilled, rows: Sequence[int], at_once: Int[Tensor, "row new"] | None = None) -> None:
+    def __init__(self, part: PromptCache, rows: Sequence[int], at_once: Int[Tensor, "row new"] | None = None) -> None:
         prompts = torch.tensor(list(rows))
         self.model, self.batch = part.model, repeated(part.batch, prompts)
         self.cache = DynamicCache(config=part.model.hf.config)
@@ -133,13 +133,13 @@ def prefilling_pass(model: LensModel, batch: Batch, shared: int = 0) -> tuple[Fl
     return logits, cache
 
 
-def prefilled(model: LensModel, indices: Sequence[int], batch: Batch, cache: Any) -> Prefilled:
+def prefilled(model: LensModel, indices: Sequence[int], batch: Batch, cache: Any) -> PromptCache:
     """What the cache of a whole pass holds of all columns but the last."""
     layers = [(layer.keys[:, :, :-1], layer.values[:, :, :-1]) for layer in cache.layers]
-    return Prefilled(model, list(indices), batch, layers)
+    return PromptCache(model, list(indices), batch, layers)
 
 
-def prefill(model: LensModel, indices: Sequence[int], batch: Batch) -> Prefilled:
+def prefill(model: LensModel, indices: Sequence[int], batch: Batch) -> PromptCache:
     """Compute a batch's prompts once; `can_prefill` says whether that is possible. No tap may be active."""
     shared = shared_length(model, batch)
     moved = prefix_first(batch, shared) if shared else batch

@@ -19,16 +19,17 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from rim_lens.behavior.refusal_score import RefusalTokens, log_odds, refusal_tokens
+from rim_lens.causal.changed_runs import whole_passes, why_not
+from rim_lens.causal.head_runs import HeadRuns, one_hot
+from rim_lens.causal.resume import ResumablePass
 from rim_lens.chat.chat import Chat
 from rim_lens.errors import RimLensError
-from rim_lens.intervene.head_runs import HeadRuns, one_hot
 from rim_lens.intervene.recording import HeadRecording
 from rim_lens.model.batch import Batch
-from rim_lens.model.changed_runs import whole_passes, why_not
 from rim_lens.model.finite import check_finite
 from rim_lens.model.fitting import AtOnce, over_batches
 from rim_lens.model.lens_model import LensModel
-from rim_lens.model.resume import ResumablePass
+from rim_lens.model.shared_prefix import attends_everywhere, common_length, prefix_first
 from rim_lens.model.taps_fast import serves, sites_of
 from rim_lens.processes import all_rows, gather_items, n_processes, rank, share
 from rim_lens.progress import track
@@ -40,6 +41,8 @@ MetricFunction = Callable[[Float[Tensor, "row vocab"]], Float[Tensor, " row"]]
 Metric = RefusalTokens | MetricFunction
 Region = Literal["all", "suffix", "decision"]
 KEPT_BYTES = 256 << 20
+SHARED_FROM = 4  # common tokens at the beginning of all prompts that are computed once per change
+PROMPTS_THAT_SHARE = 16
 ROWS_TO_FILL = 256  # tokens in one matrix product below which prompts are batched together
 
 
@@ -116,8 +119,10 @@ def score_runs(
     by_prompt = len(chats) >= n_processes() or len(head_sets) < n_processes()
     sets = list(range(len(head_sets))) if by_prompt else share(len(head_sets), layers_to_run(model, sets_of_heads))
     scorer = Scorer(model, [sets_of_heads[i] for i in sets], metric, donated, kept, "asked for" if plain else None)
+    scorer.everywhere = region == "all" and donated is None
     clean, changed, seen = np.empty(len(chats)), np.empty((len(chats), len(head_sets))), list[int]()
-    for indices, base, values in over_prompts(model, chats, first, scorer, description, split=by_prompt):
+    size = PROMPTS_THAT_SHARE if scorer.everywhere and not plain and shares_template(model) else None
+    for indices, base, values in over_prompts(model, chats, first, scorer, description, split=by_prompt, size=size):
         clean[indices] = base
         changed[np.ix_(indices, sets)] = values
         seen += indices
@@ -140,6 +145,7 @@ class Scorer:
     donated: HeadRecording | None
     kept: CleanPasses | None
     why: str | None
+    everywhere: bool = False  # heads are zeroed at all positions
 
     def __post_init__(self) -> None:
         self.mask = one_hot(self.head_sets, self.model.n_layers, self.model.n_heads)
@@ -150,11 +156,22 @@ class Scorer:
         self, indices: list[int], batch: Batch, begin: Int[Tensor, " prompt"]
     ) -> tuple[list[int], Float64[np.ndarray, " prompt"], Float64[np.ndarray, "prompt set"]]:
         """The prompts' indices, their clean scores and those of their changed runs."""
-        runs, start = runs_of(batch, self.mask, begin, self.donated and self.donated[indices]), int(begin.min())
-        self.why = self.why or why_not(self.model, batch, runs, start)
+        template = common_length(self.model, batch) if self.everywhere and len(batch) > 1 and not self.why else 0
+        if template >= SHARED_FROM:
+            moved, first = prefix_first(batch, template), torch.zeros_like(begin)
+            runs, start = runs_of(moved, self.mask, first, None), 0
+            if why_not(self.model, moved, runs, start, template) is None:
+                batch = moved
+            else:
+                template = 0
+        if template < SHARED_FROM:
+            runs, start = runs_of(batch, self.mask, begin, self.donated and self.donated[indices]), int(begin.min())
+            template = 0
+        self.why = self.why or (None if template else why_not(self.model, batch, runs, start))
         whole = None
         if not self.why:
-            whole = (self.kept and self.kept.of(indices)) or ResumablePass(self.model, batch, start)
+            kept = None if template or self.kept is None else self.kept.of(indices)
+            whole = kept or ResumablePass(self.model, batch, start, template=template)
         base = self.model.decision_logits(batch) if whole is None else whole.logits
         check_finite(self.model, batch, base)
         clean, values = self.metric(base).double().cpu().numpy(), np.empty(len(runs))
@@ -195,13 +212,14 @@ def over_prompts(
     description: str,
     *,
     split: bool = True,
+    size: int | None = None,
 ) -> Iterator[T]:
     """What `work` gives for batches of (cut) chats, called with their indices and the first changed column of each row.
 
     Short prompts go together, fewer of them where memory runs out. With `split` only the prompts of this process.
     """
     columns = max(len(chat) - column for chat, column in zip(chats, first, strict=True))
-    size = min(16, math.ceil(ROWS_TO_FILL / (columns * model.n_heads)))
+    size = size or min(16, math.ceil(ROWS_TO_FILL / (columns * model.n_heads)))
     total = math.ceil(len(chats) / size / (n_processes() if split else 1))
 
     def begun(indices: list[int], batch: Batch) -> T:
@@ -215,7 +233,13 @@ def runs_of(batch: Batch, mask: Tensor, first: Int[Tensor, " prompt"], donated: 
     """Every set of heads in every prompt of a batch, prompt by prompt."""
     prompt = torch.arange(len(batch)).repeat_interleave(len(mask))
     z = None if donated is None else donated.z
-    return HeadRuns(prompt, mask.repeat(len(batch), 1, 1), first, batch.tokens.shape[1], z)
+    number = torch.arange(len(mask)).repeat(len(batch))
+    return HeadRuns(prompt, mask.repeat(len(batch), 1, 1), first, batch.tokens.shape[1], z, number)
+
+
+def shares_template(model: LensModel) -> bool:
+    """Whether runs of many prompts can share the tokens that all of them begin with."""
+    return serves(model) and not model.active_taps and attends_everywhere(model)
 
 
 def cut_at_decision(chat: Chat) -> Chat:

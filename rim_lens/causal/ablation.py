@@ -1,0 +1,81 @@
+"""One ablation of sets of heads or neurons, by any method and at any positions, that every measure can ask for.
+
+Called with one set for all rows or a list of sets, one per row of the batch, it changes them for the time of a block.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rim_lens.capture.activations import mean_head_outputs
+from rim_lens.capture.neurons import neuron_activations
+from rim_lens.errors import RimLensError
+from rim_lens.intervene.experts import ablate_expert_neurons
+from rim_lens.intervene.heads import ablate_heads
+from rim_lens.intervene.neurons import ablate_neurons
+from rim_lens.intervene.recording import HeadRecording, record_heads
+from rim_lens.intervene.selection import Where
+from rim_lens.model.as_chats import as_chats
+from rim_lens.model.lens_model import LensModel
+
+Kind = Literal["heads", "neurons"]
+Method = Literal["zero", "mean", "resample"]
+POSITIONS = ("all", "decision", "from_decision")
+
+
+@dataclass(frozen=True, eq=False)
+class Ablation:
+    """Ablation of one kind of unit by one method; `values` are what the method puts in place."""
+
+    model: LensModel
+    kind: Kind
+    method: Method
+    positions: Where
+    values: Any = None
+    requests: Sequence[str] = ()
+    seed: int = 0
+
+    def __call__(self, units: Any, where: Where | None = None) -> AbstractContextManager[LensModel]:
+        """Ablate a set, or one set per row, at the ablation's positions or at others."""
+        at: Where = self.positions if where is None else where
+        if self.kind == "heads":
+            return ablate_heads(self.model, units, self.method, reference=self.values, positions=at, seed=self.seed)
+        if self.model.is_moe:
+            if at != "all" and any(len(one) for one in units):
+                raise RimLensError("Neurons of experts are ablated at all positions of a pass; use positions='all'.")
+            return ablate_expert_neurons(self.model, units)
+        return ablate_neurons(
+            self.model, units, self.method, reference=self.values, requests=self.requests, positions=at, seed=self.seed
+        )
+
+
+def ablation(model: LensModel, kind: Kind, method: Method, positions: Where, reference: Any, seed: int = 0) -> Ablation:
+    """An ablation whose means and donors are taken at the positions where they are put.
+
+    Raises:
+        RimLensError: an unknown method or position, or one that neurons of experts do not have.
+    """
+    if method not in ("zero", "mean", "resample"):
+        raise RimLensError(f"unknown ablation {method!r}: use 'zero', 'mean' or 'resample'.")
+    if positions not in POSITIONS:
+        raise RimLensError(f"unknown positions {positions!r}: use one of {', '.join(map(repr, POSITIONS))}.")
+    if kind == "neurons" and model.is_moe and method != "zero":
+        raise RimLensError(f"Neurons of experts can be ablated by 'zero' only, not by {method!r}.")
+    if method == "zero":
+        return Ablation(model, kind, method, positions, seed=seed)
+    if isinstance(reference, HeadRecording | Tensor):
+        return Ablation(model, kind, method, positions, reference, seed=seed)
+    chats = as_chats(model, reference)
+    requests = [chat.request for chat in chats]
+    if kind == "heads":
+        everywhere = method == "mean" and positions == "all"
+        values: Any = mean_head_outputs(model, chats) if everywhere else record_heads(model, chats)
+    else:
+        at = "all" if positions == "all" else "decision"
+        one = neuron_activations(model, chats, at, per_prompt=method == "resample", progress=False)
+        values = torch.from_numpy(one.prompt_mean if method == "resample" else one.mean)
+    return Ablation(model, kind, method, positions, values, requests, seed)
