@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -241,7 +241,7 @@ def test_a_kind_without_a_section_shows_its_table(results):
     class Other(type(activations)):
         """Something new."""
 
-    other = Other(**{name: getattr(activations, name) for name in activations.__dataclass_fields__})
+    other = Other(**{field.name: getattr(activations, field.name) for field in fields(activations)})
     found = Outline(report_page({"new": other}, [], MANIFEST, PLAN))
     assert "new" in found.ids
     assert "more" in found.ids
