@@ -31,7 +31,8 @@ def as_request(one: Any, where: str) -> Request | Chat:
         return one.text
     if isinstance(one, str):
         return str(one)
-    if isinstance(one, Chat) or _is_conversation(one):
+    without_messages = isinstance(one, list | tuple) and not one  # rendering it says what is missing
+    if isinstance(one, Chat) or _is_conversation(one) or without_messages:
         return one
     raise RimLensError(f"{where[0].upper()}{where[1:]} is {kind_of(one)}; pass {KINDS}.")
 
