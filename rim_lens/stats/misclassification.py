@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy import optimize
+from scipy import optimize, stats
 
 from rim_lens.errors import RimLensError
 from rim_lens.stats.intervals import Interval, normal_quantile, wilson_score
@@ -37,13 +37,16 @@ class Share:
 
     value: float
     trials: float
+    spread: bool = False  # whether it is of groups that may differ
 
     @classmethod
     def of_groups(cls, hits: Float[np.ndarray, "group"], sizes: Float[np.ndarray, "group"]) -> Share:
         """The share among trials of several groups, with the trials that say as much of *another* group's share.
 
         Groups may differ beyond chance: with the variance between groups σ² by analysis of variance (Searle, Casella and McCulloch
-        1992), the share of a new group lies around the mean with V = σ² (1 + Σ n_i²/N²) + p(1 − p)/N, and trials = p(1 − p)/V. One group speaks for itself: N trials. Raises RimLensError unless 0 <= hits <= sizes with one trial.
+        1992), the share of a new group lies around the mean with V = (t/z)² σ² (1 + Σ n_i²/N²) + p(1 − p)/N, t of (groups − 1) degrees
+        of freedom, and trials = p(1 − p)/V. One group speaks for itself: N trials. Raises RimLensError unless 0 <= hits <= sizes with
+        one trial.
         """
         hits, sizes = (np.asarray(side, dtype=np.float64) for side in (hits, sizes))
         if hits.shape != sizes.shape or (hits < 0).any() or (hits > sizes).any() or not sizes.sum():
@@ -57,13 +60,20 @@ class Share:
         within = float((sizes * each * (1 - each)).sum()) / max(n - groups, 1)
         between = float((sizes * (each - p) ** 2).sum()) / (groups - 1)
         usual = (n - float((sizes**2).sum()) / n) / (groups - 1)
-        variance = max(0.0, (between - within) / usual) * (1 + float((sizes**2).sum()) / n**2) + p * (1 - p) / n
-        return cls(p, p * (1 - p) / variance)
+        few = (float(stats.t.ppf((1 + LEVEL) / 2, groups - 1)) / normal_quantile(LEVEL)) ** 2
+        another = few * max(0.0, (between - within) / usual) * (1 + float((sizes**2).sum()) / n**2)
+        variance = another + p * (1 - p) / n
+        return cls(p, p * (1 - p) / variance, spread=True)
 
     @property
     def interval(self) -> Interval:
-        """Wilson's interval."""
-        return wilson_score(self.value, self.trials, LEVEL)
+        """Wilson's interval; of other groups' shares no narrower than the beta distribution with this mean and variance."""
+        low, high = wilson_score(self.value, self.trials, LEVEL)
+        if self.spread and 0 < self.value < 1:
+            a, b = (max(self.trials - 1, 0.01) * share for share in (self.value, 1 - self.value))
+            drawn = stats.beta.ppf(((1 - LEVEL) / 2, (1 + LEVEL) / 2), a, b)
+            low, high = min(low, float(drawn[0])), max(high, float(drawn[1]))
+        return Interval(low, high, LEVEL)
 
     def with_two_more(self) -> tuple[float, float]:
         """The share with one success and one failure added, and its variance."""
