@@ -48,6 +48,9 @@ CALLS = {
         lambda f, m, given: f(m, HEAD, given, generated=False),
         lambda f, m, given: f(m, HEAD, TEXTS, harmless=given, generated=False),
         lambda f, m, given: f(m, HEAD, TEXTS, maths=given, generated=False),
+        lambda f, m, given: f(m, NEURON, given, generated=False, controls=CONTROLS),
+        lambda f, m, given: f(m, NEURON, TEXTS, harmless=given, generated=False, controls=CONTROLS),
+        lambda f, m, given: f(m, NEURON, TEXTS, maths=given, generated=False, controls=CONTROLS),
     ],
     "restore_refusal": [
         lambda f, m, given: f(m, HEAD, given, generated=False),
@@ -67,11 +70,6 @@ CALLS = {
         lambda f, m, given: f(m, NEURON, given),
         lambda f, m, given: f(m, NEURON, TEXTS, on=given),
     ],
-    "test_neurons": [
-        lambda f, m, given: f(m, NEURON, given, generated=False, controls=CONTROLS),
-        lambda f, m, given: f(m, NEURON, TEXTS, harmless=given, generated=False, controls=CONTROLS),
-        lambda f, m, given: f(m, NEURON, TEXTS, maths=given, generated=False, controls=CONTROLS),
-    ],
     "forgetting_table": [
         lambda f, m, given: f(m, None, given, TEXTS, NEURON),
         lambda f, m, given: f(m, None, TEXTS, given, NEURON),
@@ -88,11 +86,10 @@ CALLS = {
 
 OPTIONAL = {  # which of these calls may be handed None
     "measure_rim": (0, 1, 2),
-    "ablation_test": (1, 2),
+    "ablation_test": (1, 2, 4, 5),
     "restore_refusal": (1, 2),
     "probe_refusal": (1,),
     "neuron_table": (1,),
-    "test_neurons": (1, 2),
 }
 
 
