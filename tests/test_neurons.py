@@ -174,7 +174,7 @@ def test_errors_say_what_is_wrong():
         neuron_activations(model, model.render(["hello"]))
     with pytest.raises(RimLensError, match="unknown segment"):
         neuron_activations(model, chats_of(model), "answer")
-    with pytest.raises(RimLensError, match="at least one chat"):
+    with pytest.raises(RimLensError, match="pass at least one"):
         neuron_activations(model, [])
     with pytest.raises(RimLensError, match="outside the model"):
         neuron_activations(model, chats_of(model), per_prompt=np.array([[0, 48]]))

@@ -234,7 +234,7 @@ def shifted_sets(one: object, seed: int) -> list[Recovery]:
 
 def stored(model: object, folder: Path) -> object:
     """The stored weights of an adapter folder."""
-    from rim_lens.model.stored_weights import LoraWeights
+    from rim_lens.model.adapter_weights import LoraWeights
 
     return LoraWeights(model.hf, folder)
 
