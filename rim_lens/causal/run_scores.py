@@ -306,7 +306,7 @@ def effect_table(
     columns: dict[str, Any] = {
         "layer": [layer for layer, _ in heads],
         "head": [head for _, head in heads],
-        "name": [str(head) for head in heads],
+        "name": [str(Head.parse(head)) for head in heads],
         "n": n,
         "effect": effect.mean(axis=0),
         "low": interval.low,
