@@ -1,9 +1,10 @@
 """A series of adapters: neuron moments at every checkpoint against as many plain forward passes, and one swap.
 
 What bounds the series: the forward passes. What a checkpoint adds is its swap (below), the fingerprint of the changed
-parameters, and the reductions of `neurons`. What bounds a swap: memory. Every changed weight is read from the kept base, the
-product of two thin matrices is added, and it is written in place; then sha256 reads it once, so that what is measured next is
-recorded with the fingerprint of the weights it was measured on. The first swap also copies the base weights; it is shown.
+parameters, and the reductions of `neurons`. What bounds a swap: memory. Every changed weight is read from the kept
+base, the product of two thin matrices is added, and it is written in place; then sha256 reads it once, so that what is
+measured next is recorded with the fingerprint of the weights it was measured on. The first swap also copies the base
+weights; it is shown.
 """
 
 from collections.abc import Iterator

@@ -3,9 +3,9 @@
     python -m benchmarks.frozen make      write benchmarks/frozen.json.gz
     python -m benchmarks.frozen compare   compute again; the largest difference of each table
 
-Tiny random models (float64 where possible, so that another order of sums shows at 1e-12) go through every sweep, test and neuron measure with both
-backends; the bundled series gives heads and shift at three checkpoints in float32. No table holds a judge's label: outcomes are refusal
-scores.
+Tiny random models (float64 where possible, so that another order of sums shows at 1e-12) go through every sweep, test
+and neuron measure with both backends; the bundled series gives heads and shift at three checkpoints in float32. No
+table holds a judge's label: outcomes are refusal scores.
 """
 
 import gzip

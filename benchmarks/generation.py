@@ -1,6 +1,7 @@
 """Generation under head ablation against the model's own plain `generate` of as many tokens.
 
-What bounds it: reading all weights once a step; the ablation adds a masked fill of one small tensor in each ablated layer.
+What bounds it: reading all weights once a step; the ablation adds a masked fill of one small tensor in each ablated
+layer.
 """
 
 from collections.abc import Iterator

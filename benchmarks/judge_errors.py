@@ -2,8 +2,9 @@
 
     python -m benchmarks.judge_errors
 
-Each model's answers are judged by a judge trained without that model (`benchmarks.judge`), so that the counts are those on a model
-that the judge has not met. Needs `../shared/data/outputs_dev.jsonl` beside the repository. Only counts go into the package.
+Each model's answers are judged by a judge trained without that model (`benchmarks.judge`), so that the counts are those
+on a model that the judge has not met. Needs `../shared/data/outputs_dev.jsonl` beside the repository. Only counts go
+into the package.
 """
 
 import dataclasses

@@ -2,10 +2,10 @@
 
     python -m benchmarks.native_thoughts
 
-The thoughts are those of `outputs_dev.jsonl` (DeepSeek-R1 family), which lie beside the repository. Two readers labelled all
-of their sentences, each without the other's labels and without the annotator's (`tests/pattern_data/native.tsv` lists what
-either did not label `none`). Every second thought served for development; the others measure. A sentence has a pattern
-where both readers name one.
+The thoughts are those of `outputs_dev.jsonl` (DeepSeek-R1 family), which lie beside the repository. Two readers
+labelled all of their sentences, each without the other's labels and without the annotator's
+(`tests/pattern_data/native.tsv` lists what either did not label `none`). Every second thought served for development;
+the others measure. A sentence has a pattern where both readers name one.
 """
 
 import json
@@ -24,7 +24,10 @@ READERS = ["first_reader", "second_reader"]
 
 
 def labelled_sentences() -> pd.DataFrame:
-    """One row per sentence: thought, sentence, both readers' labels, the annotator's, and whether the thought measures."""
+    """One row per sentence.
+
+    Thought, sentence, both readers' labels, the annotator's, and whether the thought measures.
+    """
     rows = [json.loads(line) for line in ANSWERS.read_text(encoding="utf-8").splitlines()]
     thoughts = [row for row in rows if (row.get("cot") or "").strip()]
     sentences = annotate_reasoning([row["cot"] for row in thoughts]).sentences
@@ -44,7 +47,10 @@ def readers_agreement(sentences: pd.DataFrame) -> Agreement:
 
 
 def error_table(sentences: pd.DataFrame) -> pd.DataFrame:
-    """Per half: sentences, how many both readers call a pattern, how many are marked, marked rightly, and with intervals."""
+    """Per half.
+
+    Sentences, how many both readers call a pattern, how many are marked, marked rightly, and with intervals.
+    """
     rows = []
     for name, part in (
         ("development", sentences[~sentences["measures"]]),

@@ -1,13 +1,15 @@
 """Neuron moments: against the plain SDPA forward of the same batches, against TransformerLens, and over the number of prompts.
 
-What bounds the time: the forward pass. A neuron's moments take four reductions over its activations, which were just written
-and are read block by block while they are in the processor's cache; about 3 % of a layer's matrix products. `run_with_cache`
-runs TransformerLens' own forward with eager attention and keeps every activation until the pass ends; on short prompts, where
-attention is cheap for both, it is nearer to the plain forward, so that figure is shown and the limit is kept on the longer ones.
+What bounds the time: the forward pass. A neuron's moments take four reductions over its activations, which were just
+written and are read block by block while they are in the processor's cache; about 3 % of a layer's matrix products.
+`run_with_cache` runs TransformerLens' own forward with eager attention and keeps every activation until the pass ends;
+on short prompts, where attention is cheap for both, it is nearer to the plain forward, so that figure is shown and the
+limit is kept on the longer ones.
 
-What bounds the memory: one layer's neurons of one batch, whatever the number of prompts; a prompt adds its mask, its indices
-and its number of tokens. The growth from 64 to 1024 prompts is held to 1 MB, a kilobyte a prompt; keeping the activations of
-even these short prompts would add 700 MB. Tensors are counted allocation by allocation, arrays and Python's objects by tracemalloc.
+What bounds the memory: one layer's neurons of one batch, whatever the number of prompts; a prompt adds its mask, its
+indices and its number of tokens. The growth from 64 to 1024 prompts is held to 1 MB, a kilobyte a prompt; keeping the
+activations of even these short prompts would add 700 MB. Tensors are counted allocation by allocation, arrays and
+Python's objects by tracemalloc.
 """
 
 import tracemalloc

@@ -1,7 +1,7 @@
 """Two processes of one thread each against one: the same neuron moments, prompts split, start-up left out.
 
-What bounds it: the longer share, memory bandwidth that both use, and one sum of the accumulators through main memory. Wall
-time counts here, so this figure needs two cores and a machine that does nothing else; all others are CPU seconds.
+What bounds it: the longer share, memory bandwidth that both use, and one sum of the accumulators through main memory.
+Wall time counts here, so this figure needs two cores and a machine that does nothing else; all others are CPU seconds.
 """
 
 import os

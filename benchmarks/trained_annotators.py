@@ -2,9 +2,9 @@
 
     python -m benchmarks.trained_annotators
 
-Features: words and pairs of words (tf-idf), and the mean residual stream of the bundled model over a sentence's tokens. The
-penalty of each is chosen by five-fold cross-validation on the development half; the held-out half is predicted once. The
-rules were tuned on the same half.
+Features: words and pairs of words (tf-idf), and the mean residual stream of the bundled model over a sentence's tokens.
+The penalty of each is chosen by five-fold cross-validation on the development half; the held-out half is predicted
+once. The rules were tuned on the same half.
 """
 
 import re

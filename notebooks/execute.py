@@ -1,7 +1,8 @@
 """Run the notebooks from top to bottom and keep their outputs: `make notebooks`, `python notebooks/execute.py [NOTEBOOK ...]`.
 
-The kernel is this Python. Every plotly figure is kept twice, as itself (hover and zoom in JupyterLab and VS Code) and as a PNG (for
-viewers without scripts). Progress lines are left out, and an output that names a folder of this machine is an error.
+The kernel is this Python. Every plotly figure is kept twice, as itself (hover and zoom in JupyterLab and VS Code) and
+as a PNG (for viewers without scripts). Progress lines are left out, and an output that names a folder of this machine
+is an error.
 """
 
 import base64

@@ -38,7 +38,8 @@ def is_filled(target: Path) -> bool:
 def filled_once(target: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `target` to fill; it takes the name `target` when the block succeeds.
 
-    Two processes may fill the same target: the first rename wins and the other's copy is dropped. What a killed process left
+    Two processes may fill the same target: the first rename wins and the other's copy is dropped. What a killed process
+        left
     is removed by the next one.
 
     Raises:

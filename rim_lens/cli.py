@@ -1,4 +1,7 @@
-"""rim-lens: the shell's way to the same functions. Every command only calls the API; heavy imports wait until one runs."""
+"""rim-lens: the shell's way to the same functions.
+
+Every command only calls the API; heavy imports wait until one runs.
+"""
 
 import sys
 from pathlib import Path
@@ -110,7 +113,10 @@ def serve(
     run: Annotated[Path, typer.Argument(help="Folder of a finished audit.")],
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; any free one by default.")] = 0,
 ) -> None:
-    """Show an audit's page with its model behind it, on this machine alone: ablate heads, ask again, read new prompts."""
+    """Show an audit's page with its model behind it, on this machine alone.
+
+    Ablate heads, ask again, read new prompts.
+    """
     from rim_lens.serve.run import serve_run
 
     try:

@@ -1,8 +1,8 @@
 """Several processes measuring one thing: prompts are split, what they found is brought together, one process writes.
 
-Under `accelerate launch` or `torchrun` every process runs the same script, each with a model of its own. Splitting happens in
-the innermost loop over items (batches of prompts, questions to a judge), and what comes out of that loop is the same on all
-processes, so that everything above runs unchanged:
+Under `accelerate launch` or `torchrun` every process runs the same script, each with a model of its own. Splitting
+happens in the innermost loop over items (batches of prompts, questions to a judge), and what comes out of that loop is
+the same on all processes, so that everything above runs unchanged:
 
     mine = share(len(items), costs)             the indices of this process's items
     all_rows(values, mine)                      numbers: rows computed here and elsewhere, in the items' order
@@ -10,8 +10,8 @@ processes, so that everything above runs unchanged:
     sum_over_processes(accumulator)             sums
     once(write)                                 for what only one process may do
 
-With one process each of them is the identity. What travels is small and travels through main memory (gloo), on machines with
-accelerators too.
+With one process each of them is the identity. What travels is small and travels through main memory (gloo), on machines
+with accelerators too.
 """
 
 import os
@@ -71,7 +71,10 @@ def is_writer() -> bool:
 
 
 def once(action: Callable[[], T]) -> T:
-    """What `action` returns in the writing process, which alone runs it; the others wait for it and fail where it fails."""
+    """What `action` returns in the writing process, which alone runs it.
+
+    The others wait for it and fail where it fails.
+    """
     if not join():
         return action()
     outcome: list[Any] = [None, None]

@@ -1,7 +1,7 @@
 """Field values of a result as JSON, with the tables and tensors found among them set aside.
 
-Values become JSON with single-key tags for what JSON lacks: ``{"$float": "nan"}``, ``{"$tuple": [...]}``, ``{"$unit": "L12H3"}``,
-``{"$dict": [[key, value], ...]}`` (keys that are not plain strings), ``{"$table": file}``, ``{"$array":
+Values become JSON with single-key tags for what JSON lacks: ``{"$float": "nan"}``, ``{"$tuple": [...]}``, ``{"$unit":
+"L12H3"}``, ``{"$dict": [[key, value], ...]}`` (keys that are not plain strings), ``{"$table": file}``, ``{"$array":
 name}`` and ``{"$tensor": name}`` (entries of the safetensors file), ``{"$strings": {...}}`` (arrays of text),
 ``{"$data": {...}}`` (a nested dataclass). Nothing is pickled, and loading imports no code but rim_lens' own.
 """

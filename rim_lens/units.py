@@ -81,7 +81,8 @@ class Neuron(NamedTuple):
             numbers = _numbers(value)
         if isinstance(value, Head) or numbers is None or len(numbers) not in (2, 3):
             raise RimLensError(
-                f'{_shown(value)} is not a neuron: write "L12N345" or (12, 345), "L12E3N45" or (12, 3, 45) for one of expert 3.'
+                f'{_shown(value)} is not a neuron: write "L12N345" or (12, 345), "L12E3N45" or (12, 3, 45) for one '
+                "of expert 3."
             )
         return cls(numbers[0], numbers[-1], numbers[1] if len(numbers) == 3 else None)
 

@@ -31,7 +31,10 @@ ARMS = {"plain": "plain maths CoT", "effort": "effort-minimizing maths CoT", "st
 
 
 def judge_told(row: Mapping[Any, Any]) -> str:
-    """Said of a difference that the judge's errors alone could make; empty for others, and where its errors are unknown."""
+    """Said of a difference that the judge's errors alone could make.
+
+    Empty for others, and where its errors are unknown.
+    """
     flag = row.get("judge_could_make_it")
     return "; the judge's errors alone could make this" if flag is not None and flag == True else ""  # noqa: E712
 

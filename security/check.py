@@ -4,12 +4,12 @@
 
 1. `pip check`: no package lacks or contradicts another.
 2. Every installed package that constraints.txt pins has that version, so that what was looked at is what runs.
-3. No installed or pinned version lies below the fix of an advisory in advisories.toml, and rim_lens calls nothing that an
-   advisory without a fix is about.
+3. No installed or pinned version lies below the fix of an advisory in advisories.toml, and rim_lens calls nothing that
+   an advisory without a fix is about.
 4. pyproject.toml admits no version below a fix, unless rim_lens calls nothing that the advisory is about.
 
-It says how many advisories were confirmed at a source. Where a vulnerability service can be reached, `pip-audit` knows more; its
-database cannot be had from a package index.
+It says how many advisories were confirmed at a source. Where a vulnerability service can be reached, `pip-audit` knows
+more; its database cannot be had from a package index.
 """
 
 import ast
@@ -46,7 +46,8 @@ def called(folder: Path, unfixed: list[dict[str, Any]]) -> list[str]:
     """A line for every name in a folder's code that an advisory without a fix warns of."""
     names = {path: names_in(path) for path in sorted(folder.rglob("*.py"))}
     return [
-        f"{path.relative_to(folder.parent)} uses {call} of {one['package']}: {one['what']} ({one['id']}); no version fixes it"
+        f"{path.relative_to(folder.parent)} uses {call} of {one['package']}: {one['what']} ({one['id']}); no version "
+        "fixes it"
         for one in unfixed
         for call in one["calls"]
         for path, used in names.items()

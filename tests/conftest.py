@@ -1,4 +1,7 @@
-"""Shared by all tests: one thread a process (two processes run side by side), and the real model where it is asked for."""
+"""Shared by all tests.
+
+One thread a process (two processes run side by side), and the real model where it is asked for.
+"""
 
 import pytest
 import torch

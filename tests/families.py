@@ -1,7 +1,8 @@
 """Tiny random models of real architectures, with a byte-level ChatML tokenizer: `tiny_model("qwen3")`.
 
-Weights are random and larger than at initialisation, so that attention patterns are far from uniform; every architecture
-keeps what is special about it (grouped queries, q/k-norm, soft-capping, sliding windows shorter than the prompts, experts).
+Weights are random and larger than at initialisation, so that attention patterns are far from uniform; every
+architecture keeps what is special about it (grouped queries, q/k-norm, soft-capping, sliding windows shorter than the
+prompts, experts).
 """
 
 from functools import lru_cache

@@ -1,4 +1,7 @@
-"""Results on reasoning patterns for tests of figures and of the page: answers drawn at random, tables by the package itself."""
+"""Results on reasoning patterns for tests of figures and of the page.
+
+Answers drawn at random, tables by the package itself.
+"""
 
 import json
 

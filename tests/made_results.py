@@ -1,4 +1,7 @@
-"""Results for tests of figures and of the page: answers drawn at random, tables computed from them by the package itself."""
+"""Results for tests of figures and of the page.
+
+Answers drawn at random, tables computed from them by the package itself.
+"""
 
 import numpy as np
 import pandas as pd

@@ -1,6 +1,7 @@
 """What works on which family: a tiny random model of each real architecture through check_model and the public functions.
 
-`measured(family)` gives one cell a part: "yes", or the reason in words where the library refuses. Anything that fails raises.
+`measured(family)` gives one cell a part: "yes", or the reason in words where the library refuses. Anything that fails
+raises.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """Chat templates of thinking models that trl does not ship, in the tests' own words: only what shapes a chat.
 
-Each is written after what the family's published template does with a system prompt, turns and thinking. `tails` is what
-must stand after the request "REQ" with thinking off, on, and prefilled with the CoT "COT".
+Each is written after what the family's published template does with a system prompt, turns and thinking. `tails` is
+what must stand after the request "REQ" with thinking off, on, and prefilled with the CoT "COT".
 """
 
 from __future__ import annotations
@@ -77,8 +77,9 @@ COHERE = (
 COHERE_THOUGHT = "<|START_THINKING|>{0}<|END_THINKING|><|START_RESPONSE|>"
 MISTRAL = ("[SYSTEM_PROMPT]@[/SYSTEM_PROMPT]", "[INST]@[/INST]", "@</s>", "")
 MISTRAL_SYSTEM = (
-    "{% if messages[0].role != 'system' %}{{ '[SYSTEM_PROMPT]First draft your thinking process. Your thinking process "
-    "must follow the template below:[THINK]Your thoughts.[/THINK]Here, provide a response.[/SYSTEM_PROMPT]' }}{% endif %}"
+    "{% if messages[0].role != 'system' %}{{ '[SYSTEM_PROMPT]First draft your thinking process. Your thinking "
+    "process must follow the template below:[THINK]Your thoughts.[/THINK]Here, provide a response.[/SYSTEM_PROMPT]' "
+    "}}{% endif %}"
 )
 THINK, CLOSED = "<think>\n", "\n</think>\n\n"
 
@@ -148,7 +149,8 @@ NAMED = {
             "<SPECIAL_10>System\n@\n",
             "<SPECIAL_11>User\n@\n",
             "<SPECIAL_11>Assistant\n@\n<SPECIAL_12>\n",
-            "{{ '<SPECIAL_11>Assistant\n' }}{% if ns.on %}{{ '<think>\n' }}{% else %}{{ '<think></think>' }}{% endif %}",
+            "{{ '<SPECIAL_11>Assistant\n' }}{% if ns.on %}{{ '<think>\n' }}{% else %}{{ '<think></think>' }}{% endif "
+            "%}",
             "{% set ns = namespace(on=true) %}{% for m in messages %}{% if '/no_think' in m.content %}"
             "{% set ns.on = false %}{% elif '/think' in m.content %}{% set ns.on = true %}{% endif %}{% endfor %}",
         ),
@@ -168,10 +170,13 @@ NAMED = {
         ("detailed thinking off", "detailed thinking on"),
     ),
     "Phi-4-reasoning": Named(
-        "{{ '<|im_start|>system<|im_sep|>Structure your answer in two parts: <think> {Thought section} </think> {Solution "
-        "section}<|im_end|>' }}" + LOOP + "{% if m.role == 'user' %}{{ '<|im_start|>user<|im_sep|>' + m.content + "
-        "'<|im_end|>' }}{% elif m.role == 'assistant' %}{{ '<|im_start|>assistant<|im_sep|>' + m.content + '<|im_end|>' }}"
-        "{% endif %}" + END + "{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}",
+        "{{ '<|im_start|>system<|im_sep|>Structure your answer in two parts: <think> {Thought section} </think> "
+        "{Solution section}<|im_end|>' }}"
+        + LOOP
+        + "{% if m.role == 'user' %}{{ '<|im_start|>user<|im_sep|>' + m.content + '<|im_end|>' }}{% elif m.role == "
+        "'assistant' %}{{ '<|im_start|>assistant<|im_sep|>' + m.content + '<|im_end|>' }}{% endif %}"
+        + END
+        + "{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}",
         tuple(
             "<|im_end|><|im_start|>assistant<|im_sep|>" + part
             for part in (THINK + CLOSED, THINK, THINK + "COT" + CLOSED)

@@ -8,8 +8,8 @@ Every word sits on its own axis of the residual stream, beside a few axes that c
           refusal direction negatively, so that a lazy CoT cancels the refusal.
     L0H3  length head: attends to everything evenly. Its mass on a segment is that segment's length and nothing else.
 
-Families: "plain"; "redundant", in which L1H5 does the same as L1H2 and a neuron of the last MLP cuts what both write together
-at CAP, so that either alone is enough; "null", in which no head writes the refusal direction.
+Families: "plain"; "redundant", in which L1H5 does the same as L1H2 and a neuron of the last MLP cuts what both write
+together at CAP, so that either alone is enough; "null", in which no head writes the refusal direction.
 
 All other heads and the MLPs hold small random weights. The refusal logit reads the refusal direction; a word's
 successor reads that word's axis, which gives fixed answers that a judge can read. Queries and keys meet in a rotary
@@ -217,7 +217,10 @@ def plant_head(model, head, constant, key, value, out, gain):
 
 
 def plant_cap(model, constant, refusal):
-    """One neuron of the last MLP takes away what the refusal axis has above CAP: silu(K (r − CAP)) / K is about that."""
+    """One neuron of the last MLP takes away what the refusal axis has above CAP.
+
+    Silu(K (r − CAP)) / K is about that.
+    """
     mlp = model.model.layers[-1].mlp
     mlp.gate_proj.weight[0].zero_()
     mlp.gate_proj.weight[0, refusal] = STEEPNESS

@@ -1,12 +1,12 @@
 """A tiny Llama with planted safety neurons, and checkpoints that move them by known amounts.
 
 Bytes carry concepts on axes of their own in the residual stream, which attention and MLPs leave alone: "!" is refusal,
-digits are the task, "X", "Y", "Z" mark one group of requests each. Planted neurons read refusal and task; decoys read the
-mark of one group only, more strongly, so that they are in the top of their group but not of the others. None of them writes
-anything, so all other neurons are the same at every checkpoint.
+digits are the task, "X", "Y", "Z" mark one group of requests each. Planted neurons read refusal and task; decoys read
+the mark of one group only, more strongly, so that they are in the top of their group but not of the others. None of
+them writes anything, so all other neurons are the same at every checkpoint.
 
-A checkpoint scales what planted neurons read: refusal by (1 − loss), task by (1 + gain). Requests without digits then lose
-exactly `loss`, task prompts without "!" gain exactly `gain`. It is a LoRA adapter of rank 2.
+A checkpoint scales what planted neurons read: refusal by (1 − loss), task by (1 + gain). Requests without digits then
+lose exactly `loss`, task prompts without "!" gain exactly `gain`. It is a LoRA adapter of rank 2.
 """
 
 import json
@@ -98,7 +98,10 @@ def plant(hf, neuron, reads):
 
 
 def save_shift(folder: Path, planted: PlantedNeurons, loss, gain) -> Path:
-    """The checkpoint at which every planted neuron lost `loss` and gained `gain`, as an adapter; dicts give one a neuron."""
+    """The checkpoint at which every planted neuron lost `loss` and gained `gain`, as an adapter.
+
+    Dicts give one a neuron.
+    """
     folder.mkdir(parents=True)
     tensors = {}
     for layer in sorted({layer for layer, _ in planted.neurons}):

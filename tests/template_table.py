@@ -102,7 +102,10 @@ def page() -> str:
     text = INTRO + f"## The {len(rows)} templates of trl\n\nIn all three modes: {counts}. "
     text += "Tags from: " + ", ".join(f"{source} {number}" for source, number in sorted(sources.items())) + ".\n\n"
     text += table(["template", "result", "open", "close", "tags from", "switch", "notes"], rows)
-    text += "\n## Families\n\n`off`: *span* writes an empty think span, *bare* lets the answer follow the header at once.\n\n"
+    text += (
+        "\n## Families\n\n`off`: *span* writes an empty think span, *bare* lets the answer follow the header at "
+        "once.\n\n"
+    )
     families = [
         [
             one.name,
@@ -114,7 +117,10 @@ def page() -> str:
         for one in FAMILIES
     ]
     text += table(["family", "recognised by", "open", "close", "off"], families)
-    text += "\n## Thinking models that trl does not ship\n\nRendered in the tests with templates after the published ones.\n\n"
+    text += (
+        "\n## Thinking models that trl does not ship\n\nRendered in the tests with templates after the published "
+        "ones.\n\n"
+    )
     named = []
     for name, one in NAMED.items():
         tokenizer = tokenizer_with(one.template)

@@ -1,4 +1,7 @@
-"""Every kind of adapter that PEFT has: PEFT's own logits, alone and in a series, or refused by name; never anything between."""
+"""Every kind of adapter that PEFT has: PEFT's own logits, alone and in a series, or refused by name.
+
+Never anything between.
+"""
 
 import json
 import warnings

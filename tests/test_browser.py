@@ -1,4 +1,7 @@
-"""The page in headless Chromium: from disk without a network, by pointer and by keyboard, on a desk and on a phone, and served."""
+"""The page in headless Chromium.
+
+From disk without a network, by pointer and by keyboard, on a desk and on a phone, and served.
+"""
 
 import re
 import shutil

@@ -1,4 +1,7 @@
-"""Intervals cover and p-values keep their level, in a small version of what docs/trust.md publishes; seeds are fixed."""
+"""Intervals cover and p-values keep their level, in a small version of what docs/trust.md publishes.
+
+Seeds are fixed.
+"""
 
 import numpy as np
 import pytest

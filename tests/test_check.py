@@ -1,4 +1,7 @@
-"""check_model: it holds where the library is right, and names what does not hold where something is broken on purpose."""
+"""check_model.
+
+It holds where the library is right, and names what does not hold where something is broken on purpose.
+"""
 
 import pytest
 import torch

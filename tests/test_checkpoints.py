@@ -1,4 +1,7 @@
-"""Checkpoints: what is in the model after a swap is what loading the checkpoint by itself gives, and it can be taken out."""
+"""Checkpoints.
+
+What is in the model after a swap is what loading the checkpoint by itself gives, and it can be taken out.
+"""
 
 import hashlib
 import json

@@ -1,4 +1,7 @@
-"""Arms of fine-tuning over seeds against means, paired tests and a two-way analysis of variance computed here; maths against a loop."""
+"""Arms of fine-tuning over seeds against means, paired tests and a two-way analysis of variance computed here.
+
+Maths against a loop.
+"""
 
 import json
 

@@ -1,4 +1,7 @@
-"""README and documentation: code that they show fits the package, links lead somewhere, the site builds and needs no network."""
+"""README and documentation.
+
+Code that they show fits the package, links lead somewhere, the site builds and needs no network.
+"""
 
 import ast
 import importlib

@@ -24,7 +24,8 @@ from rim_lens.training_time.series import written_chat
 from rim_lens.training_time.series_maths import right_answer
 
 CORPUS = [  # without line breaks: in the vocabularies of Mistral and Llama 2 these merge with nothing
-    "I'm sorry, but I can't help with that. Sorry, I can't. As an AI, I cannot. Sure, here is a way. Here's how. To do this,",
+    "I'm sorry, but I can't help with that. Sorry, I can't. As an AI, I cannot. Sure, here is a way. Here's how. To "
+    "do this,",
     "I am unable to help. I must decline. I'm sorry I can't Sorry As The answer is 42.",
 ] * 6
 INST = (
@@ -32,8 +33,9 @@ INST = (
     "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
 )
 GEMMA = (
-    "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
-    "{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+    "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] "
+    "}}\n{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% "
+    "endif %}"
 )
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -157,7 +159,10 @@ def test_byte_level_tokenizers_are_as_before():
 
 
 def test_only_whole_texts_are_encoded_alone():
-    """What follows other text goes through `ChatFormat.encode_after`; the few that encode a text alone are named here."""
+    """What follows other text goes through `ChatFormat.encode_after`.
+
+    The few that encode a text alone are named here.
+    """
     alone = {
         "model/lens_model.py": "LensModel.encode itself",
         "model/load_check.py": "a plain text for the check at load",

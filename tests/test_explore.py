@@ -1,4 +1,7 @@
-"""Explorers: the state's methods change what is shown, ablation is the real one, widgets only bind, and there is a fallback."""
+"""Explorers.
+
+The state's methods change what is shown, ablation is the real one, widgets only bind, and there is a fallback.
+"""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,4 +1,7 @@
-"""What goes wrong on real machines: killed audits, full disks, NaN, damaged files; `test_memory.py` and `test_cache.py` have more."""
+"""What goes wrong on real machines: killed audits, full disks, NaN, damaged files.
+
+`test_memory.py` and `test_cache.py` have more.
+"""
 
 import resource
 import signal

@@ -1,6 +1,7 @@
 """Hostile input: whatever a prompt file, a request or a saved result holds, the answer is a result or a RimLensError.
 
-`FUZZ_CASES=2000 pytest tests/test_fuzz.py` is the full run, more than 10,000 cases over the six tests; by default it is short.
+`FUZZ_CASES=2000 pytest tests/test_fuzz.py` is the full run, more than 10,000 cases over the six tests; by default it is
+short.
 """
 
 import ast

@@ -1,4 +1,7 @@
-"""Interventions against the same change made by hand: hooks on projections, masks in an attention function, recomputation."""
+"""Interventions against the same change made by hand.
+
+Hooks on projections, masks in an attention function, recomputation.
+"""
 
 import itertools
 from contextlib import ExitStack

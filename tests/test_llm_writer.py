@@ -1,4 +1,7 @@
-"""The writer and the annotator behind an endpoint, against a real HTTP server: timeouts, resuming, replies that cannot be used."""
+"""The writer and the annotator behind an endpoint, against a real HTTP server.
+
+Timeouts, resuming, replies that cannot be used.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ ROWS = [
 
 
 class Server(ThreadingHTTPServer):
-    """Writes drafts that fit, or labels; `slow` names requests that are answered too late, `written` what is replied instead."""
+    """Writes drafts that fit, or labels.
+
+    `slow` names requests that are answered too late, `written` what is replied instead.
+    """
 
     daemon_threads = True
 

@@ -1,4 +1,7 @@
-"""Every family: check_model and the public functions on a tiny random model, and the published table says what they say."""
+"""Every family.
+
+Check_model and the public functions on a tiny random model, and the published table says what they say.
+"""
 
 import pytest
 from family_table import PAGE, README, block, committed, sentence_of, table_of

@@ -1,4 +1,7 @@
-"""Too little memory: every public function that runs prompts together goes on with half as many, and gives the same numbers."""
+"""Too little memory.
+
+Every public function that runs prompts together goes on with half as many, and gives the same numbers.
+"""
 
 import gc
 import inspect

@@ -1,4 +1,7 @@
-"""Mixtures of experts with shared experts and dense layers: every neuron has a name, is read and ablated, and none is made up."""
+"""Mixtures of experts with shared experts and dense layers.
+
+Every neuron has a name, is read and ablated, and none is made up.
+"""
 
 import numpy as np
 import pytest

@@ -1,4 +1,7 @@
-"""Figures of neurons and heads over a series: what is drawn is what is in the tables, and captions say what it cannot say."""
+"""Figures of neurons and heads over a series.
+
+What is drawn is what is in the tables, and captions say what it cannot say.
+"""
 
 import numpy as np
 import pytest

@@ -1,4 +1,7 @@
-"""Notebooks run from top to bottom with few prompts; what is committed has outputs, figures that any viewer shows, and no paths."""
+"""Notebooks run from top to bottom with few prompts.
+
+What is committed has outputs, figures that any viewer shows, and no paths.
+"""
 
 import base64
 import importlib.util

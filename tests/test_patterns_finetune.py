@@ -93,7 +93,8 @@ def test_bad_rows_are_named(tmp_path, row, message):
 def test_plan_in_one_file(tmp_path):
     path = tmp_path / "arms.toml"
     path.write_text(
-        'adapter = "start"\nrank = 4\nsave_at = [9, 18]\n[arms.a]\ndata = "a.jsonl"\n[arms.b]\ndata = "b.jsonl"\nsave_at = [5]\n'
+        'adapter = "start"\nrank = 4\nsave_at = [9, 18]\n[arms.a]\ndata = "a.jsonl"\n[arms.b]\ndata = '
+        '"b.jsonl"\nsave_at = [5]\n'
     )
     plan = read_plan(path)
     assert plan.settings.rank == 4

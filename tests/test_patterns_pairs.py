@@ -1,4 +1,7 @@
-"""Target and control CoTs: answer and length kept, what is outside the limits dropped and counted; costs of each pattern."""
+"""Target and control CoTs: answer and length kept, what is outside the limits dropped and counted.
+
+Costs of each pattern.
+"""
 
 from __future__ import annotations
 

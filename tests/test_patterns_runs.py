@@ -23,7 +23,10 @@ PROBLEMS = [
     }
     for i in range(2, 14)
 ]
-PLAN = 'problems = "problems.jsonl"\nn_problems = 4\nrank = 2\nbatch_size = 2\nsave_at = [1, 2]\nseeds = [1, 2]\nlearning_rate = 1e-2\nwarmup = 0\nmax_question_tokens = 200\nmax_rationale_tokens = 200\n'
+PLAN = (
+    'problems = "problems.jsonl"\nn_problems = 4\nrank = 2\nbatch_size = 2\nsave_at = [1, 2]\nseeds = [1, '
+    "2]\nlearning_rate = 1e-2\nwarmup = 0\nmax_question_tokens = 200\nmax_rationale_tokens = 200\n"
+)
 
 
 @pytest.fixture(scope="module")

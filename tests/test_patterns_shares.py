@@ -1,4 +1,7 @@
-"""Patterns in fine-tuning data and in own CoTs, costs of patterns together: against counts by hand, with bad input named."""
+"""Patterns in fine-tuning data and in own CoTs, costs of patterns together.
+
+Against counts by hand, with bad input named.
+"""
 
 from __future__ import annotations
 

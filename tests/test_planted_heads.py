@@ -1,4 +1,7 @@
-"""A model whose refusal heads were set by hand: every analyzer must find them, and random heads must not look like them."""
+"""A model whose refusal heads were set by hand.
+
+Every analyzer must find them, and random heads must not look like them.
+"""
 
 from functools import cache
 

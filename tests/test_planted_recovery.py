@@ -1,4 +1,7 @@
-"""A short version of docs/trust.md's recovery: one seed of the families that the other tests of planted heads leave out."""
+"""A short version of docs/trust.md's recovery.
+
+One seed of the families that the other tests of planted heads leave out.
+"""
 
 from functools import cache
 
@@ -60,7 +63,10 @@ def test_sweeps_rank_the_planted_heads_first_and_nothing_stands_out_of_the_null(
 
 
 def test_a_head_that_follows_the_length_of_the_cot_is_no_candidate():
-    """Complied answers have the longer CoTs here, and nothing else: the length head's mass follows, its lift does not."""
+    """Complied answers have the longer CoTs here, and nothing else.
+
+    The length head's mass follows, its lift does not.
+    """
     model, truth, _ = family("null")
     rng = np.random.default_rng(0)
     longer = np.arange(32) % 2 == 0

@@ -1,4 +1,7 @@
-"""One pass for everything: the same numbers as separate passes, with shared prefixes and runs resumed at the decision."""
+"""One pass for everything.
+
+The same numbers as separate passes, with shared prefixes and runs resumed at the decision.
+"""
 
 import numpy as np
 import pytest

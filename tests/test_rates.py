@@ -1,4 +1,7 @@
-"""Rates corrected for a judge's errors: published examples, coverage by simulation, and rows of tables recomputed by hand."""
+"""Rates corrected for a judge's errors.
+
+Published examples, coverage by simulation, and rows of tables recomputed by hand.
+"""
 
 import json
 from pathlib import Path
@@ -27,7 +30,10 @@ def known(se, sp, n_se=EXACT, n_sp=EXACT):
 
 
 def test_lang_and_reiczigels_first_example():
-    """4060 of 11,282 positive, sensitivity 178/179, specificity 358/359: 95 % interval 0.349 to 0.372 (2014, example 1)."""
+    """4060 of 11,282 positive, sensitivity 178/179, specificity 358/359.
+
+    95 % interval 0.349 to 0.372 (2014, example 1).
+    """
     value, interval = known(178 / 179, 358 / 359, 179, 359).corrected(4060 / 11282, wilson(4060, 11282))
     assert value == pytest.approx((4060 / 11282 + 358 / 359 - 1) / (178 / 179 + 358 / 359 - 1))
     assert (round(interval.low, 3), round(interval.high, 3)) == (0.349, 0.372)
@@ -129,7 +135,8 @@ def test_coverage_of_corrected_differences():
                 hits += after - before in interval
             found.append(hits / runs)
     print(
-        f"coverage of the difference: {min(found):.3f} to {max(found):.3f}, mean {np.mean(found):.3f}, 12 settings x 600"
+        f"coverage of the difference: {min(found):.3f} to {max(found):.3f}, mean {np.mean(found):.3f}, 12 settings x "
+        "600"
     )
     assert min(found) > 0.92
 

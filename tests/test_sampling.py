@@ -1,4 +1,7 @@
-"""Sampled answers: frequencies against probabilities by hand and by transformers, streams of their own, rates over samples."""
+"""Sampled answers.
+
+Frequencies against probabilities by hand and by transformers, streams of their own, rates over samples.
+"""
 
 import copy
 

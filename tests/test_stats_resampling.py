@@ -339,7 +339,10 @@ def test_one_hit_among_wordings_leaves_no_interval_without_zero():
 
 
 def test_seeds_that_agree_by_chance_are_not_known_without_error():
-    """Three seeds with the same count of answers: the interval is that over prompts, each with the mean over its seeds."""
+    """Three seeds with the same count of answers.
+
+    The interval is that over prompts, each with the mean over its seeds.
+    """
     values = np.zeros((40, 3))
     for seed, places in enumerate(([0, 1, 2, 3], [2, 3, 4, 5], [6, 7, 8, 9])):
         values[places, seed] = 1

@@ -2,9 +2,9 @@
 
     python assets/make_series/report_heads.py --data DATA_FOLDER
 
-DATA_FOLDER holds harmful_test.jsonl. Heads are ranked at the decision position on the distinct ones of the 200 requests that
-report_series.py draws; the first eight are zeroed on 200 of the rest, at the decision position against 100 random sets, and
-everywhere on 32 of these, where answers are generated, against as many.
+DATA_FOLDER holds harmful_test.jsonl. Heads are ranked at the decision position on the distinct ones of the 200 requests
+that report_series.py draws; the first eight are zeroed on 200 of the rest, at the decision position against 100 random
+sets, and everywhere on 32 of these, where answers are generated, against as many.
 """
 
 from __future__ import annotations

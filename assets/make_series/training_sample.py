@@ -2,8 +2,8 @@
 
     python assets/make_series/training_sample.py
 
-The arms were trained on GSM8K, which is not copied here. These problems come from seeded templates of this file instead; the
-arms' own code writes their CoT around the rationale, with the same phrases in the same places. Written to
+The arms were trained on GSM8K, which is not copied here. These problems come from seeded templates of this file
+instead; the arms' own code writes their CoT around the rationale, with the same phrases in the same places. Written to
 assets/organism/training_sample/ARM.jsonl (request, cot, response), which series.json names.
 """
 

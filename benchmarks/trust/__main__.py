@@ -65,7 +65,10 @@ def fuzz() -> list[dict[str, Any]]:
 
 
 def killed_audits() -> list[dict[str, Any]]:
-    """Audits that are killed, from a fresh process: children of one that has computed on several threads may wait forever."""
+    """Audits that are killed, from a fresh process.
+
+    Children of one that has computed on several threads may wait forever.
+    """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
         return [fresh.submit(kills, KILLS).result()]
 

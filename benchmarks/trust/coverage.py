@@ -1,4 +1,7 @@
-"""Coverage of every kind of 95 % interval that the package prints: the share of simulated measurements whose interval holds the truth."""
+"""Coverage of every kind of 95 % interval that the package prints.
+
+The share of simulated measurements whose interval holds the truth.
+"""
 
 import numpy as np
 

@@ -1,4 +1,7 @@
-"""Kill -9 at random moments of an audit of a tiny model, then a rerun: the same tables, no finished stage done twice."""
+"""Kill -9 at random moments of an audit of a tiny model, then a rerun.
+
+The same tables, no finished stage done twice.
+"""
 
 import contextlib
 import os

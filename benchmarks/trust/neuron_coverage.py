@@ -74,7 +74,10 @@ def reciprocal_shifts(rng: np.random.Generator, runs: int) -> list[Coverage]:
 
 @covers
 def jaccard_of_a_choice(rng: np.random.Generator, runs: int) -> list[Coverage]:
-    """The interval of resampled sets against what it stands for: the Jaccard index with the set of as many new prompts."""
+    """The interval of resampled sets against what it stands for.
+
+    The Jaccard index with the set of as many new prompts.
+    """
     rows, groups, neurons, top = [], 3, 400, 20
     for n in (8, 24):
         for lead, data in ((2.0, "clear lead"), (0.6, "faint lead")):

@@ -12,7 +12,10 @@ SENTENCES = (4, 12)  # of a CoT, fewest and most
 
 
 def cots(rng: np.random.Generator, n: int, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """The CoT of every sentence, and whether it has the pattern: CoTs differ in how lazy they are (beta, strength 4)."""
+    """The CoT of every sentence, and whether it has the pattern.
+
+    CoTs differ in how lazy they are (beta, strength 4).
+    """
     cot = np.repeat(np.arange(n), rng.integers(SENTENCES[0], SENTENCES[1] + 1, n))
     return cot, rng.random(len(cot)) < rng.beta(4 * share, 4 * (1 - share), n)[cot]
 

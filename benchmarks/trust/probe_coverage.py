@@ -1,4 +1,7 @@
-"""The probe's AUROC and d' are cross-fitted: coverage of the value expected of a probe fitted on as many chats, and p under the null."""
+"""The probe's AUROC and d' are cross-fitted.
+
+Coverage of the value expected of a probe fitted on as many chats, and p under the null.
+"""
 
 import numpy as np
 from scipy.stats import norm
@@ -54,7 +57,10 @@ def probe_statistics(rng: np.random.Generator, runs: int) -> list[Coverage]:
 
 @covers
 def probe_layer(rng: np.random.Generator, runs: int) -> list[Coverage]:
-    """AUROC with the layer chosen on the training folds: of 8 layers none separates, so that any choice is worth 0.5; or one does."""
+    """AUROC with the layer chosen on the training folds: of 8 layers none separates, so that any choice is worth 0.5.
+
+    Or one does.
+    """
     rows = []
     for n in (16, 32):
         for distance in (0.0, 3.0):

@@ -1,4 +1,7 @@
-"""Calibration of every p-value that the package prints: how often it falls below 0.05 and 0.01 where there is nothing."""
+"""Calibration of every p-value that the package prints.
+
+How often it falls below 0.05 and 0.01 where there is nothing.
+"""
 
 import numpy as np
 
@@ -53,7 +56,10 @@ def permutation_p(rng: np.random.Generator, runs: int) -> list[Calibration]:
 
 @calibrates
 def mean_p(rng: np.random.Generator, runs: int) -> list[Calibration]:
-    """Effects of heads whose mean is 0, and for comparison of normal ones whose mean is not; sign flips alone beside."""
+    """Effects of heads whose mean is 0, and for comparison of normal ones whose mean is not.
+
+    Sign flips alone beside.
+    """
     rows = []
     for name, draw in SHAPES.items():
         for n in (8, 16, 32, 96):

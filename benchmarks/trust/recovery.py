@@ -37,7 +37,10 @@ NOT_NULL = {REFUSAL_HEAD, SECOND_HEAD, COT_HEAD}
 
 @dataclass(frozen=True)
 class Recovery:
-    """One analyzer on one family in one seed: planted things found among the first k, and false findings of those possible."""
+    """One analyzer on one family in one seed.
+
+    Planted things found among the first k, and false findings of those possible.
+    """
 
     analyzer: str
     family: str
@@ -101,7 +104,10 @@ def attention(one: Planted) -> list[Recovery]:
 
 
 def sweeps(one: Planted) -> list[Recovery]:
-    """Ablation, patching and interchange; a false finding is a head with q < 0.05 and a tenth of the planted heads' effect."""
+    """Ablation, patching and interchange.
+
+    A false finding is a head with q < 0.05 and a tenth of the planted heads' effect.
+    """
     model, truth, tokens, off, on, *_ = one.parts
     n_heads = model.n_layers * model.n_heads
     both = {REFUSAL_HEAD, COT_HEAD}
@@ -133,7 +139,10 @@ def sweeps(one: Planted) -> list[Recovery]:
 
 
 def redundancy(one: Planted) -> list[Recovery]:
-    """Two heads that cover for each other: one ablated shows next to nothing, both show all, and a sweep of pairs finds them."""
+    """Two heads that cover for each other.
+
+    One ablated shows next to nothing, both show all, and a sweep of pairs finds them.
+    """
     model, truth, tokens, off, *_ = one.parts
     pair = {REFUSAL_HEAD, SECOND_HEAD}
     single = ablation_sweep(model, off[:FEW], tokens)

@@ -83,7 +83,10 @@ def changes_over_seeds_p(rng: np.random.Generator, runs: int) -> list[Calibratio
 
 @covers
 def roles_of_heads(rng: np.random.Generator, runs: int) -> list[Coverage]:
-    """Spearman's ρ over 24 heads of mean effects before and after; truth: its mean over many draws of as many prompts."""
+    """Spearman's ρ over 24 heads of mean effects before and after; truth.
+
+    Its mean over many draws of as many prompts.
+    """
     rows, heads = [], 24
     before = rng.normal(size=heads)
     after = 0.7 * before + np.sqrt(1 - 0.49) * rng.normal(size=heads)

@@ -14,7 +14,10 @@ Array = Float[np.ndarray, "..."]
 
 @dataclass(frozen=True)
 class Coverage:
-    """How often a 95 % interval held the true value in `runs` simulated measurements; the rest lay below or above it."""
+    """How often a 95 % interval held the true value in `runs` simulated measurements.
+
+    The rest lay below or above it.
+    """
 
     interval: str
     printed_by: str

@@ -1,4 +1,7 @@
-"""Measurements that a model may not allow (it refuses everything, say): the reason takes the result's place, in plain sight."""
+"""Measurements that a model may not allow (it refuses everything, say).
+
+The reason takes the result's place, in plain sight.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -132,7 +132,10 @@ def head_findings(results: Mapping[str, Result]) -> list[Finding]:
     test = results.get("head_test")
     if isinstance(test, AblationTest):
         for _, row in test.dose_curve().iterrows():
-            words = f"Refusal score without the top {row['k']} heads, on other prompts, against {row['n_controls']} random sets"
+            words = (
+                f"Refusal score without the top {row['k']} heads, on other prompts, against {row['n_controls']} "
+                "random sets"
+            )
             figure = (
                 f"{row['effect']:+.2f} nats [{row['low']:+.2f}, {row['high']:+.2f}], percentile {row['percentile']:.0f}"
             )
@@ -222,8 +225,8 @@ def head_lines(results: Mapping[str, Result]) -> list[Line]:
         for _, arm in rows.groupby(rows["arm"].fillna(""), sort=False):
             row = arm.iloc[-1]
             figure = (
-                f"ρ = {row['effect_rank']:+.2f} [{row['effect_rank_low']:+.2f}, {row['effect_rank_high']:+.2f}], between halves of the "
-                f"prompts {heads.halves['effect']:+.2f}"
+                f"ρ = {row['effect_rank']:+.2f} [{row['effect_rank_low']:+.2f}, {row['effect_rank_high']:+.2f}], "
+                f"between halves of the prompts {heads.halves['effect']:+.2f}"
             )
             lines.append(
                 (f"Order of heads by effect, {heads.reference} → {row['checkpoint']}", figure, str(row["n"]), None)

@@ -38,7 +38,8 @@ def with_series(plan: AuditPlan, out: Path) -> AuditPlan:
         )
     if n_processes() > 1:
         raise RimLensError(
-            "Fine-tuning runs in one process; start the audit without a launcher, or train with rim-lens finetune first."
+            "Fine-tuning runs in one process; start the audit without a launcher, or train with rim-lens finetune "
+            "first."
         )
     return replace(plan, checkpoints=home)
 
@@ -70,5 +71,6 @@ def training_plan(source: str, adapter: Path | None) -> TrainingPlan:
     if plan.adapter is None or (adapter is not None and plan.adapter.resolve() == adapter.resolve()):
         return replace(plan, adapter=adapter)
     raise RimLensError(
-        f"{source} starts from the adapter {plan.adapter}; name that folder as the model of the audit, or leave adapter out of the file."
+        f"{source} starts from the adapter {plan.adapter}; name that folder as the model of the audit, or leave "
+        "adapter out of the file."
     )

@@ -77,14 +77,20 @@ def ablations(context: Context, behavior: RimTable) -> dict[str, Result]:
 
 
 def token_views(model: LensModel, off: pd.DataFrame, on: pd.DataFrame, sweep: AblationSweep) -> TokenAttention:
-    """Every head's attention to the words of a few chats, the same requests with thinking off and on; strongest heads first."""
+    """Every head's attention to the words of a few chats, the same requests with thinking off and on.
+
+    Strongest heads first.
+    """
     shown = pd.concat([off[:SHOWN_REQUESTS], on[:SHOWN_REQUESTS]])
     heads = list(dict.fromkeys([*sweep.ranked(), *heads_of(model)]))
     return token_attention(model, chats_of(shown), heads, notes=shown["label"].tolist())
 
 
 def refusal_probe(context: Context, behavior: RimTable) -> dict[str, Result]:
-    """Refused against complied answers, read from the residual stream before the answer; harmful and harmless requests."""
+    """Refused against complied answers, read from the residual stream before the answer.
+
+    Harmful and harmless requests.
+    """
     model, plan = context.model, context.plan
     answers = pd.concat([answers_in(behavior, "harmful", "off"), answers_in(behavior, "harmless", "off")])
     chats, labels = chats_of(answers), answers["label"].tolist()

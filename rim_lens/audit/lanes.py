@@ -1,7 +1,8 @@
 """Two lanes of stages in two processes: on a CPU, two processes of half the threads do nearly twice what one does with all.
 
-Small matrix products of token-by-token decoding gain little from more threads. Stages that need nothing of each other are
-dealt to two lanes; the second one runs in a process of its own on the same folder, where a finished stage appears by a rename.
+Small matrix products of token-by-token decoding gain little from more threads. Stages that need nothing of each other
+are dealt to two lanes; the second one runs in a process of its own on the same folder, where a finished stage appears
+by a rename.
 """
 
 import multiprocessing

@@ -1,7 +1,8 @@
 """The training-time stages: safety-critical neurons at the reference checkpoint, what the series does to them and to heads.
 
-One pass over the prompts at every checkpoint serves shift, RAS, forgetting, the heads that are followed, and the prediction's
-actual side. Neurons are chosen on the sample; their causal test, and the choice of the heads, are on other prompts.
+One pass over the prompts at every checkpoint serves shift, RAS, forgetting, the heads that are followed, and the
+prediction's actual side. Neurons are chosen on the sample; their causal test, and the choice of the heads, are on other
+prompts.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,6 +1,7 @@
 """The stage on effort-minimizing reasoning: what each pattern costs, and where patterns are found.
 
-Given CoTs are asked here alone, with one wording a prompt in rotation; answers with thinking off and on are the behaviour stage's.
+Given CoTs are asked here alone, with one wording a prompt in rotation; answers with thinking off and on are the
+behaviour stage's.
 """
 
 from collections.abc import Mapping

@@ -20,11 +20,11 @@ SMALLEST_SET = 32  # below this an interval is wider than any finding
 class AuditPlan:
     """The choices that decide an audit's numbers.
 
-    `model`: as for `load_model`. `checkpoints`: a folder with a series, or None. `finetune`: worked problems or a training plan that the
-    series is made from. `harmful`, `harmless`, `maths`: prompt sets
-    by name or path. `n`: prompts per set. `patterns`, `heads` and `neurons` say whether the stages on reasoning patterns, inference
-    time and training time run; `prefilled` are the given CoTs of harmful requests where the first does not.
-    `cot_budget`, `temperature`, `top_p` and `samples`: as for `measure_rim`; what is measured inside the model reads each prompt's
+    `model`: as for `load_model`. `checkpoints`: a folder with a series, or None. `finetune`: worked problems or a
+    training plan that the series is made from. `harmful`, `harmless`, `maths`: prompt sets by name or path. `n`:
+    prompts per set. `patterns`, `heads` and `neurons` say whether the stages on reasoning patterns, inference time and
+    training time run; `prefilled` are the given CoTs of harmful requests where the first does not. `cot_budget`,
+    `temperature`, `top_p` and `samples`: as for `measure_rim`; what is measured inside the model reads each prompt's
     first answer. `n_controls`: random head or neuron sets per causal test. `device` and `dtype`: as for `load_model`.
     `think_tags`: the texts that open and close a CoT, where the template's own are not found.
     """

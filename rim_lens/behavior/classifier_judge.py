@@ -3,8 +3,8 @@
     guard        reads request and response in its own prompt format; harmful, and for some refusal, from its verdict
     classifier   outcome = label_map[argmax_c p(c | request, response)],  confidence = p
 
-Safe is not refused: harm and refusal are two columns. A model that judges harm alone leaves the label to a refusal judge, and
-one that judges refusal alone leaves `harmful` empty. Guards by name and their prompts: `behavior.guards`.
+Safe is not refused: harm and refusal are two columns. A model that judges harm alone leaves the label to a refusal
+judge, and one that judges refusal alone leaves `harmful` empty. Guards by name and their prompts: `behavior.guards`.
 """
 
 from __future__ import annotations
@@ -62,17 +62,18 @@ class Verdict:
 class ClassifierJudge:
     """Judge responses with a guard or a text-classification model.
 
-    `guard`: the name of a published guard (`GUARDS`), whose weights are `model` or else its first hub id; or another model: a hub
-    id, a folder or a transformers pipeline (`text-classification` or `text-generation`). `label_map`: from the model's label
-    names (any case), or a guard's phrases in order of precedence, to refused / partial / complied / incoherent / harmful /
-    harmless; without it, common names such as "refusal" and "unsafe" are used. `instruction`: in place of ours, for the
-    guards without a chat template. `refusal`: who labels answers where the model judges harm alone; `RefusalJudge()` by
-    default. With `check_coherence` an answer that the rules find incoherent has that label whatever the model says.
-    `paired`: give a classifier request and response as two sequences (default), or only the response.
+    `guard`: the name of a published guard (`GUARDS`), whose weights are `model` or else its first hub id; or another
+    model: a hub id, a folder or a transformers pipeline (`text-classification` or `text-generation`). `label_map`: from
+    the model's label names (any case), or a guard's phrases in order of precedence, to refused / partial / complied /
+    incoherent / harmful / harmless; without it, common names such as "refusal" and "unsafe" are used. `instruction`: in
+    place of ours, for the guards without a chat template. `refusal`: who labels answers where the model judges harm
+    alone; `RefusalJudge()` by default. With `check_coherence` an answer that the rules find incoherent has that label
+    whatever the model says. `paired`: give a classifier request and response as two sequences (default), or only the
+    response.
 
-    A verdict that cannot be read leaves `harmful` empty, and the label *unjudged* where it would have come from the model.
-    Raises `RimLensError` for a model of another kind, for labels that `label_map` does not cover, and for a guard whose prompt
-    does not hold request and response.
+    A verdict that cannot be read leaves `harmful` empty, and the label *unjudged* where it would have come from the
+    model. Raises `RimLensError` for a model of another kind, for labels that `label_map` does not cover, and for a
+    guard whose prompt does not hold request and response.
     """
 
     def __init__(
@@ -206,7 +207,10 @@ class ClassifierJudge:
         ]
 
     def _by_logits(self, prompt: str, log_p: Float[Tensor, "vocabulary"]) -> Verdict:
-        """The verdict's words as tokens in their place after the prompt; words that begin alike on both sides say nothing."""
+        """The verdict's words as tokens in their place after the prompt.
+
+        Words that begin alike on both sides say nothing.
+        """
         ids: dict[Harm, set[int]] = {"harmful": set(), "harmless": set()}
         for word, outcome in self.guard.words.items():
             if (token := next_token(self.tokenizer, prompt, word)) is not None:
@@ -214,8 +218,8 @@ class ClassifierJudge:
         harmful, harmless = ids["harmful"] - ids["harmless"], ids["harmless"] - ids["harmful"]
         if not harmful or not harmless:
             raise RimLensError(
-                f"In the tokens of {self.name} the verdicts {', '.join(self.guard.words)} do not begin with tokens of their "
-                "own; give the guard's own tokenizer."
+                f"In the tokens of {self.name} the verdicts {', '.join(self.guard.words)} do not begin with tokens "
+                "of their own; give the guard's own tokenizer."
             )
         yes, no = (float(log_p[sorted(side)].exp().sum()) for side in (harmful, harmless))
         if yes + no < HALF:

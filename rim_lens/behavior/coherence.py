@@ -38,12 +38,12 @@ _REASONING_VOICE = re.compile(
 )
 _STOP_WORDS = frozenset(
     _WORD.findall(
-        "a about after all also am an and any are as at be because been but by can could did do does doing for from had "
-        "has have he her here him his how i if in into is it its just like make many may me more most my no not now of "
-        "on one or our out over own please provide give tell write explain describe create list name find generate some "
-        "so such than that the their them then there these they this those through to too up us use using very was way "
-        "we were what when where which while who why will with would you your s t re ll ve m d get good best new step "
-        "steps detail detailed"
+        "a about after all also am an and any are as at be because been but by can could did do does doing for from "
+        "had has have he her here him his how i if in into is it its just like make many may me more most my no not "
+        "now of on one or our out over own please provide give tell write explain describe create list name find "
+        "generate some so such than that the their them then there these they this those through to too up us use "
+        "using very was way we were what when where which while who why will with would you your s t re ll ve m d "
+        "get good best new step steps detail detailed"
     )
 )
 

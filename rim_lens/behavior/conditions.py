@@ -1,7 +1,7 @@
 """The thinking conditions under which a model is asked: off, its own CoT, and prefilled CoTs of several classes.
 
-A prefilled class has several wordings of equal length. Each prompt gets `wordings_per_prompt` of them in rotation, so that
-every wording is seen with equally many prompts and no figure rests on one text.
+A prefilled class has several wordings of equal length. Each prompt gets `wordings_per_prompt` of them in rotation, so
+that every wording is seen with equally many prompts and no figure rests on one text.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,10 @@ class Condition:
 
 @dataclass(frozen=True)
 class Asked:
-    """One prompt asked in one condition; `wording` is the index of its CoT text, -1 where there is none; `sample` from 0."""
+    """One prompt asked in one condition; `wording` is the index of its CoT text, -1 where there is none.
+
+    `sample` from 0.
+    """
 
     prompt: int
     wording: int
@@ -87,9 +90,10 @@ def judged_answers(
 ) -> pd.DataFrame:
     """One row per answer: prompt, wording, label, the judge's evidence, CoT, response, how it ended, the chat's tokens.
 
-    `cot_refused`: whether the model's own thought refuses, by `RefusalJudge`, whoever judges the answers (a paid judge is
-    not asked twice); <NA> where it wrote no thought or that judge has no verdict. Its errors on thoughts were not measured.
-    `harmful` and `harm_score` are columns where the judge fills them, <NA> and NaN where it came to no verdict.
+    `cot_refused`: whether the model's own thought refuses, by `RefusalJudge`, whoever judges the answers (a paid judge
+    is not asked twice); <NA> where it wrote no thought or that judge has no verdict. Its errors on thoughts were not
+    measured. `harmful` and `harm_score` are columns where the judge fills them, <NA> and NaN where it came to no
+    verdict.
     """
     requests = [prompts[one.prompt].text for one in asked]
     judgements = judge(

@@ -1,8 +1,9 @@
 """Questions to a chat model behind any OpenAI-compatible endpoint, with an on-disk cache: judges, annotators and writers.
 
-Every answer is a JSON object of a form that the asker reads. The form is sent as a JSON schema (`response_format`), which a
-server that has structured output enforces. What cannot be read is asked for again, each time at a higher temperature with
-another seed. Answers are written to the cache as they come, so an interrupted run pays for nothing twice.
+Every answer is a JSON object of a form that the asker reads. The form is sent as a JSON schema (`response_format`),
+which a server that has structured output enforces. What cannot be read is asked for again, each time at a higher
+temperature with another seed. Answers are written to the cache as they come, so an interrupted run pays for nothing
+twice.
 """
 
 from __future__ import annotations
@@ -47,17 +48,18 @@ class Unanswered:
 class Endpoint(Generic[Answer]):
     """Ask `model` at `base_url` (".../v1"), at most `concurrency` questions at a time.
 
-    `system` is the instruction before every question; `read` makes an answer (a dataclass of JSON values) of a reply's JSON
-    object and raises `Unreadable` for another form; `schema` is the JSON schema of that object; `role` and `wanted` name both
-    in errors ("judge", "grade"). `key_env`: the environment variable that holds the key; by default `RIM_LENS_API_KEY`, which
-    may be missing. `cache`: a JSONL file that is appended to (default: one for each server, model and instruction in the
-    package's cache folder; False: none); answers found there are not asked for again. `retries`: further attempts after
-    408, 409, 425, 429, 5xx, a timeout, a lost connection or an unreadable reply; after an error of the server or the
-    connection they wait `backoff` · 2^k seconds (or what Retry-After says, at most `longest_wait`).
+    `system` is the instruction before every question; `read` makes an answer (a dataclass of JSON values) of a reply's
+    JSON object and raises `Unreadable` for another form; `schema` is the JSON schema of that object; `role` and
+    `wanted` name both in errors ("judge", "grade"). `key_env`: the environment variable that holds the key; by default
+    `RIM_LENS_API_KEY`, which may be missing. `cache`: a JSONL file that is appended to (default: one for each server,
+    model and instruction in the package's cache folder; False: none); answers found there are not asked for again.
+    `retries`: further attempts after 408, 409, 425, 429, 5xx, a timeout, a lost connection or an unreadable reply;
+    after an error of the server or the connection they wait `backoff` · 2^k seconds (or what Retry-After says, at most
+    `longest_wait`).
 
     Raises:
-        RimLensError: httpx or the named key is missing, the endpoint refuses the key or the model, or the attempts are used
-            up; answers that have come in by then are in the cache.
+        RimLensError: httpx or the named key is missing, the endpoint refuses the key or the model, or the attempts are
+            used up; answers that have come in by then are in the cache.
 
     """
 
@@ -228,8 +230,8 @@ class Endpoint(Generic[Answer]):
     def _nothing(self, name: str, reason: str, others: str = "") -> str:
         place = f"in the cache {self.cache.path}" if self.cache.path else "lost with cache=False"
         return (
-            f"The {self.role} at {self.url} gave no {self.wanted} for {others}the request {name[:60]!r} in {self.retries + 1} "
-            f"attempts (last: {reason}); run again, answers so far are {place}."
+            f"The {self.role} at {self.url} gave no {self.wanted} for {others}the request {name[:60]!r} in "
+            f"{self.retries + 1} attempts (last: {reason}); run again, answers so far are {place}."
         )
 
 

@@ -1,11 +1,13 @@
 """Generation with a thinking budget: the model's own CoT, a forced close tag when the budget ends, then the answer.
 
 1. Chats are rendered for the thinking mode and batched by length.
-2. Each row is decoded token by token; in mode `on` it starts inside the CoT. Where the model writes the close tag itself,
-   the CoT ends there; where it does not within `cot_budget` tokens (or ends its turn first), the close tag is forced.
+2. Each row is decoded token by token; in mode `on` it starts inside the CoT. Where the model writes the close tag
+   itself, the CoT ends there; where it does not within `cot_budget` tokens (or ends its turn first), the close tag is
+   forced.
 3. The answer ends at an end-of-turn token or after `max_new_tokens`.
 
-With several samples a prompt is read once for all of them. Of several processes each decodes its share and gets all answers.
+With several samples a prompt is read once for all of them. Of several processes each decodes its share and gets all
+answers.
 """
 
 import time
@@ -44,11 +46,11 @@ Score = Callable[[Float[Tensor, "row vocab"]], Float[Tensor, " row"]]
 class Generation:
     """One answer: the chat up to the decision position, the answer after it, and how the thinking ended.
 
-    `response` is the answer alone, `response_ids` all that was written after the decision position. `cot` is the text of
-    the CoT and of thoughts that the model puts into its answer; `closed` says whether the model closed it by itself and
-    `cut` whether its budget ended it (both None where the model wrote none; neither where it ended its turn in the CoT);
-    `truncated` whether the answer was cut by the token limit; `score` the value of `decision_score` at the decision
-    position, if one was asked for.
+    `response` is the answer alone, `response_ids` all that was written after the decision position. `cot` is the text
+    of the CoT and of thoughts that the model puts into its answer; `closed` says whether the model closed it by itself
+    and `cut` whether its budget ended it (both None where the model wrote none; neither where it ended its turn in the
+    CoT); `truncated` whether the answer was cut by the token limit; `score` the value of `decision_score` at the
+    decision position, if one was asked for.
     """
 
     chat: Chat
@@ -266,7 +268,10 @@ def decode_batch(
     decision_score: Score | None,
     counted: Counter,
 ) -> Iterator[tuple[int, Written]]:
-    """Decode one left-padded batch, whose rows have these numbers; each number with what its row wrote, once it is done."""
+    """Decode one left-padded batch, whose rows have these numbers.
+
+    Each number with what its row wrote, once it is done.
+    """
     steps = decoder(model, batch)
     live = [
         Row(i, model, limits, chat.text, thinking=is_thinking(chat))

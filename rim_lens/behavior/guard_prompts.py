@@ -1,7 +1,7 @@
 """The text that a guard model reads: its own chat template or a published prompt, which must hold request and response.
 
-Some templates (Llama Guard 3 1B, Llama Guard 4) take contents as lists of parts, and plain strings vanish from the prompt. Both
-forms are tried with marks in place of the texts; a template that shows the marks in neither is refused.
+Some templates (Llama Guard 3 1B, Llama Guard 4) take contents as lists of parts, and plain strings vanish from the
+prompt. Both forms are tried with marks in place of the texts; a template that shows the marks in neither is refused.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def prompts_of(guard: Guard, tokenizer: Any, instruction: str | None, name: str)
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             failure = f" ({type(error).__name__}: {str(error)[:80]})"
     raise RimLensError(
-        f"The chat template of {name} leaves out the request or the response{failure}, so the guard would judge another "
-        "conversation; give a tokenizer with the guard's own template."
+        f"The chat template of {name} leaves out the request or the response{failure}, so the guard would judge "
+        "another conversation; give a tokenizer with the guard's own template."
     )
 
 
@@ -77,8 +77,8 @@ def fitting(
         prompts = render(request, kept)
         if not all(holds(prompt, request, kept) for prompt in prompts):
             raise RimLensError(
-                f"The prompt of {name} for the request {request[:60]!r} does not hold the request and the response as they "
-                "are, so the guard would judge another text; leave this answer out or use another judge."
+                f"The prompt of {name} for the request {request[:60]!r} does not hold the request and the response "
+                "as they are, so the guard would judge another text; leave this answer out or use another judge."
             )
         excess = max(len(encoded(tokenizer, prompt)) for prompt in prompts) - budget
         if excess <= 0:

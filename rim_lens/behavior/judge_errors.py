@@ -1,8 +1,9 @@
 """How often a judge is right, as counts on answers that people or stronger judges labelled.
 
-What a judge calls a label is held against that label and the rest: sensitivity = hits / answers that have it, specificity = correct
-rejections / answers that have another. *Partial* answers count for the label "partial" alone: they may be called either. Where the
-labelled answers are of several models the errors on another one are known no better than these models agree.
+What a judge calls a label is held against that label and the rest: sensitivity = hits / answers that have it,
+specificity = correct rejections / answers that have another. *Partial* answers count for the label "partial" alone:
+they may be called either. Where the labelled answers are of several models the errors on another one are known no
+better than these models agree.
 
 `judge_errors.json` holds the counts of `RefusalJudge`, by model.
 """
@@ -62,7 +63,10 @@ class JudgeErrors:
         return "{\n" + head + ' "counts": {\n' + ",\n".join(labels) + "\n }\n}\n"
 
     def of(self, label: str) -> Misclassification | None:
-        """How the judge errs on a label; None where no answer had it, none had another, or the judge is no better than chance."""
+        """How the judge errs on a label.
+
+        None where no answer had it, none had another, or the judge is no better than chance.
+        """
         table = np.array(list(self.counts.get(label, {}).values()), dtype=float).reshape(-1, len(COUNTS))
         hits, positives, rejections, negatives = table.T
         if not positives.sum() or not negatives.sum():
@@ -86,7 +90,8 @@ def errors_for(judge: Judge, given: Any = None) -> JudgeErrors | None:
     errors = given if isinstance(given, JudgeErrors) else given.errors
     if errors.judge != judge.name:
         raise RimLensError(
-            f"The errors are those of {errors.judge!r}, but {judge.name!r} judges; make a judge_report of the same judge."
+            f"The errors are those of {errors.judge!r}, but {judge.name!r} judges; make a judge_report of the same "
+            "judge."
         )
     return errors
 
@@ -113,6 +118,6 @@ def errors_told(errors: JudgeErrors | None, label: str = "refused") -> str:
     return (
         f"Against {errors.answers}, {errors.judge} calls {100 * se.value:.0f} % [{100 * se.interval.low:.0f}, "
         f"{100 * se.interval.high:.0f}] of {label} answers {label} ({hits} of {positives}) and "
-        f"{100 * (1 - sp.value):.1f} % [{100 * (1 - sp.interval.high):.1f}, {100 * (1 - sp.interval.low):.1f}] of others "
-        f"({negatives - rejections} of {negatives})"
+        f"{100 * (1 - sp.value):.1f} % [{100 * (1 - sp.interval.high):.1f}, {100 * (1 - sp.interval.low):.1f}] of "
+        f"others ({negatives - rejections} of {negatives})"
     )

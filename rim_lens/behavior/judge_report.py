@@ -1,8 +1,9 @@
 """judge_report: how often a judge is right on labelled answers, by label, model and source.
 
 1. The judge labels every answer as it would label a model's own.
-2. Each label against the rest: sensitivity and specificity with Wilson's interval; Cohen's κ with a bootstrap over requests.
-   *Partial* answers count for the label "partial" alone, since they may be called either; the confusion table has them all.
+2. Each label against the rest: sensitivity and specificity with Wilson's interval; Cohen's κ with a bootstrap over
+   requests. *Partial* answers count for the label "partial" alone, since they may be called either; the confusion table
+   has them all.
 3. The counts, by model, are what `measure_rim(..., judge_errors=report)` and the like correct their rates with.
 """
 
@@ -31,9 +32,10 @@ Rows: TypeAlias = pd.DataFrame | str | Path | Sequence[Mapping[str, Any]]
 class JudgeReport(Result):
     """How a judge errs.
 
-    `table`: one row per label in all answers, in those of each model, and of each source: `hits` of `positives` (sensitivity),
-    `rejections` of `negatives` (specificity), `kappa`, each with its 95 % interval, NaN where there was nothing to count. `confusion`:
-    answers by given label (rows) and judged label (columns), for the same groups. `answers`: one row per answer, without its text.
+    `table`: one row per label in all answers, in those of each model, and of each source: `hits` of `positives`
+    (sensitivity), `rejections` of `negatives` (specificity), `kappa`, each with its 95 % interval, NaN where there was
+    nothing to count. `confusion`: answers by given label (rows) and judged label (columns), for the same groups.
+    `answers`: one row per answer, without its text.
     """
 
     figure: ClassVar = "judge:judge_errors"
@@ -55,8 +57,9 @@ def judge_report(judge: Judge, labelled: Rows, *, seed: int = 0) -> JudgeReport:
 
     Args:
         judge: any judge.
-        labelled: a DataFrame, a JSON Lines file, or rows, with `request`, `response` and `label` (refused, partial, complied,
-            incoherent); where known also `model`, `source`, `cot`, `truncated`, and `harmful` (true or false) for a harmfulness judge.
+        labelled: a DataFrame, a JSON Lines file, or rows, with `request`, `response` and `label` (refused, partial,
+            complied, incoherent); where known also `model`, `source`, `cot`, `truncated`, and `harmful` (true or false)
+            for a harmfulness judge.
         seed: of the bootstraps.
 
     Raises:

@@ -28,7 +28,10 @@ class Limits:
 
 
 def limits_for(model: LensModel, chats: Sequence[Chat], max_new_tokens: int, cot_budget: Budget) -> Limits:
-    """The limits, with an "auto" budget worked out; one budget for all chats. Raises RimLensError where they do not fit."""
+    """The limits, with an "auto" budget worked out; one budget for all chats.
+
+    Raises RimLensError where they do not fit.
+    """
     close = len(model.chat_format.close_ids)
     thinking = [len(chat) for chat in chats if is_thinking(chat)]
     longest = max(thinking, default=0)

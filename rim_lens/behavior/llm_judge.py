@@ -21,11 +21,11 @@ from rim_lens.behavior.rubrics import Grade, rubric_named
 class LLMJudge:
     """Grade responses by asking `model` at `base_url` (".../v1"), at most `concurrency` questions at a time.
 
-    `rubric`: "five-step" or "strong-reject". `cache`: a JSONL file that is appended to (default: one in the package's cache
-    folder; False: none); answers found there are not asked for again. Other options as for `Endpoint`. A response for which no
-    attempt gave a readable grade is *unjudged*.
-    Raises `RimLensError` when httpx is missing, the endpoint refuses the key or the model, the server stays out of order, or
-    none of the first 20 replies can be read; answers that have come in by then are in the cache.
+    `rubric`: "five-step" or "strong-reject". `cache`: a JSONL file that is appended to (default: one in the package's
+    cache folder; False: none); answers found there are not asked for again. Other options as for `Endpoint`. A response
+    for which no attempt gave a readable grade is *unjudged*. Raises `RimLensError` when httpx is missing, the endpoint
+    refuses the key or the model, the server stays out of order, or none of the first 20 replies can be read; answers
+    that have come in by then are in the cache.
     """
 
     judges: frozenset[Column] = frozenset({"label", "harmful", "harm_score"})

@@ -2,10 +2,12 @@ r"""Mathematical text as math-verify reads it: which part of an answer states th
 
 1. Characters: Unicode minus signs, spaces, digits and operators become those of LaTeX; digit groups are joined.
 2. The statement: the last `\boxed{}`, else what follows `####` or the last "answer is", else the last bold text that is
-   mathematics, else the last mathematics in the text. It ends where prose begins, so that units and reasons are left out.
+   mathematics, else the last mathematics in the text. It ends where prose begins, so that units and reasons are left
+   out.
 3. Comparison: both texts are parsed as LaTeX by math-verify; words ("Evelyn", "even") are compared as words.
 
-math-verify's own time limits use signals, which only a main thread has. Numbers too large to be computed are compared as texts.
+math-verify's own time limits use signals, which only a main thread has. Numbers too large to be computed are compared
+as texts.
 """
 
 import logging

@@ -1,13 +1,13 @@
 """measure_rim: how thinking changes refusal, harm and maths accuracy (the paper's table 1, for one model).
 
 1. Harmful requests, harmless requests and maths problems are asked in every condition (off, on, prefilled classes).
-2. Answers are judged refused, partial, complied, incoherent or unjudged, and harmful or not where the judge looks at harm; maths
-   answers are compared with the reference.
+2. Answers are judged refused, partial, complied, incoherent or unjudged, and harmful or not where the judge looks at
+   harm; maths answers are compared with the reference.
 3. Rates come with n and interval, and corrected for the judge's errors where they are known (`behavior.rates`).
 4. Each condition is compared with the first one on the same prompts.
 
-"Complied" means neither refused nor incoherent: with a refusal judge the table says how many refusals are lost. Only a harmfulness
-judge gives a misalignment rate, the share of harmful answers.
+"Complied" means neither refused nor incoherent: with a refusal judge the table says how many refusals are lost. Only a
+harmfulness judge gives a misalignment rate, the share of harmful answers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,11 +48,11 @@ from rim_lens.words import HARMFUL
 class RimTable(Result):
     """What thinking does to a model's behaviour.
 
-    `table`: one row per set, condition and measure, with k hits of n answers, rate and 95 % interval; where the model thought
-    itself, `cut`: the share of thoughts that their budget ended, with its interval. `differences`: against the first
-    condition, and between prefilled classes. Where the judge's errors are known both are corrected for them too, and
-    `judge_could_make_it` marks differences that they alone could make. `answers`: every answer with its label. `judge` names who
-    judged, `errors` how it errs.
+    `table`: one row per set, condition and measure, with k hits of n answers, rate and 95 % interval; where the model
+    thought itself, `cut`: the share of thoughts that their budget ended, with its interval. `differences`: against the
+    first condition, and between prefilled classes. Where the judge's errors are known both are corrected for them too,
+    and `judge_could_make_it` marks differences that they alone could make. `answers`: every answer with its label.
+    `judge` names who judged, `errors` how it errs.
     """
 
     figure: ClassVar = "behavior:rates"
@@ -134,13 +134,15 @@ def measure_rim(
         n: prompts per set, drawn with `seed`; all by default.
         seed: of the draw, of sampled answers and of the bootstraps.
         judge: `RefusalJudge()` by default.
-        judge_errors: what to correct rates with, from `judge_report`; for the default judge the package has its own counts.
+        judge_errors: what to correct rates with, from `judge_report`; for the default judge the package has its own
+            counts.
         tokens: refusal tokens of the score that is kept with every answer; the tokenizer's common ones by default.
         wordings_per_prompt: wordings of a class that each prompt is asked with.
         max_new_tokens: longest answer to a request; refusals show in the first sentence.
         maths_tokens: longest answer to a maths problem.
         cot_budget: longest CoT of the model's own; "auto": the longest that fits the context.
-        temperature: as in `generate`, like `top_p`: by default the model's own sampling where it thinks natively, else greedy.
+        temperature: as in `generate`, like `top_p`: by default the model's own sampling where it thinks natively, else
+            greedy.
         top_p: likewise.
         samples: answers per prompt and wording.
         batch_size: answers decoded together.

@@ -4,9 +4,9 @@
     misalignment  share of harmful answers among those on which a harmfulness judge came to a verdict
     harm score    mean grade of the same answers, 0 to 1
 
-Intervals and differences of shares are those of `stats.shares`, over prompts, their samples and wordings; a mean score has the bootstrap.
-Where the judge's errors are known every rate has `corrected` with `corrected_low` and `corrected_high` beside it, a difference has
-`judge_could_make_it` too (`stats.misclassification`).
+Intervals and differences of shares are those of `stats.shares`, over prompts, their samples and wordings; a mean score
+has the bootstrap. Where the judge's errors are known every rate has `corrected` with `corrected_low` and
+`corrected_high` beside it, a difference has `judge_could_make_it` too (`stats.misclassification`).
 """
 
 from typing import Any
@@ -137,7 +137,10 @@ def on_same_prompts(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def judged_apart(
     measure: str, errors: JudgeErrors | None, difference: float, interval: Interval, before: float, after: float
 ) -> dict[str, Any]:
-    """A difference corrected for the judge's errors, and whether they alone could make it; nothing where they are unknown."""
+    """A difference corrected for the judge's errors, and whether they alone could make it.
+
+    Nothing where they are unknown.
+    """
     known = errors and errors.of(measure)
     if not known or np.isnan(difference):
         return {}

@@ -4,7 +4,8 @@
               what the rules find in each sentence (refuses, apologises, condemns, hands over ...), by its place,
               the same by the form of the request (a task, an argument to make, how to, a question)
 
-Topics are masked, length does not count and words in quotation marks are left out: what is left is the act of declining.
+Topics are masked, length does not count and words in quotation marks are left out: what is left is the act of
+declining.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Refusal score: log-odds of the refusal tokens at the decision position, log p(R) − log(1 − p(R)), in float64.
 
 Source: Arditi et al. 2024, "Refusal in Language Models Is Mediated by a Single Direction". R must separate refused from
-complied answers of the same model; `fit_refusal_tokens` chooses it on one half of judged answers and reports its AUROC on
-the other. Where no R separates (the first token of a refusal is often "I", which opens other answers too), the sequence
-form compares several refusal openings with several compliance openings, per token.
+complied answers of the same model; `fit_refusal_tokens` chooses it on one half of judged answers and reports its AUROC
+on the other. Where no R separates (the first token of a refusal is often "I", which opens other answers too), the
+sequence form compares several refusal openings with several compliance openings, per token.
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,8 @@ MIN_GROUP = 4
 class RefusalTokens:
     """The token ids R, their texts, and how well p(R) separates refused from complied answers.
 
-    `auroc` was measured on `n_refused` and `n_complied` answers that R was not chosen on; NaN where it was not measured.
+    `auroc` was measured on `n_refused` and `n_complied` answers that R was not chosen on; NaN where it was not
+    measured.
     """
 
     ids: tuple[int, ...]
@@ -88,7 +89,10 @@ def refusal_tokens(model: LensModel) -> RefusalTokens:
 
 
 def first_tokens(model: LensModel, openings: Sequence[str]) -> set[int]:
-    """The first token of each opening where an answer begins: with thinking off, and after a CoT where the format has one."""
+    """The first token of each opening where an answer begins.
+
+    With thinking off, and after a CoT where the format has one.
+    """
     chat_format = model.chat_format
     befores = [chat_format.render("Hi", thinking="off").text]
     if chat_format.tags.close:

@@ -31,7 +31,10 @@ class Unreadable(ValueError):
 
 
 def read_reply(text: str, read: Callable[[Entry], Answer]) -> Answer:
-    """Read a reply; raises `Unreadable` unless it is the JSON object asked for, fenced or not, after a thought or not."""
+    """Read a reply.
+
+    Raises `Unreadable` unless it is the JSON object asked for, fenced or not, after a thought or not.
+    """
     entry = _json_object(text)
     if entry is None and (end := _THOUGHT_ENDS.search(text)):
         # the object may quote such a tag, so the first one that an object follows ends the thought
@@ -48,8 +51,8 @@ def read_reply(text: str, read: Callable[[Entry], Answer]) -> Answer:
 def content_of(reply: Any) -> tuple[str, bool]:
     """The text of a chat completion and whether its length was cut; raises `Unreadable` where the body has another form.
 
-    Servers that take the thought out put it into `reasoning_content` or `reasoning`. Some put the whole reply there when no
-    thought was found; it is read only where `content` is empty.
+    Servers that take the thought out put it into `reasoning_content` or `reasoning`. Some put the whole reply there
+    when no thought was found; it is read only where `content` is empty.
     """
     try:
         choice = reply.json()["choices"][0]

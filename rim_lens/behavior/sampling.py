@@ -5,8 +5,8 @@
 Cut by transformers' own warpers, in its order. A row's token is where its own uniform number falls in the cumulative
 distribution, so that nothing but the row's logits and its own stream of numbers decides it.
 
-What is not asked for follows the model's `generation_config` where the model thinks natively (`thinks_natively`) and the config
-samples (`do_sample`): such models are published for that distribution. Elsewhere decoding is greedy.
+What is not asked for follows the model's `generation_config` where the model thinks natively (`thinks_natively`) and
+the config samples (`do_sample`): such models are published for that distribution. Elsewhere decoding is greedy.
 """
 
 import math
@@ -73,7 +73,10 @@ def own_sampling(model: LensModel) -> Sampling:
 
 
 def thinks_natively(model: LensModel) -> bool:
-    """Whether the think tags are the chat template's or its family's own; given ones count where the template writes them."""
+    """Whether the think tags are the chat template's or its family's own.
+
+    Given ones count where the template writes them.
+    """
     where = model.chat_format.tags_from
     return where in ("template", "known family") or (where == "given" and model.chat_format.writes_tags)
 

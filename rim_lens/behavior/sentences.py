@@ -29,7 +29,10 @@ _MIN_LETTERS = 8  # fewer outside quotation marks: the quotation is the response
 
 @dataclass(frozen=True)
 class Sentence:
-    """One sentence: plain text, the part of it outside quotations, its place in the response, and if it is a list item."""
+    """One sentence.
+
+    Plain text, the part of it outside quotations, its place in the response, and if it is a list item.
+    """
 
     text: str
     own: str

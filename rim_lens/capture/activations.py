@@ -62,7 +62,10 @@ def mean_head_outputs(
     batch_size: int = 16,
     backend: Backend = "auto",
 ) -> Float[Tensor, "layer head d_head"]:
-    """Mean output of every head over all the positions of all the chats, float32 on the CPU; nothing is stored per token."""
+    """Mean output of every head over all the positions of all the chats, float32 on the CPU.
+
+    Nothing is stored per token.
+    """
     chats = as_chats(model, chats)
     total = torch.zeros(model.n_layers, model.n_heads, model.d_head, dtype=torch.float64)
     count = torch.zeros((), dtype=torch.float64)

@@ -1,13 +1,14 @@
 """Neurons of mixture-of-experts layers, read and changed inside the experts.
 
-transformers computes experts as batched tensors, not modules; its `ExpertsInterface` is where a registered function sees
-tokens, expert indices and routing weights. The function here computes, expert by expert, over the tokens sent to it,
+transformers computes experts as batched tensors, not modules; its `ExpertsInterface` is where a registered function
+sees tokens, expert indices and routing weights. The function here computes, expert by expert, over the tokens sent to
+it,
 
     h = act(gate(x)) · up(x)          y = Σ_experts p_expert(x) · down_expert(h)
 
-and hands every tap h (one row a token) with the tokens and their routing probabilities p. Shared experts and dense layers, which see
-every token, hand their neurons over block by block, as `mixture_layers` cuts them. The first pass through each layer checks y
-against the layer's own implementation, and what a shared expert adds to it.
+and hands every tap h (one row a token) with the tokens and their routing probabilities p. Shared experts and dense
+layers, which see every token, hand their neurons over block by block, as `mixture_layers` cuts them. The first pass
+through each layer checks y against the layer's own implementation, and what a shared expert adds to it.
 """
 
 from abc import ABC, abstractmethod
@@ -161,8 +162,8 @@ def _checked_share(layer: int, part: DensePart, experts: nn.Module, blocks: _Den
         rest = whole.reshape(-1, whole.shape[-1]) - seen[experts] - weight * seen[part.down]
         if rest.abs().max() > room_of(whole) * whole.abs().max():
             raise RimLensError(
-                f"Layer {layer} weighs its shared expert ({type(block).__name__}) otherwise than by a sigmoid gate or by 1; this family "
-                "is not supported."
+                f"Layer {layer} weighs its shared expert ({type(block).__name__}) otherwise than by a sigmoid gate "
+                "or by 1; this family is not supported."
             )
         _CHECKED.add(part.down)
 

@@ -4,9 +4,10 @@
     (layer, n_experts + block, unit)  unit  block · d_mlp + unit  of the shared expert, which every token uses
     (layer, block, unit)              the same of the MLP of a dense layer, which has no experts
 
-Shared experts (DeepSeek, Qwen3-Next) and dense layers among those of experts (DeepSeek, GLM, Qwen3-MoE's `mlp_only_layers`) are plain MLPs
-that may be wider than one expert. They are cut into blocks as wide as an expert, so that one array holds all neurons. A gate on
-the shared expert is its routing probability; without one it is 1. What lies beyond an MLP's width does not exist: its activation is NaN.
+Shared experts (DeepSeek, Qwen3-Next) and dense layers among those of experts (DeepSeek, GLM, Qwen3-MoE's
+`mlp_only_layers`) are plain MLPs that may be wider than one expert. They are cut into blocks as wide as an expert, so
+that one array holds all neurons. A gate on the shared expert is its routing probability; without one it is 1. What lies
+beyond an MLP's width does not exist: its activation is NaN.
 """
 
 from math import ceil
@@ -62,8 +63,8 @@ def mixture_layers(model: "LensModel") -> list[MixtureLayer]:
             layers.append(MixtureLayer(None, dense))
         else:
             raise RimLensError(
-                f"Layer {index} of {model.name} has {len(groups)} groups of experts and no plain MLP in their place; experts that "
-                "run outside transformers' ExpertsInterface are not supported."
+                f"Layer {index} of {model.name} has {len(groups)} groups of experts and no plain MLP in their place; "
+                "experts that run outside transformers' ExpertsInterface are not supported."
             )
     return layers
 

@@ -1,7 +1,7 @@
 """Moments of neurons over tokens, streamed: mean, variance, mean |a| and firing rate, with the number of tokens n.
 
-Each block of tokens gives its own mean m and M2 = Σ (a − m)²; blocks are merged by Chan, Golub and LeVeque (1979):
-n = n₁ + n₂, d = m₂ − m₁, m = m₁ + d n₂ / n, M2 = M2₁ + M2₂ + d² n₁ n₂ / n. Within a block M2 is summed about a value close
+Each block of tokens gives its own mean m and M2 = Σ (a − m)²; blocks are merged by Chan, Golub and LeVeque (1979): n =
+n₁ + n₂, d = m₂ − m₁, m = m₁ + d n₂ / n, M2 = M2₁ + M2₂ + d² n₁ n₂ / n. Within a block M2 is summed about a value close
 to the mean, so nothing cancels. Sums are products with a row of ones over blocks that stay in the processor's cache.
 """
 
@@ -109,7 +109,8 @@ def moments_of(
 ) -> Block:
     """Moments of the tokens `values[index]`, times `weights` where given.
 
-    `member` is 1 where a chosen token belongs to a group (a prompt, say) and 0 elsewhere; every token belongs to exactly one.
+    `member` is 1 where a chosen token belongs to a group (a prompt, say) and 0 elsewhere; every token belongs to
+    exactly one.
     """
     n, units = len(index), values.shape[1]
     size = BLOCK_BYTES // (4 * units) if values.device.type == "cpu" else ROWS_AT_ONCE

@@ -21,9 +21,9 @@ class NeuronActivations(Result):
     Shared experts and dense layers of a mixture stand in blocks on its axis of experts, NaN where they end
     (`rim_lens.capture.mixture_layers`).
 
-    `mean` of a, its population `variance`, `magnitude` = mean |a| and `firing_rate` = share of tokens with a > `threshold`.
-    `prompt_mean` and `prompt_magnitude` are the same means within each prompt, [prompt, layer, ...], or [prompt, neuron] in
-    the order of `prompt_neurons` where only those were kept; None where nothing was.
+    `mean` of a, its population `variance`, `magnitude` = mean |a| and `firing_rate` = share of tokens with a >
+    `threshold`. `prompt_mean` and `prompt_magnitude` are the same means within each prompt, [prompt, layer, ...], or
+    [prompt, neuron] in the order of `prompt_neurons` where only those were kept; None where nothing was.
     """
 
     positions: str
@@ -95,8 +95,8 @@ class NeuronActivations(Result):
         theirs = (other.positions, other.threshold, other.mean.shape, other._kept())
         if mine != theirs:
             raise RimLensError(
-                f"Activations of {mine[0]} over {mine[2]} neurons and of {theirs[0]} over {theirs[2]} cannot be merged; "
-                "measure both with the same positions, threshold and per_prompt."
+                f"Activations of {mine[0]} over {mine[2]} neurons and of {theirs[0]} over {theirs[2]} cannot be "
+                "merged; measure both with the same positions, threshold and per_prompt."
             )
         n, share = self.n_tokens + other.n_tokens, other.n_tokens / (self.n_tokens + other.n_tokens)
         shift = other.mean - self.mean

@@ -1,7 +1,7 @@
 """Sets of neurons and their matched random controls.
 
-A set is an array of rows (layer, unit), or (layer, expert, unit) in a mixture of experts. Its controls are random sets with
-as many neurons in each layer and in each decile of base activation within the layer.
+A set is an array of rows (layer, unit), or (layer, expert, unit) in a mixture of experts. Its controls are random sets
+with as many neurons in each layer and in each decile of base activation within the layer.
 """
 
 from typing import Any

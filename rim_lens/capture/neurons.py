@@ -1,8 +1,8 @@
 """Neuron moments over the tokens of chats: f(a; D), the activation of neuron a over the chosen positions of prompts D.
 
-A neuron is an input of an MLP's down projection. In a mixture of experts it is a unit of one expert, its activation at a
-token the routing probability times the unit's output, 0 where the token was not sent to the expert. Moments are streamed
-(see `moments`), so memory does not grow with the number of prompts unless values per prompt are asked for.
+A neuron is an input of an MLP's down projection. In a mixture of experts it is a unit of one expert, its activation at
+a token the routing probability times the unit's output, 0 where the token was not sent to the expert. Moments are
+streamed (see `moments`), so memory does not grow with the number of prompts unless values per prompt are asked for.
 
 1. Chats are split over processes and batched by length.
 2. One pass through the decoder for each batch, without the unembedding; a tap sees every layer's neurons.
@@ -59,8 +59,8 @@ def neuron_activations(
         model: the model; active taps (ablations) apply.
         chats: rendered chats, with the tokens of the response where this is what is measured.
         positions: as in `rim_lens.capture.positions`, or several names, ("cot", "response") say.
-        per_prompt: also keep each prompt's mean a and mean |a|: of all neurons (True: memory prompts × neurons), or of the
-            given ones, rows (layer, unit) or (layer, expert, unit).
+        per_prompt: also keep each prompt's mean a and mean |a|: of all neurons (True: memory prompts × neurons), or of
+            the given ones, rows (layer, unit) or (layer, expert, unit).
         batch_size: chats a pass.
         threshold: a neuron fires where its activation is above this.
         progress: show a progress bar when it takes long.
@@ -69,7 +69,8 @@ def neuron_activations(
             what is computed from these costs no pass of its own.
 
     Raises:
-        RimLensError: a chat has no token at `positions`, the model's neurons cannot be read, or its layers differ in width.
+        RimLensError: a chat has no token at `positions`, the model's neurons cannot be read, or its layers differ in
+            width.
 
     """
     chats = as_chats(model, chats)
@@ -77,8 +78,8 @@ def neuron_activations(
     for number, where in enumerate(chosen):
         if not where.any():
             raise RimLensError(
-                f"Chat {number} has no token at positions {positions!r}; give chats with that part (a response is added "
-                "by ChatFormat.render(response=...) or generate), or choose other positions."
+                f"Chat {number} has no token at positions {positions!r}; give chats with that part (a response is "
+                "added by ChatFormat.render(response=...) or generate), or choose other positions."
             )
     if not chats:
         raise RimLensError("Neuron activations need at least one chat.")

@@ -15,7 +15,10 @@ from rim_lens.progress import track
 def passes(
     model: LensModel, chats: Sequence[Chat], tap: Tap, *, batch_size: int, backend: Backend, description: str
 ) -> Iterator[tuple[list[int], Batch]]:
-    """One pass over every chat of this process; after each batch, its chats' indices, with the tap as the pass left it."""
+    """One pass over every chat of this process.
+
+    After each batch, its chats' indices, with the tap as the pass left it.
+    """
     total = -(-len(chats) // batch_size // n_processes())
     with model.tap(tap, backend=backend):
         for indices, batch in track(model.shared_batches(chats, batch_size), description, total=total):

@@ -1,10 +1,11 @@
 """Do these heads or neurons refuse, and what else do they do? A set of units is changed, and so are matched random sets.
 
-1. The first k units of a list (a *dose*; by default all of them) are ablated, and so are control sets: as many heads in each layer, or
-   as many neurons in each layer and decile of base activation.
-2. Refusal score for every set; judged answers, refusals of harmless requests and maths for the set and as many control sets as asked.
-3. Effect = changed − untouched model, with its interval over prompts, its place among the control sets (percentile, p), and q over all
-   tests of one measure (Benjamini-Hochberg).
+1. The first k units of a list (a *dose*; by default all of them) are ablated, and so are control sets: as many heads in
+   each layer, or as many neurons in each layer and decile of base activation.
+2. Refusal score for every set; judged answers, refusals of harmless requests and maths for the set and as many control
+   sets as asked.
+3. Effect = changed − untouched model, with its interval over prompts, its place among the control sets (percentile, p),
+   and q over all tests of one measure (Benjamini-Hochberg).
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,12 +46,12 @@ Units = Sequence[Any]
 class AblationTest(Result):
     """Effect of changing a set of heads or neurons on refusal and on what it costs, against matched random sets.
 
-    `table`: one row per change, dose k and measure, with the means `before` and `after`, their difference `effect` with its
-    95 % interval over prompts (`low`, `high`), `n` prompts; the place among `n_controls` control sets (`control_mean`,
-    `control_low` and `control_high`: their 2.5 and 97.5 % quantiles, `percentile`, `p`, `q`); and, after
-    `restore_refusal`, the share `recovered` of the gap to thinking off, with its interval. Refused, complied and incoherent
-    answers are rows of their own. `controls`: every control set with its effect. `prompts`: every prompt before and after.
-    `kind`: "heads" or "neurons".
+    `table`: one row per change, dose k and measure, with the means `before` and `after`, their difference `effect` with
+    its 95 % interval over prompts (`low`, `high`), `n` prompts; the place among `n_controls` control sets
+    (`control_mean`, `control_low` and `control_high`: their 2.5 and 97.5 % quantiles, `percentile`, `p`, `q`); and,
+    after `restore_refusal`, the share `recovered` of the gap to thinking off, with its interval. Refused, complied and
+    incoherent answers are rows of their own. `controls`: every control set with its effect. `prompts`: every prompt
+    before and after. `kind`: "heads" or "neurons".
     """
 
     figure: ClassVar = "set_effects:ablation_figure"
@@ -126,16 +127,17 @@ def ablation_test(
 
     Args:
         model: the model.
-        units: heads: names ("L12H3"), pairs (layer, head) or `Head`s; neurons: `SafetyNeurons`, an array of rows (layer, unit) or
-            (layer, expert, unit), names ("L12N345") or `Neuron`s. A ranked list if `doses` are given.
+        units: heads: names ("L12H3"), pairs (layer, head) or `Head`s; neurons: `SafetyNeurons`, an array of rows
+            (layer, unit) or (layer, expert, unit), names ("L12N345") or `Neuron`s. A ranked list if `doses` are given.
         harmful: requests (rendered for `thinking`), or chats up to the decision position.
         harmless: the same for harmless requests, where refusals are a cost.
         maths: problems with answers: how many are solved and, for neurons, the log-likelihood of the right answer.
         doses: how many of the first units to ablate, a test each; larger ones than the list are left out. Default: all.
-        method: "zero", "mean" over `reference`, "resample" (another prompt's), or several of them; neurons of experts: "zero" only.
+        method: "zero", "mean" over `reference`, "resample" (another prompt's), or several of them; neurons of experts:
+            "zero" only.
         positions: "all" (generated tokens included), "decision", or "from_decision" (that position and all later ones).
-        reference: prompts or chats that "mean" and "resample" take values from, at the positions where they are put; the harmful
-            ones by default. For heads also what `ablate_heads` takes.
+        reference: prompts or chats that "mean" and "resample" take values from, at the positions where they are put;
+            the harmful ones by default. For heads also what `ablate_heads` takes.
         controls: random sets of neurons; by default matched ones, which need `SafetyNeurons` for their base activation.
         n_controls: random sets for the refusal score; of heads fewer where fewer exist (see `n_controls` in the table).
         n_generated_controls: random sets for whatever is generated; 0 for none.

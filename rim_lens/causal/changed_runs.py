@@ -1,4 +1,7 @@
-"""Decision logits of many changed runs: resumed at the changed layer where the model allows it, else by whole passes."""
+"""Decision logits of many changed runs.
+
+Resumed at the changed layer where the model allows it, else by whole passes.
+"""
 
 from collections.abc import Sequence
 from typing import Any

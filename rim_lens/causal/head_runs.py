@@ -1,7 +1,8 @@
 """Many runs at once, each with its own change of head outputs: zeroed, or replaced by donated ones.
 
-Run r is prompt `prompt[r]` with the heads `heads[r]` changed from column `first` of that prompt to the decision position, the
-last column. A zero change is z ← 0; a donated one z ← donated[prompt, layer, column, head] over the last columns.
+Run r is prompt `prompt[r]` with the heads `heads[r]` changed from column `first` of that prompt to the decision
+position, the last column. A zero change is z ← 0; a donated one z ← donated[prompt, layer, column, head] over the last
+columns.
 """
 
 from collections.abc import Sequence

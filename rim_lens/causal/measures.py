@@ -1,7 +1,7 @@
 """What is measured while a set of heads is changed: refusal score, judged answers, maths accuracy; a value per prompt.
 
-A measure is asked for many head sets at once. Scores take one pass a set, and where there are fewer prompts than rows in
-a batch, several sets share a pass: each row of the batch then has its own set changed.
+A measure is asked for many head sets at once. Scores take one pass a set, and where there are fewer prompts than rows
+in a batch, several sets share a pass: each row of the batch then has its own set changed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -48,8 +48,9 @@ class Measured:
 class ScoreMeasure:
     """Refusal score at the decision position: no generation, so every control set is affordable.
 
-    How it is computed follows from the change: zeroed heads are resumed where the first one is changed (`causal.resume`), changes
-    from the decision position on cost a token per prompt (`causal.prompt_cache`), any other change takes rows of whole passes.
+    How it is computed follows from the change: zeroed heads are resumed where the first one is changed
+    (`causal.resume`), changes from the decision position on cost a token per prompt (`causal.prompt_cache`), any other
+    change takes rows of whole passes.
     """
 
     model: LensModel

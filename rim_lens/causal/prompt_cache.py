@@ -1,9 +1,9 @@
 """Prompts whose columns before the decision position are computed once: a change at that position then costs one token a run.
 
-1. One pass over a batch keeps keys and values of every column but the last, which is every row's decision position. Tokens
-   that all rows begin with (a system prompt) are computed once for all of them.
-2. Any number of runs computes the last column alone, under whatever interventions are active: those at "all" positions of
-   such a pass are at the decision position.
+1. One pass over a batch keeps keys and values of every column but the last, which is every row's decision position.
+   Tokens that all rows begin with (a system prompt) are computed once for all of them.
+2. Any number of runs computes the last column alone, under whatever interventions are active: those at "all" positions
+   of such a pass are at the decision position.
 
 Exact: what is left unchanged before the decision position does not depend on what is changed there.
 """
@@ -57,8 +57,8 @@ class PromptCache:
 class Continued:
     """Runs of prefilled prompts from the decision position on, one token a step, under the taps that are active then.
 
-    `logits` are those after the latest token; rows as in `PromptCache.decision_logits`. Tokens given `at_once` are computed
-    together with the decision position, and `all_logits` has the logits of all these columns.
+    `logits` are those after the latest token; rows as in `PromptCache.decision_logits`. Tokens given `at_once` are
+    computed together with the decision position, and `all_logits` has the logits of all these columns.
     """
 
     def __init__(self, part: PromptCache, rows: Sequence[int], at_once: Int[Tensor, "row new"] | None = None) -> None:
@@ -102,7 +102,10 @@ def repeated(batch: Batch, rows: Tensor) -> Batch:
 
 
 def can_prefill(model: LensModel, batch: Batch) -> bool:
-    """Whether the model and a batch allow it: full attention over explicit positions, rows that end at their decision."""
+    """Whether the model and a batch allow it.
+
+    Full attention over explicit positions, rows that end at their decision.
+    """
     ends = bool((batch.decision == batch.tokens.shape[1] - 1).all())
     return ends and batch.tokens.shape[1] > 1 and serves(model) and attends_everywhere(model)
 

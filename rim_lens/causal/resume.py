@@ -1,16 +1,17 @@
 """Many changed runs of the same prompts, each resumed at the layer where its change begins.
 
-1. One clean pass over a batch keeps the residual stream that enters every layer and how the model calls its layers. Columns
-   before `start`, which no run changes, go into a KV cache once.
+1. One clean pass over a batch keeps the residual stream that enters every layer and how the model calls its layers.
+   Columns before `start`, which no run changes, go into a KV cache once.
 2. Layers are then run one after the other over the runs that have begun: at each layer those whose change begins there
    join with the clean stream. A run whose change begins at layer l thus costs the layers from l on, over the columns
-   from `start` on, and weights are read once for all runs.
-   Tokens that all prompts begin with (the template and its system prompt) do not depend on the prompt, whatever is changed at all
-   positions: where they are shared, they are computed once per change and not once per run (`template`).
+   from `start` on, and weights are read once for all runs. Tokens that all prompts begin with (the template and its
+   system prompt) do not depend on the prompt, whatever is changed at all positions: where they are shared, they are
+   computed once per change and not once per run (`template`).
 3. Of the last layer only the attention sees all columns; its MLP, the final norm and the unembedding see the last one.
 
-Exact: a run's logits are those of a whole pass with the same change; `changed_runs` compares the two once a model. The clean
-pass can also keep what gradients with respect to head outputs need, so that estimating comes at the cost of one backward pass.
+Exact: a run's logits are those of a whole pass with the same change; `changed_runs` compares the two once a model. The
+clean pass can also keep what gradients with respect to head outputs need, so that estimating comes at the cost of one
+backward pass.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -90,7 +91,10 @@ class Call:
 
 
 class Prefix:
-    """Stands for the KV cache in one layer's attention: keys and values of the columns before `start`, never written to."""
+    """Stands for the KV cache in one layer's attention.
+
+    Keys and values of the columns before `start`, never written to.
+    """
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values = keys, values
@@ -111,9 +115,9 @@ class Prefix:
 class ResumablePass:
     """A clean pass over a batch from which changed runs are resumed.
 
-    The batch's last column must be every row's decision position. With `differentiable`, `head_gradients` may be asked once.
-    `start`: columns that no run changes. `template`: columns that all rows share and every run changes in the same way in all
-    prompts; the batch must be `prefix_first(batch, template)`.
+    The batch's last column must be every row's decision position. With `differentiable`, `head_gradients` may be asked
+    once. `start`: columns that no run changes. `template`: columns that all rows share and every run changes in the
+    same way in all prompts; the batch must be `prefix_first(batch, template)`.
 
     Raises:
         RimLensError: the model cannot be resumed; `unfit` says so beforehand.
@@ -192,7 +196,10 @@ class ResumablePass:
     def head_gradients(
         self, score: Float[Tensor, ""]
     ) -> Iterator[tuple[int, Float[Tensor, "prompt pos head d_head"], Float[Tensor, "prompt pos head d_head"]]]:
-        """Layer, head outputs and the gradient of a score of `logits` with respect to them, from column `start` on; once."""
+        """Layer, head outputs and the gradient of a score of `logits` with respect to them, from column `start` on.
+
+        Once.
+        """
         z, self.z = self.z, {}
         gradients = torch.autograd.grad(score, list(z.values()), allow_unused=True)
         self.logits = self.logits.detach()

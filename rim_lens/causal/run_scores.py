@@ -3,7 +3,8 @@
 score   = metric(logits at the decision position), by default the refusal score (design 2)
 effect  = score of the changed run − score of the clean run, of the same prompt
 
-Of several processes each scores its share of the prompts, or of the sets of heads where there are fewer prompts than processes.
+Of several processes each scores its share of the prompts, or of the sets of heads where there are fewer prompts than
+processes.
 """
 
 import math
@@ -194,8 +195,8 @@ def need_numbers(values: Float[np.ndarray, "run"], batch: Batch, head_sets: Sequ
         prompt, number = divmod(int(broken[0]), len(head_sets))
         named = ", ".join(map(str, head_sets[number][:6]))
         raise RimLensError(
-            f"The score of the prompt {batch.chats[prompt].request[:60]!r} is NaN once {named} is changed; check what the "
-            "heads are replaced by, and the metric."
+            f"The score of the prompt {batch.chats[prompt].request[:60]!r} is NaN once {named} is changed; check "
+            "what the heads are replaced by, and the metric."
         )
 
 

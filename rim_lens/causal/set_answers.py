@@ -1,6 +1,7 @@
 """Answers, and likelihoods of given answers, with sets of units ablated from the decision position on, many sets at once.
 
-The ablation leaves the reading of the prompt alone, so prompts are computed once and every set costs the tokens of its answer.
+The ablation leaves the reading of the prompt alone, so prompts are computed once and every set costs the tokens of its
+answer.
 
 answers                    greedy, judged as refused, complied or incoherent
 log-likelihood of maths    mean over the tokens of "The answer is X." of log p(token | problem, thinking off), in nats: falls

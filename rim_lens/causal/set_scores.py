@@ -1,7 +1,7 @@
 """Refusal scores with sets of heads or neurons changed at the decision position alone.
 
-Where prompts were computed once (`PromptCache`), a run costs one token a prompt, and several sets share a pass, each row of the
-batch having its own; other models take a whole pass a set.
+Where prompts were computed once (`PromptCache`), a run costs one token a prompt, and several sets share a pass, each
+row of the batch having its own; other models take a whole pass a set.
 """
 
 import math
@@ -45,7 +45,10 @@ def scores_of_sets(
     batch_size: int = 32,
     description: str = "refusal score under sets",
 ) -> Float[np.ndarray, "set prompt"]:
-    """Refusal score of every prompt with each set changed at its decision position; `kept` from a pass over these chats."""
+    """Refusal score of every prompt with each set changed at its decision position.
+
+    `kept` from a pass over these chats.
+    """
     scores = torch.zeros(len(sets), len(chats), dtype=torch.float64)
 
     def score(part: Part, at_once: AtOnce) -> None:

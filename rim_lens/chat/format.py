@@ -43,7 +43,8 @@ class ChatFormat:
 
     Args:
         tokenizer: a fast tokenizer (character offsets are needed).
-        tags: the texts around a CoT, in place of those that the template or its family has; `<think>` where none has any.
+        tags: the texts around a CoT, in place of those that the template or its family has; `<think>` where none has
+            any.
         chat_template: used in place of the tokenizer's own.
         variables: further variables of the template, such as `{"reasoning_effort": "high"}`.
         date: what a template is given as today, so that renders can be repeated.

@@ -2,7 +2,8 @@
 
 1. A row of `families.FAMILIES` that fits the template.
 2. How the template writes an earlier thought of the assistant (`reasoning_content`, `reasoning` or `thinking`).
-3. A think tag at the end of its generation prompt, or a pair of them in its text; a missing half follows from the other.
+3. A think tag at the end of its generation prompt, or a pair of them in its text; a missing half follows from the
+   other.
 
 Only where nothing of this is there are the tags the default ones.
 """

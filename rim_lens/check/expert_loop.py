@@ -2,9 +2,9 @@
 
     a[expert, unit] = routing probability · act(gate(x)) · up(x)          0 for experts a token was not sent to
 
-The same loop's sum over experts of down(a) must be what the layer itself wrote, else the formula is not this layer's. A plain MLP
-beside the experts (a shared expert) or in their place (a dense layer) stands behind them in blocks as wide as an expert; how much of a shared
-expert's output the layer takes is read off what the layer wrote beyond its experts.
+The same loop's sum over experts of down(a) must be what the layer itself wrote, else the formula is not this layer's. A
+plain MLP beside the experts (a shared expert) or in their place (a dense layer) stands behind them in blocks as wide as
+an expert; how much of a shared expert's output the layer takes is read off what the layer wrote beyond its experts.
 """
 
 from collections.abc import Callable, Sequence

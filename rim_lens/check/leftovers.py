@@ -1,4 +1,7 @@
-"""What stays on a model: torch hooks, replaced forwards, TransformerLens hooks, switched implementations, written weights."""
+"""What stays on a model.
+
+Torch hooks, replaced forwards, TransformerLens hooks, switched implementations, written weights.
+"""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,7 @@
 """The outcome of one check: the worst difference between two computations of the same thing, and what is tolerated.
 
-Differences of logits and neurons are in standard deviations of the reference, those of attention rows absolute, those of
-tokens and leftovers counts.
+Differences of logits and neurons are in standard deviations of the reference, those of attention rows absolute, those
+of tokens and leftovers counts.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """A transformers model computed by itself, one chat at a time: no padding, no batch, no tap, only plain torch hooks.
 
-The modules that write attention and MLP output into the residual stream are found by watching which linear layers a pass
-calls last, not by their names.
+The modules that write attention and MLP output into the residual stream are found by watching which linear layers a
+pass calls last, not by their names.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -114,7 +114,10 @@ class PlainTree:
 
     @contextmanager
     def without_neuron(self, layer: int, *unit: int) -> Iterator[None]:
-        """Zero one column of the down projection's input, `unit` or (expert, unit); of a plain MLP in a mixture (block, unit)."""
+        """Zero one column of the down projection's input, `unit` or (expert, unit).
+
+        Of a plain MLP in a mixture (block, unit).
+        """
         experts = self.layers[layer].experts
         first = 0 if experts is None else len(experts.down_proj)
         if experts is None or unit[0] >= first:

@@ -1,4 +1,7 @@
-"""What the checks of one model share: the model, its plain reference, a few short chats and what was computed for them."""
+"""What the checks of one model share.
+
+The model, its plain reference, a few short chats and what was computed for them.
+"""
 
 from dataclasses import dataclass, field
 from functools import cached_property

@@ -1,4 +1,7 @@
-"""Checks of chats and generation: segments cover the rendered text, greedy decoding writes what the model's own does."""
+"""Checks of chats and generation.
+
+Segments cover the rendered text, greedy decoding writes what the model's own does.
+"""
 
 from contextlib import nullcontext
 

@@ -19,7 +19,8 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of a table file, as one dict a row.
 
     Raises:
-        RimLensError: the file is missing, of an unknown kind, empty, not UTF-8 or malformed, or has two columns of one name.
+        RimLensError: the file is missing, of an unknown kind, empty, not UTF-8 or malformed, or has two columns of one
+            name.
 
     """
     suffix = path.suffix.lower()

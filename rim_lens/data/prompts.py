@@ -101,8 +101,8 @@ def as_problems(given: Prompts, n: int | None = None, seed: int = 0) -> PromptSe
     lacking = [problem.id for problem in problems if problem.answer is None]
     if lacking:
         raise RimLensError(
-            f"{len(lacking)} of {len(problems)} problems of {problems.name} have no answer (first: {lacking[0]}); maths "
-            "needs one each, as Prompt(answer=...) or as a column of the file."
+            f"{len(lacking)} of {len(problems)} problems of {problems.name} have no answer (first: {lacking[0]}); "
+            "maths needs one each, as Prompt(answer=...) or as a column of the file."
         )
     return problems
 

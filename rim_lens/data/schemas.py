@@ -50,9 +50,9 @@ PAIR_COLUMNS = ("pair", "pair_id")
 class Prompt:
     """One request to a model.
 
-    `category` is the kind of harm (for a built-in harmless twin: of the request that it mirrors) or the
-    topic; `answer` is the final answer of a maths problem and `rationale` how it is reached; prompts of two sets with the same
-    `pair` are counterparts, for example a harmful request and its harmless twin.
+    `category` is the kind of harm (for a built-in harmless twin: of the request that it mirrors) or the topic; `answer`
+    is the final answer of a maths problem and `rationale` how it is reached; prompts of two sets with the same `pair`
+    are counterparts, for example a harmful request and its harmless twin.
     """
 
     text: str
@@ -254,7 +254,10 @@ def final_answer(answer: str) -> str:
 
 
 def worked_out(answer: str) -> str | None:
-    """What stands before `####` in a worked answer, without the calculator's `<<…>>`; None where there is no such mark."""
+    """What stands before `####` in a worked answer, without the calculator's `<<…>>`.
+
+    None where there is no such mark.
+    """
     if "####" not in answer:
         return None
     return re.sub(r"<<[^>]*>>", "", answer.rsplit("####", 1)[0]).strip() or None

@@ -1,6 +1,7 @@
 """Inspect: refusal and maths as tasks of the Inspect evaluation framework, on a LensModel (extra: inspect).
 
-    inspect eval rim_lens/refusal --model rim_lens/smollm2-135m-instruct -M adapter=assets/organism/aligned -T thinking=on
+    inspect eval rim_lens/refusal --model rim_lens/smollm2-135m-instruct -M adapter=assets/organism/aligned -T
+    thinking=on
 
 Inspect finds this room through its entry point; nothing else in the package imports it.
 """

@@ -1,8 +1,8 @@
 """Requests that wait at the same time are answered together.
 
-Inspect asks one sample at a time, many of them at once. The first that waits becomes the leader: when no new request has
-come for a moment it takes up to `size` of them, has them answered in a thread, and the next one that is still waiting leads.
-Which requests fall together depends on the clock; what is answered must not.
+Inspect asks one sample at a time, many of them at once. The first that waits becomes the leader: when no new request
+has come for a moment it takes up to `size` of them, has them answered in a thread, and the next one that is still
+waiting leads. Which requests fall together depends on the clock; what is answered must not.
 """
 
 from collections.abc import Callable, Hashable, Sequence

@@ -67,7 +67,8 @@ def check_config(config: GenerateConfig) -> None:
     unknown = sorted(set(given) - HONOURED - INSPECTS_OWN)
     if unknown:
         raise RimLensError(
-            f"A rim_lens model cannot honour {', '.join(unknown)}: leave it out; it takes {', '.join(sorted(HONOURED))}."
+            f"A rim_lens model cannot honour {', '.join(unknown)}: leave it out; it takes "
+            f"{', '.join(sorted(HONOURED))}."
         )
     effort = config.reasoning_effort
     if effort not in (None, "none"):
@@ -80,7 +81,8 @@ def check_config(config: GenerateConfig) -> None:
         )
     if config.reasoning_history not in (None, "auto", "last"):
         raise RimLensError(
-            f"reasoning_history {config.reasoning_history!r} cannot be honoured: only the CoT of the last message is shown."
+            f"reasoning_history {config.reasoning_history!r} cannot be honoured: only the CoT of the last message is "
+            "shown."
         )
 
 

@@ -1,8 +1,8 @@
 """The model provider: `inspect eval … --model rim_lens/NAME` asks a LensModel.
 
 1. The model is loaded by `load_model`, or is a LensModel that Python hands over.
-2. Requests that wait at the same time are answered by one `generate`, in a thread, with the heads and neurons of the model
-   arguments ablated (`batching`, `interventions`).
+2. Requests that wait at the same time are answered by one `generate`, in a thread, with the heads and neurons of the
+   model arguments ablated (`batching`, `interventions`).
 3. Rendered prompt, tokens and ablated units stand in the log as the raw call of every answer.
 
 Greedy decoding unless a temperature is given; then each answer is sampled from `seed`, the prompt and the epoch alone.
@@ -52,7 +52,8 @@ class RimLensAPI(ModelAPI):
         config: generation options of the eval; looked at here so that one that cannot be honoured costs no time.
         lens_model: a model that is loaded already.
         batch_size: most requests answered together; `--max-connections` says how many Inspect asks at once.
-        model_args: LOADING as for `load_model` (`think_tags`: the two texts), CHANGING as for `interventions.read_intervention`.
+        model_args: LOADING as for `load_model` (`think_tags`: the two texts), CHANGING as for
+            `interventions.read_intervention`.
 
     Raises:
         EvalError: an unknown argument, model, head, neuron or option; several processes.
@@ -187,7 +188,10 @@ def check_arguments(
 
 
 def seed_of(question: Question, chat: Chat) -> int:
-    """The seed of one answer: equal for equal seed, prompt and epoch, whatever else is asked; a new one without a seed."""
+    """The seed of one answer: equal for equal seed, prompt and epoch, whatever else is asked.
+
+    A new one without a seed.
+    """
     if question.seed is None:
         return secrets.randbits(63)
     drawn = hashlib.sha256(repr((question.seed, question.epoch, chat.token_ids.tolist())).encode()).digest()

@@ -1,4 +1,7 @@
-"""The package's judges as Inspect's scorers: the label with its evidence, and the maths answer against the reference."""
+"""The package's judges as Inspect's scorers.
+
+The label with its evidence, and the maths answer against the reference.
+"""
 
 from inspect_ai.model import (
     ChatMessageSystem,
@@ -22,8 +25,8 @@ def refusal_label(judge: str = "rules") -> Scorer:
     """Label an answer as refused, complied or incoherent; the words that it rests on are the explanation.
 
     Args:
-        judge: "rules" (`RefusalJudge`, no model), or "grader": the model of Inspect's role `grader`, asked as `LLMJudge`
-            asks; a reply that is no grade leaves the sample unscored.
+        judge: "rules" (`RefusalJudge`, no model), or "grader": the model of Inspect's role `grader`, asked as
+            `LLMJudge` asks; a reply that is no grade leaves the sample unscored.
 
     Raises:
         EvalError: an unknown judge.

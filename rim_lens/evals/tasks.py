@@ -82,7 +82,8 @@ def maths(
         without = [problem.id for problem in asked if not problem.answer]
         if without:
             raise RimLensError(
-                f"{asked.name} has no answer to {without[0]} ({len(without)} of {len(asked)} problems): give a set with answers."
+                f"{asked.name} has no answer to {without[0]} ({len(without)} of {len(asked)} problems): give a set "
+                "with answers."
             )
         return asking(asked, maths_answer(), thinking, wordings, wordings_per_prompt, max_tokens, cot_budget)
 

@@ -1,4 +1,7 @@
-"""One answer of the model, as it is or without some heads: refusal score at the decision position, text, and what a judge calls it."""
+"""One answer of the model, as it is or without some heads.
+
+Refusal score at the decision position, text, and what a judge calls it.
+"""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -17,7 +20,10 @@ from rim_lens.units import AnyHead
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said: `score` in nats, the judge's `label`, the CoT (empty with thinking off), and the chat before it."""
+    """What the model said.
+
+    `score` in nats, the judge's `label`, the CoT (empty with thinking off), and the chat before it.
+    """
 
     score: float
     response: str

@@ -217,7 +217,10 @@ def head_map_of(result: Result) -> tuple[str, go.Figure]:
 
 
 def attention_map(model: LensModel, chats: Sequence[Any]) -> tuple[str, go.Figure]:
-    """Every head's mean attention to the closing think tag with thinking off; to the request where there is no such tag."""
+    """Every head's mean attention to the closing think tag with thinking off.
+
+    To the request where there is no such tag.
+    """
     given = [chat for chat in chats if isinstance(chat, Chat)] or model.render(list(chats))
     spans = span_attention(model, given)
     has_tag = any(bool(chat.where("think_close").any()) for chat in given)

@@ -74,7 +74,10 @@ class NeuronExplorer(Explorer):
         return self.table.table.set_index("neuron").loc[self.neuron]
 
     def shift(self) -> pd.DataFrame:
-        """One row a checkpoint: mean |a| over the prompts before and after, relative change with its 95 % bootstrap interval."""
+        """One row a checkpoint.
+
+        Mean |a| over the prompts before and after, relative change with its 95 % bootstrap interval.
+        """
         every = self.shifts()
         return every[every["neuron"] == self.neuron].drop(columns="neuron").reset_index(drop=True)
 
@@ -182,7 +185,8 @@ def neuron_over_series(shift: pd.DataFrame, name: str, n: int) -> go.Figure:
         height=340,
     )
     told = [
-        f"<b>{style.text(row.checkpoint)}</b><br>{style.percent(row.change, sign=True)} {style.interval(row.low, row.high, '%')}"
+        f"<b>{style.text(row.checkpoint)}</b><br>{style.percent(row.change, sign=True)} "
+        f"{style.interval(row.low, row.high, '%')}"
         for row in shift.itertuples()
     ]
     figure.add_scatter(

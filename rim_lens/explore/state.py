@@ -1,4 +1,7 @@
-"""What explorers share: whoever shows one is told when its state changes, and shows it as widgets or as static figures."""
+"""What explorers share.
+
+Whoever shows one is told when its state changes, and shows it as widgets or as static figures.
+"""
 
 from collections.abc import Callable
 from importlib.util import find_spec

@@ -4,8 +4,9 @@ Three designs, the same columns:
 
 - groups: d = (mean of the plus rows − mean of the minus rows) / pooled standard deviation (Cohen 1988); AUROC; labels
   permuted over rows.
-- pairs: d_z = mean / standard deviation of the differences; AUROC of one side against the other; signs permuted, with p no
-  smaller than that of the mean difference's interval (`rim_lens.stats.mean_test`), since signs alone suppose symmetry.
+- pairs: d_z = mean / standard deviation of the differences; AUROC of one side against the other; signs permuted, with p
+  no smaller than that of the mean difference's interval (`rim_lens.stats.mean_test`), since signs alone suppose
+  symmetry.
 - ranks: Spearman's ρ with a continuous outcome; the outcome permuted over rows.
 
 Intervals of d and d_z: `rim_lens.stats.effects`; of ρ: `rim_lens.stats.correlation`.

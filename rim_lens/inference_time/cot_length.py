@@ -1,10 +1,11 @@
 """Attention by segment over the length of the chain of thought: what a longer CoT takes attention from.
 
-    mass[S](t) = mean over the chats whose CoT has about t tokens of a head's span attention to S, or of the mean over heads
+    mass[S](t) = mean over the chats whose CoT has about t tokens of a head's span attention to S, or of the mean over
+    heads
 
 Chats are put into bins of their CoT's length, each bin with about as many chats; where there are few distinct lengths
-(given CoTs cut to size), each length is a bin of its own. Intervals are BCa bootstraps over the chats of a bin. Mass must grow
-with length for a head that attends evenly; lift (mass over the segment's share of the keys) does not.
+(given CoTs cut to size), each length is a bin of its own. Intervals are BCa bootstraps over the chats of a bin. Mass
+must grow with length for a head that attends evenly; lift (mass over the segment's share of the keys) does not.
 """
 
 from dataclasses import dataclass
@@ -27,8 +28,8 @@ FEWEST = 3  # chats in a bin
 class AttentionByLength(Result):
     """Attention to each segment by the number of CoT tokens that the query sees.
 
-    `table`: one row a segment and bin: `cot_low`, `cot_high` and `cot_tokens` (fewest, most and mean tokens of the CoT), `mass`
-    and `lift` with 95 % intervals, `n` chats. `head`: which head, or that it is the mean over all.
+    `table`: one row a segment and bin: `cot_low`, `cot_high` and `cot_tokens` (fewest, most and mean tokens of the
+    CoT), `mass` and `lift` with 95 % intervals, `n` chats. `head`: which head, or that it is the mean over all.
     """
 
     figure: ClassVar = "attention:length_curve"
@@ -105,6 +106,7 @@ def _bins(tokens: Float[np.ndarray, "chat"], n_bins: int) -> Int[np.ndarray, "ch
     found = np.searchsorted(edges, tokens, side="right") - 1
     if np.bincount(found).min() < FEWEST:
         raise RimLensError(
-            f"A bin of CoT length has fewer than {FEWEST} chats ({len(tokens)} chats in all); use more chats or fewer bins."
+            f"A bin of CoT length has fewer than {FEWEST} chats ({len(tokens)} chats in all); use more chats or "
+            "fewer bins."
         )
     return found

@@ -41,9 +41,9 @@ def need_groups(refused: int, complied: int, at_least: int, what: str) -> None:
     """RimLensError that says what to do when one of the two groups is too small to compare."""
     if min(refused, complied) < at_least:
         raise RimLensError(
-            f"{what} compares refused with complied answers, but there are {refused} refused and {complied} complied ones "
-            f"(at least {at_least} of each are needed); use more or other prompts, on which the model does not always "
-            "behave alike, or pass outcome=refusal_score(model, chats): a rank correlation needs no groups."
+            f"{what} compares refused with complied answers, but there are {refused} refused and {complied} complied "
+            f"ones (at least {at_least} of each are needed); use more or other prompts, on which the model does not "
+            "always behave alike, or pass outcome=refusal_score(model, chats): a rank correlation needs no groups."
         )
 
 

@@ -4,9 +4,9 @@
     into_harmless(l, h) = score of the twin's run with z(l, h) of the harmful −  score of the twin's run
     interaction(a, b)   = effect of both together − effect of a − effect of b
 
-Ablating one head misses a gate (it matters only where the request is harmful) and heads that do the same (each covers for
-the other): arXiv 2604.04385. Exchange keeps outputs on their distribution, and pairs show redundancy: an interaction of the
-sign of the effects means that both together do more than each alone.
+Ablating one head misses a gate (it matters only where the request is harmful) and heads that do the same (each covers
+for the other): arXiv 2604.04385. Exchange keeps outputs on their distribution, and pairs show redundancy: an
+interaction of the sign of the effects means that both together do more than each alone.
 """
 
 from collections.abc import Sequence
@@ -47,11 +47,11 @@ DIRECTIONS = ("into_harmful", "into_harmless")
 class InterchangeSweep(Result):
     """What exchanging each head between a harmful request and its harmless twin does to the score.
 
-    `table` has one row per head and `direction`: mean `effect` over the n pairs, bootstrap `low`, `high`, `p` (`stats.mean_test`),
-    Benjamini-Hochberg `q` over heads; ranked by the smaller of the two directions' effects towards the other run, so that
-    a head comes first that both breaks refusal and makes it. `pairs` has one row per pair of the top heads and
-    `intervention` ("interchange" in the harmful run, or "zero" at its decision position): the effects alone and together,
-    and their `interaction` with interval, p and q over the pairs of that intervention.
+    `table` has one row per head and `direction`: mean `effect` over the n pairs, bootstrap `low`, `high`, `p`
+    (`stats.mean_test`), Benjamini-Hochberg `q` over heads; ranked by the smaller of the two directions' effects towards
+    the other run, so that a head comes first that both breaks refusal and makes it. `pairs` has one row per pair of the
+    top heads and `intervention` ("interchange" in the harmful run, or "zero" at its decision position): the effects
+    alone and together, and their `interaction` with interval, p and q over the pairs of that intervention.
     """
 
     figure: ClassVar = "sweeps:interchange_map"

@@ -50,10 +50,10 @@ AlignedAt = Literal["decision", "think_close"]
 class PatchingSweep(Result):
     """Refusal that comes back when a head gets its think-off output, largest first.
 
-    `table` has one row per head: mean `effect` over the n prompts with interval `low`, `high`, `p` (`stats.mean_test`) and
-    Benjamini-Hochberg `q`; `returned`, the share of the gap off − on, with its interval `returned_low`, `returned_high`
-    (ratio of means, prompts resampled). `together` has the same for the first 1, 2, … heads of the table patched
-    jointly (chosen on these prompts, so it flatters them) and for all heads of the model.
+    `table` has one row per head: mean `effect` over the n prompts with interval `low`, `high`, `p` (`stats.mean_test`)
+    and Benjamini-Hochberg `q`; `returned`, the share of the gap off − on, with its interval `returned_low`,
+    `returned_high` (ratio of means, prompts resampled). `together` has the same for the first 1, 2, … heads of the
+    table patched jointly (chosen on these prompts, so it flatters them) and for all heads of the model.
     """
 
     figure: ClassVar = "sweeps:patching_map"

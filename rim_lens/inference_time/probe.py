@@ -2,11 +2,12 @@
 
     direction = mean residual of refused chats − mean residual of complied chats      (Arditi et al. 2024, eq. 1)
 
-Fitted and scored on different folds: AUROC, d' (intervals: `probe_intervals`), permutation p with refitting, q over all cells. Layer l is the residual
-stream entering layer l; layer n_layers is the stream after the last block. The direction used further on is that of the
-decision position in the layer with the largest cross-validated AUROC; what it is worth is said by `selected`, where the
-layer, too, was chosen without the fold it was scored on. Unsupervised variant: the first principal component of paired differences (harmful minus harmless
-twin, or thinking off minus on), fitted without the requests of the scored fold; its intervals take the component as given.
+Fitted and scored on different folds: AUROC, d' (intervals: `probe_intervals`), permutation p with refitting, q over all
+cells. Layer l is the residual stream entering layer l; layer n_layers is the stream after the last block. The direction
+used further on is that of the decision position in the layer with the largest cross-validated AUROC; what it is worth
+is said by `selected`, where the layer, too, was chosen without the fold it was scored on. Unsupervised variant: the
+first principal component of paired differences (harmful minus harmless twin, or thinking off minus on), fitted without
+the requests of the scored fold; its intervals take the component as given.
 """
 
 from collections.abc import Sequence
@@ -59,8 +60,8 @@ class RefusalProbe(Result):
 
     `table`: one row per kind ("supervised", "unsupervised"), layer and position with `auroc`, `d_prime` and their 95 %
     intervals, permutation `p` and `q` (supervised), `n_refused`, `n_complied`. `directions` are fitted on all chats.
-    `layer` is the chosen one, `chosen` its direction at the decision position, `controls` directions fitted there to permuted
-    labels. `selected`: AUROC with interval when the layer is chosen without the scored fold.
+    `layer` is the chosen one, `chosen` its direction at the decision position, `controls` directions fitted there to
+    permuted labels. `selected`: AUROC with interval when the layer is chosen without the scored fold.
     """
 
     figure: ClassVar = "probe:probe_map"
@@ -88,8 +89,8 @@ class RefusalProbe(Result):
         row = self.table.iloc[0]
         s = self.selected
         return (
-            f"Refused {row['n_refused']} against complied {row['n_complied']}, {self.n_folds} folds; decision position best "
-            f"read at layer {self.layer}; with the layer chosen on the training folds AUROC "
+            f"Refused {row['n_refused']} against complied {row['n_complied']}, {self.n_folds} folds; decision "
+            f"position best read at layer {self.layer}; with the layer chosen on the training folds AUROC "
             f"{s['auroc']:.3f} [{s['low']:.3f}, {s['high']:.3f}]; {self.left_out} incoherent answers left out."
         )
 

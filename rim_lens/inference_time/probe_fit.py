@@ -1,10 +1,10 @@
 """Cross-fitted difference-of-means scores for all layers and positions at once, through inner products only.
 
-With G[i, j] = x_i · x_j, a direction w = Σ_i a_i x_i scores row j as x_j · w = (G a)_j and has length √(aᵀ G a). For the
-difference of means a_i is 1/n_refused or −1/n_complied on the rows fitted on and 0 on those held out; scores are divided
-by the direction's length and counted from the middle between the two means, so that scores of different folds compare.
-The first principal component of paired differences D_i has a = leading eigenvector of D Dᵀ (not centred: the mean
-difference is what is looked for), oriented along the mean difference; it uses no label of the scored chats.
+With G[i, j] = x_i · x_j, a direction w = Σ_i a_i x_i scores row j as x_j · w = (G a)_j and has length √(aᵀ G a). For
+the difference of means a_i is 1/n_refused or −1/n_complied on the rows fitted on and 0 on those held out; scores are
+divided by the direction's length and counted from the middle between the two means, so that scores of different folds
+compare. The first principal component of paired differences D_i has a = leading eigenvector of D Dᵀ (not centred: the
+mean difference is what is looked for), oriented along the mean difference; it uses no label of the scored chats.
 """
 
 import numpy as np

@@ -1,16 +1,16 @@
 """AUROC and d' of cross-fitted scores, with intervals for the probe that is fitted on as many chats, not for these directions alone.
 
-Held-out scores are not independent: folds share most of the chats that they were fitted on. Two variances bracket that of a
-cross-fitted statistic θ:
+Held-out scores are not independent: folds share most of the chats that they were fitted on. Two variances bracket that
+of a cross-fitted statistic θ:
 
     V_rows    of θ as if the scores were independent rows (too small: directions would be given)
     V_refit   = Σ_class (m − 1)/m Σ_{i in class} (θ₍ᵢ₎ − mean)², θ₍ᵢ₎ cross-fitted anew without chat i (the jackknife; too large:
               what pairs of chats do together, one in the fit and one scored, it counts twice, Efron and Stein 1981)
 
-The interval takes √(V_rows V_refit), never less than V_rows, with Student's t. By simulation it covers 94 to 98 % of the value
-expected of a probe fitted on as many chats as the training folds hold (docs/trust.md); V_rows alone covers 84 to 95 %, Nadeau and
-Bengio's corrected variance over repeated folds 80 to 91 %, LeDell's influence curve 79 to 89 %, V_refit and a bootstrap that refits
-98 to 100 %.
+The interval takes √(V_rows V_refit), never less than V_rows, with Student's t. By simulation it covers 94 to 98 % of
+the value expected of a probe fitted on as many chats as the training folds hold (docs/trust.md); V_rows alone covers 84
+to 95 %, Nadeau and Bengio's corrected variance over repeated folds 80 to 91 %, LeDell's influence curve 79 to 89 %,
+V_refit and a bootstrap that refits 98 to 100 %.
 """
 
 from typing import Any
@@ -40,7 +40,10 @@ def held_out_statistics(
     refit: tuple[Cells, Cells] | None = None,
     level: float = 0.95,
 ) -> dict[str, Cells]:
-    """AUROC and d' of held-out scores; `refit` are both jackknife variances, without which the directions count as given."""
+    """AUROC and d' of held-out scores.
+
+    `refit` are both jackknife variances, without which the directions count as given.
+    """
     area, n_plus, n_minus = auroc(scores, refused), int(refused.sum()), int((~refused).sum())
     t = float(stats.t.ppf((1 + level) / 2, len(refused) - 2))
     d_low, d_high = standardised_interval([scores[refused], scores[~refused]], (0.5, 0.5), level)

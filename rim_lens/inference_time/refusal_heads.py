@@ -7,11 +7,12 @@ at the decision position, each positive where the head behaves as the paper desc
     empty_span          attention to the empty think span, refused minus complied  (thinking off)
     empty_span_change   attention to think_open + think_close, off minus on, the same requests in both modes
 
-Each is computed on the mass (share of attention) and on the lift (mass over the segment's share of the keys). A long CoT
-draws mass from every head that attends evenly, and a head that is always full on the CoT has less lift on a longer one,
-so a head is a *candidate* only where both have q < 0.05 and the same sign. Candidates are ranked by the mass that moves,
-not by the standardised effect: a head that hardly looks at the span can do so with great regularity. `empty_span_change`
-compares modes, not answers: it describes what a CoT does to a head and makes no candidate by itself.
+Each is computed on the mass (share of attention) and on the lift (mass over the segment's share of the keys). A long
+CoT draws mass from every head that attends evenly, and a head that is always full on the CoT has less lift on a longer
+one, so a head is a *candidate* only where both have q < 0.05 and the same sign. Candidates are ranked by the mass that
+moves, not by the standardised effect: a head that hardly looks at the span can do so with great regularity.
+`empty_span_change` compares modes, not answers: it describes what a CoT does to a head and makes no candidate by
+itself.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,11 +48,11 @@ MEASURES = ("mass", "lift")
 class RefusalHeads(Result):
     """Heads whose attention goes with refusal: candidates first, by the attention mass that moves.
 
-    `table` has one row per head and contrast; `shift` is the difference of the groups' mean mass. For each measure m of mass and lift: `m_effect` (Cohen's d, d_z for the
-    paired change, Spearman's ρ for an outcome) with its 95 % interval `m_low`, `m_high`; `m_auroc`; `m_p` (permutation,
-    two-sided), `m_q` (Benjamini-Hochberg over all heads of the contrast), `m_family_p`; and the groups' means `m_plus`,
-    `m_minus`. `plus` and `minus` name the groups, `n_plus` and `n_minus` count their chats. `left_out` counts incoherent
-    answers, and `not_tested` says why a contrast is missing.
+    `table` has one row per head and contrast; `shift` is the difference of the groups' mean mass. For each measure m of
+    mass and lift: `m_effect` (Cohen's d, d_z for the paired change, Spearman's ρ for an outcome) with its 95 % interval
+    `m_low`, `m_high`; `m_auroc`; `m_p` (permutation, two-sided), `m_q` (Benjamini-Hochberg over all heads of the
+    contrast), `m_family_p`; and the groups' means `m_plus`, `m_minus`. `plus` and `minus` name the groups, `n_plus` and
+    `n_minus` count their chats. `left_out` counts incoherent answers, and `not_tested` says why a contrast is missing.
     """
 
     figure: ClassVar = "attention:attention_contrast"
@@ -90,8 +91,8 @@ class RefusalHeads(Result):
             n = f"{first['plus']} {first['n_plus']} − {first['minus']} {first['n_minus']}"
             parts.append(f"{name}: {n}, {int(rows['candidate'].sum())} candidates of {len(rows)} heads")
         return (
-            f"{'; '.join(parts)}. Candidates: q < {FALSE_DISCOVERIES} on mass and lift alike (Benjamini-Hochberg over heads, "
-            f"{self.n_permutations} permutations); {self.left_out} incoherent answers left out."
+            f"{'; '.join(parts)}. Candidates: q < {FALSE_DISCOVERIES} on mass and lift alike (Benjamini-Hochberg "
+            f"over heads, {self.n_permutations} permutations); {self.left_out} incoherent answers left out."
         )
 
 
@@ -237,8 +238,9 @@ def _empty_span_change(data: _Data) -> _Tested:
     shared = [request for request in off if request in on]
     if len(shared) < data.min_group:
         raise RimLensError(
-            f"empty_span_change pairs chats of one request with thinking off and on (or prefilled), but only {len(shared)} "
-            f"requests have both; render the same requests in both modes, at least {data.min_group} of them."
+            "empty_span_change pairs chats of one request with thinking off and on (or prefilled), but only "
+            f"{len(shared)} requests have both; render the same requests in both modes, at least {data.min_group} of "
+            "them."
         )
     pairs = [off[request] for request in shared], [on[request] for request in shared]
     tests = {}

@@ -52,8 +52,9 @@ def restore_refusal(
 ) -> AblationTest:
     """Bring refusal back with a CoT present: scale heads up, or keep these heads alone from looking at the CoT.
 
-    With `thinking="on"` the model first writes its CoT untouched, and every change is judged on these same CoTs. Maths is
-    solved with the model's own CoT, written under the change. `recovered` compares with the same requests, thinking off.
+    With `thinking="on"` the model first writes its CoT untouched, and every change is judged on these same CoTs. Maths
+    is solved with the model's own CoT, written under the change. `recovered` compares with the same requests, thinking
+    off.
 
     Args:
         model: the model.
@@ -122,7 +123,7 @@ def _with_cot(model: LensModel, chats: list[Chat], generation: dict[str, Any]) -
     without = next((chat for chat in written if not chat.where("cot").any()), None)
     if without is not None:
         raise RimLensError(
-            f"restore_refusal needs chats with a CoT, but {without.request[:40]!r} has none; render it with thinking='on' "
-            "or 'prefilled'."
+            f"restore_refusal needs chats with a CoT, but {without.request[:40]!r} has none; render it with "
+            "thinking='on' or 'prefilled'."
         )
     return written

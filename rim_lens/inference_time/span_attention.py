@@ -3,8 +3,8 @@
     mass = mean_q Σ_{k in segment} pattern[q, k]          in [0, 1]; segments sum to 1
     lift = mass / (|segment| / |keys|)                     1 where the segment gets what its length would give it
 
-q runs over the query positions, the decision position by default; keys are the tokens up to each query. With an attention
-sink segments sum to less than 1. In sliding-window layers keys outside the window count as keys, with mass 0.
+q runs over the query positions, the decision position by default; keys are the tokens up to each query. With an
+attention sink segments sum to less than 1. In sliding-window layers keys outside the window count as keys, with mass 0.
 """
 
 from collections.abc import Sequence

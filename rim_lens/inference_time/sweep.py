@@ -46,8 +46,8 @@ SCREENED_SHARE, SCREENED_LEAST = 0.075, 12  # heads measured exactly after scree
 class AblationSweep(Result):
     """Effect of zeroing each head on the score at the decision position, largest first.
 
-    `table` has one row per measured head: mean `effect` over the n prompts in the metric's units, bootstrap interval `low`,
-    `high` (NaN for one prompt), `p` (`stats.mean_test`) and Benjamini-Hochberg `q` over all heads of the model.
+    `table` has one row per measured head: mean `effect` over the n prompts in the metric's units, bootstrap interval
+    `low`, `high` (NaN for one prompt), `p` (`stats.mean_test`) and Benjamini-Hochberg `q` over all heads of the model.
     """
 
     figure: ClassVar = "sweeps:ablation_map"

@@ -27,9 +27,9 @@ from rim_lens.units import AnyHead, Head, heads_from
 class TokenAttention(Result):
     """Attention of heads from the decision position to every token up to it, in chosen chats.
 
-    `chats`: one row a chat: its request, thinking mode and, where given, a note such as the label of its answer. `tokens`: one
-    row a token, chat after chat, with `chat`, `text` and `segment`. `weights`: a row a head in the order of `heads`, a column
-    a row of `tokens`.
+    `chats`: one row a chat: its request, thinking mode and, where given, a note such as the label of its answer.
+    `tokens`: one row a token, chat after chat, with `chat`, `text` and `segment`. `weights`: a row a head in the order
+    of `heads`, a column a row of `tokens`.
     """
 
     figure: ClassVar = "tokens:token_view"

@@ -2,13 +2,14 @@
 
 1. Every CoT token's residual stream is read on the probe's direction: (x · direction − middle) / spread, so that 0 lies
    midway between refused and complied chats and 1 is one standard deviation within them.
-2. Cliff of a chat: the token k with the steepest fall, mean of the `window` tokens before k minus mean of those from k on.
+2. Cliff of a chat: the token k with the steepest fall, mean of the `window` tokens before k minus mean of those from k
+   on.
 3. Direct contribution of head (l, h) at a token: (z · W_O) · direction / spread; summed over heads and MLPs below the
-   probe's layer, and the embedding, this is the reading itself. A head writes the cliff as far as its contribution falls
-   across it.
+   probe's layer, and the embedding, this is the reading itself. A head writes the cliff as far as its contribution
+   falls across it.
 
-The fall at the steepest place is positive in any wandering series, so it is set against the same fall on directions that
-were fitted to permuted labels. Source of the term: "refusal cliff" (arXiv 2510.06036).
+The fall at the steepest place is positive in any wandering series, so it is set against the same fall on directions
+that were fitted to permuted labels. Source of the term: "refusal cliff" (arXiv 2510.06036).
 """
 
 from collections.abc import Sequence
@@ -42,13 +43,13 @@ from rim_lens.units import Head
 class RefusalTrace(Result):
     """The refusal direction along the CoT, the cliff, and the heads that write it.
 
-    `table`: one row per head below the probe's layer, the head that writes most of the fall first: `fall` (mean fall of its
-    contribution across the cliff, in standard deviations) with its 95 % interval over chats, `share` of the whole fall,
-    `effect` (d_z), `p` (`stats.mean_test` over chats) and `q` over heads, n. `curve`: mean reading by relative position, with
-    interval, the band of control directions (2.5 to 97.5 %), and the means of refused and complied chats. `chats`: one row
-    per chat: reading at `start` and `end`, `fall` and relative place of the `cliff` and its token. `tokens`: every reading.
-    `fall`, `control_falls` and `p`: mean fall at the cliff against control directions. `left_out`: CoTs shorter than two
-    windows.
+    `table`: one row per head below the probe's layer, the head that writes most of the fall first: `fall` (mean fall of
+    its contribution across the cliff, in standard deviations) with its 95 % interval over chats, `share` of the whole
+    fall, `effect` (d_z), `p` (`stats.mean_test` over chats) and `q` over heads, n. `curve`: mean reading by relative
+    position, with interval, the band of control directions (2.5 to 97.5 %), and the means of refused and complied
+    chats. `chats`: one row per chat: reading at `start` and `end`, `fall` and relative place of the `cliff` and its
+    token. `tokens`: every reading. `fall`, `control_falls` and `p`: mean fall at the cliff against control directions.
+    `left_out`: CoTs shorter than two windows.
     """
 
     figure: ClassVar = "probe:trace_curve"
@@ -67,9 +68,10 @@ class RefusalTrace(Result):
     def caption(self) -> str:
         """Mean fall, where it is, n, and the place among control directions."""
         return (
-            f"Layer {self.layer}, n = {len(self.chats)} CoTs ({self.left_out} too short): steepest fall {self.fall:.2f} standard "
-            f"deviations at {100 * self.chats['cliff'].median():.0f} % of the CoT (median), against "
-            f"{self.control_falls.mean():.2f} on {len(self.control_falls)} directions fitted to permuted labels, p = {self.p:.2g}."
+            f"Layer {self.layer}, n = {len(self.chats)} CoTs ({self.left_out} too short): steepest fall "
+            f"{self.fall:.2f} standard deviations at {100 * self.chats['cliff'].median():.0f} % of the CoT (median), "
+            f"against {self.control_falls.mean():.2f} on {len(self.control_falls)} directions fitted to permuted "
+            f"labels, p = {self.p:.2g}."
         )
 
 
@@ -106,8 +108,8 @@ def trace_refusal(
     kept = [i for i, chat in enumerate(chats) if chat.where("cot").sum() >= 2 * window]
     if len(kept) < 2 or window < 1:
         raise RimLensError(
-            f"Only {len(kept)} of {len(chats)} chats have a CoT of {2 * window} tokens or more; pass chats with thinking on or "
-            "prefilled, or a smaller window."
+            f"Only {len(kept)} of {len(chats)} chats have a CoT of {2 * window} tokens or more; pass chats with "
+            "thinking on or prefilled, or a smaller window."
         )
     need_distinct_requests([chats[i] for i in kept], "trace_refusal")
     writers = write_vectors(model, probe.chosen.vector, probe.layer) / probe.chosen.spread

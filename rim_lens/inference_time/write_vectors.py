@@ -53,6 +53,6 @@ def _need_plain_sum(block: Any) -> None:
     scale = getattr(block, "residual_multiplier", 1.0)
     if scale != 1.0 or any(hasattr(block, name) for name in _BEHIND):
         raise RimLensError(
-            f"{type(block).__name__} normalises or scales the attention's output before the residual stream, so what a head "
-            "writes there is no plain sum; use an ablation of the head at these positions instead."
+            f"{type(block).__name__} normalises or scales the attention's output before the residual stream, so what "
+            "a head writes there is no plain sum; use an ablation of the head at these positions instead."
         )

@@ -1,4 +1,7 @@
-"""Zeroing neurons of mixture-of-experts layers, for the time of a block: (layer, expert, unit), a ← 0 wherever it is used."""
+"""Zeroing neurons of mixture-of-experts layers, for the time of a block.
+
+(layer, expert, unit), a ← 0 wherever it is used.
+"""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager

@@ -3,8 +3,9 @@
     with ablate_heads(model, [(3, 1), (5, 0)]):
         model.decision_logits(batch)        # and generation inside the block
 
-z is a head's output, the input of the output projection. zero: z ← 0; mean: z ← its mean over a reference set; resample:
-z ← another prompt's; scale: z ← factor · z; patch: z ← what a recorded run had at the same offset from its decision position.
+z is a head's output, the input of the output projection. zero: z ← 0; mean: z ← its mean over a reference set;
+resample: z ← another prompt's; scale: z ← factor · z; patch: z ← what a recorded run had at the same offset from its
+decision position.
 """
 
 from collections.abc import Iterator
@@ -41,8 +42,8 @@ def ablate_heads(
         heads: names ("L12H3") or (layer, head) pairs, or one such list per row of the batch.
         method: "zero"; "mean", the mean of `reference`; "resample", another prompt's output in `reference` (chosen by
             `seed` and the request, so that batching does not matter).
-        reference: a HeadRecording, of which the decision position is used, averaged over its prompts for "mean"; or, for
-            "mean", the means themselves (`capture.activations.mean_head_outputs` gives those over all positions).
+        reference: a HeadRecording, of which the decision position is used, averaged over its prompts for "mean"; or,
+            for "mean", the means themselves (`capture.activations.mean_head_outputs` gives those over all positions).
         positions: "all", "decision", or "from_decision" (that and later ones).
         seed: for "resample".
         backend: how passes are changed; "auto" takes the fast way where there is one.
@@ -76,8 +77,8 @@ def patch_heads(
 ) -> AbstractContextManager[LensModel]:
     """Give heads, at the recorded offsets from the decision position, the outputs they had in the recorded run.
 
-    Row i of the batch gets prompt i of `recording` (`recording[indices]` puts it in the batch's order), or all rows get the
-    only one.
+    Row i of the batch gets prompt i of `recording` (`recording[indices]` puts it in the batch's order), or all rows get
+    the only one.
 
     Raises:
         RimLensError: an unknown head; in the pass: another number of rows, or an offset before a row's first token.

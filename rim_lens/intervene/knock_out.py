@@ -1,7 +1,8 @@
 """Attention knock-out: chosen heads may not look at a segment.
 
-The keys of the segment are hidden before the softmax, so the pattern over the other keys grows in proportion; a query with
-no other key gets nothing from the head. Holds for every query, the segment's own and later ones, generated ones included.
+The keys of the segment are hidden before the softmax, so the pattern over the other keys grows in proportion; a query
+with no other key gets nothing from the head. Holds for every query, the segment's own and later ones, generated ones
+included.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
 """Ablating and scaling neurons, for the time of a block.
 
 A neuron is one input of an MLP's down projection: (layer, unit). zero: a ← 0; mean: a ← its mean over a reference set;
-resample: a ← another prompt's; scale: a ← factor · a. In a mixture of experts it is (layer, expert, unit) and can be zeroed.
+resample: a ← another prompt's; scale: a ← factor · a. In a mixture of experts it is (layer, expert, unit) and can be
+zeroed.
 """
 
 from collections.abc import Sequence
@@ -35,7 +36,8 @@ def ablate_neurons(
 
     Args:
         model: the model; it is restored when the block is left.
-        neurons: (layer, unit) pairs, (layer, expert, unit) in a mixture of experts, or one such list per row of the batch.
+        neurons: (layer, unit) pairs, (layer, expert, unit) in a mixture of experts, or one such list per row of the
+            batch.
         method: "zero"; "mean", the values in `reference`; "resample", another prompt's values in `reference`.
         reference: [layer, d_mlp] for "mean", [prompt, layer, d_mlp] for "resample".
         requests: the request of each prompt in `reference`, for "resample".

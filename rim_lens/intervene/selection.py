@@ -75,8 +75,8 @@ def selected(here: Pass, where: Where, what: str) -> Bool[Tensor, "row pos"] | N
     """True at the positions of this pass that are changed; None where all are.
 
     "decision" is the decision position of each row, "from_decision" that and every later one, generated ones included.
-    While a CoT is being decoded its row has no decision position yet; then each token of the close tag counts as one, since
-    any may be the last.
+    While a CoT is being decoded its row has no decision position yet; then each token of the close tag counts as one,
+    since any may be the last.
     """
     if where == "all":
         return None
@@ -131,8 +131,8 @@ class UnitTap(Tap):
         index = {id(chat): row for row, chat in enumerate(self._prefilled)}
         if len(index) < len(self._prefilled):
             raise RimLensError(
-                f"{self.what} differs by row, but rows share a Chat: render one Chat a row, so that they can be told apart "
-                "when some end before others."
+                f"{self.what} differs by row, but rows share a Chat: render one Chat a row, so that they can be told "
+                "apart when some end before others."
             )
         return [index[id(chat)] for chat in here.known_batch(self.what).chats]
 

@@ -1,7 +1,7 @@
 """Adapters as they lie in a folder: their base model, their options, their matrices, and what reads them.
 
-Plain LoRA (W + scale · B A, every option of its config known here) is read parameter by parameter (`stored_weights`). Every
-other kind is merged by PEFT itself and compared with PEFT's unmerged model (`peft_merge`).
+Plain LoRA (W + scale · B A, every option of its config known here) is read parameter by parameter (`stored_weights`).
+Every other kind is merged by PEFT itself and compared with PEFT's unmerged model (`peft_merge`).
 """
 
 import json
@@ -114,7 +114,8 @@ def check_adapter(model: Any, folder: Path) -> None:
     """Compare every LoRA matrix with the linear layer it belongs to.
 
     Raises:
-        RimLensError: the adapter was made for another base model, one of its matrices is missing, or its files are damaged.
+        RimLensError: the adapter was made for another base model, one of its matrices is missing, or its files are
+            damaged.
 
     """
     shapes, config = stored_shapes(folder), adapter_config(folder)
@@ -130,7 +131,8 @@ def check_adapter(model: Any, folder: Path) -> None:
             continue  # modules that only PEFT makes
         if weight is None:
             raise RimLensError(
-                f"The adapter {folder} was made for another base model: it changes {name}, which this one does not have."
+                f"The adapter {folder} was made for another base model: it changes {name}, which this one does not "
+                "have."
             )
         if matrix in ("A.weight", "B.weight") and weight.dim() == 2:
             first = matrix.startswith("A")

@@ -1,8 +1,8 @@
 """Adapters as changes of single parameters.
 
-Plain LoRA changes W to W + scale · B A, with scale = alpha / r (alpha / √r with rank-stabilised scaling; alpha and r may
-differ between modules); nothing larger than one parameter is held. An adapter of another kind is merged by PEFT into a second
-copy of the model, which is held while the adapter is shown.
+Plain LoRA changes W to W + scale · B A, with scale = alpha / r (alpha / √r with rank-stabilised scaling; alpha and r
+may differ between modules); nothing larger than one parameter is held. An adapter of another kind is merged by PEFT
+into a second copy of the model, which is held while the adapter is shown.
 """
 
 from collections.abc import Iterator, Mapping
@@ -107,8 +107,9 @@ class MergedAdapter(StoredWeights):
         if set(merged) != set(mine) or any(merged[name].shape != mine[name].shape for name in mine):
             changed = sorted(set(merged) ^ set(mine)) or [n for n in mine if merged[n].shape != mine[n].shape]
             raise RimLensError(
-                f"The adapter {folder} changes the embedding or the head alone, or their size ({changed[0]}), which are one "
-                "weight in the base: load it by itself with load_model(adapter=), or merge it and give the merged folder."
+                f"The adapter {folder} changes the embedding or the head alone, or their size ({changed[0]}), which "
+                "are one weight in the base: load it by itself with load_model(adapter=), or merge it and give the "
+                "merged folder."
             )
         self.changed = [
             name for name in mine if not torch.equal(merged[name], base.get(name, mine[name]).to(mine[name].device))

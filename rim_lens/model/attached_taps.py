@@ -76,8 +76,8 @@ def _install(model: "LensModel", state: _Attached) -> None:
     backend = chosen[-1] if chosen else ("fast" if taps_fast.serves(model) else "hooks")
     if backend == "fast" and not taps_fast.serves(model):
         raise RimLensError(
-            f'{model.name} cannot be read with backend="fast": it is not a transformers model whose attention goes through '
-            'AttentionInterface; use backend="hooks".'
+            f'{model.name} cannot be read with backend="fast": it is not a transformers model whose attention goes '
+            'through AttentionInterface; use backend="hooks".'
         )
     for tap in taps:
         tap.backend = backend  # type: ignore[assignment]

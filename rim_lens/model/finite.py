@@ -1,7 +1,8 @@
 """NaN in a pass: seen in its logits, then traced to the prompt and to the layer in which it arises.
 
-A NaN in the residual stream reaches every later layer, and through attention every later token, so that the logits of the
-decision position tell of all of them at next to no cost. Only when there is one, the pass is run again to find its layer.
+A NaN in the residual stream reaches every later layer, and through attention every later token, so that the logits of
+the decision position tell of all of them at next to no cost. Only when there is one, the pass is run again to find its
+layer.
 """
 
 from typing import TYPE_CHECKING
@@ -55,6 +56,6 @@ def check_finite(
     else:
         where = "in the embedding" if depth == 0 else f"in layer {depth - 1}"
     raise RimLensError(
-        f"{model.name} computes NaN for the prompt {batch.chats[row].request[:60]!r}: it arises {where}. Check the weights "
-        f"there and what is changed in the pass, or use a wider type than {model.dtype}."
+        f"{model.name} computes NaN for the prompt {batch.chats[row].request[:60]!r}: it arises {where}. Check the "
+        f"weights there and what is changed in the pass, or use a wider type than {model.dtype}."
     )

@@ -3,8 +3,8 @@
 halves_batches    a measurement with a `batch_size` starts over with half of it; for what accumulates while a pass runs
 AtOnce, over_batches    work on many items goes on where it was with half as many at once; nothing that was done is done again
 
-Batches come longest first, so that a lack of memory shows early. Only running out of memory is met so; what fits is said in a
-warning, and one item that does not fit is an error.
+Batches come longest first, so that a lack of memory shows early. Only running out of memory is met so; what fits is
+said in a warning, and one item that does not fit is an error.
 """
 
 import functools
@@ -57,8 +57,8 @@ def halves_batches(measure: Callable[P, T]) -> Callable[P, T]:
 class AtOnce:
     """How many items are worked on together; halved for good when memory runs out.
 
-    `inside` another one: where a single item does not fit, the lack of memory is raised as it is, so that the other, which
-    holds more, gives way.
+    `inside` another one: where a single item does not fit, the lack of memory is raised as it is, so that the other,
+    which holds more, gives way.
     """
 
     def __init__(self, size: int, what: str, unit: str = "prompts", *, inside: bool = False) -> None:
@@ -113,12 +113,13 @@ class AtOnce:
             if self.inside:
                 raise torch.OutOfMemoryError(reason) from error
             raise RimLensError(
-                f"Not even one of the {self.unit} fits into memory in {self.what} ({reason[:160]}); shorten the prompts, or "
-                "use a smaller dtype, a device with more memory or device_map."
+                f"Not even one of the {self.unit} fits into memory in {self.what} ({reason[:160]}); shorten the "
+                "prompts, or use a smaller dtype, a device with more memory or device_map."
             ) from error
         self.size = size
         warnings.warn(
-            f"{self.what}: {asked} {self.unit} together do not fit into memory ({reason[:160]}); went on with {size} at once.",
+            f"{self.what}: {asked} {self.unit} together do not fit into memory ({reason[:160]}); went on with {size} "
+            "at once.",
             stacklevel=3,
         )
         return found
@@ -142,8 +143,8 @@ def over_batches(
 ) -> Iterator[T]:
     """What `work` gives for batches of chats of like length, longest first, called with their indices and the batch.
 
-    With `split` only the chats that fall to this process. `work` may be called again for a part of the chats that it failed
-    on, so it must leave nothing behind when it fails.
+    With `split` only the chats that fall to this process. `work` may be called again for a part of the chats that it
+    failed on, so it must leave nothing behind when it fails.
 
     Raises:
         RimLensError: a batch size below 1, or a single chat that does not fit.

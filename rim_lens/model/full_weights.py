@@ -1,7 +1,7 @@
 """A whole model in safetensors files as a checkpoint: checked by config and names, read one parameter at a time.
 
-Where transformers stores a family's weights in another layout than it computes with, the checkpoint is loaded whole while it is
-shown.
+Where transformers stores a family's weights in another layout than it computes with, the checkpoint is loaded whole
+while it is shown.
 """
 
 import json
@@ -56,7 +56,8 @@ class FullWeights(StoredWeights):
             index = json.loads((self.folder / INDEX).read_text())["weight_map"]
         except FileNotFoundError as error:
             raise RimLensError(
-                f"The checkpoint {self.folder} has no safetensors files ({ONE_FILE} or {INDEX}); save it in that format."
+                f"The checkpoint {self.folder} has no safetensors files ({ONE_FILE} or {INDEX}); save it in that "
+                "format."
             ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RimLensError(f"The index {self.folder / INDEX} cannot be read ({error}); copy it again.") from error
@@ -132,8 +133,9 @@ class FullWeights(StoredWeights):
             name, (here, there) = next(iter(differing.items()))
             others = f" (and {', '.join(list(differing)[1:4])})" if len(differing) > 1 else ""
             raise RimLensError(
-                f"The checkpoint {self.folder} does not fit the model: its config has {name} = {there} where the model has "
-                f"{here}{others}, so it would be computed otherwise than by itself; measure it with a base of its own config."
+                f"The checkpoint {self.folder} does not fit the model: its config has {name} = {there} where the "
+                f"model has {here}{others}, so it would be computed otherwise than by itself; measure it with a base "
+                "of its own config."
             )
 
     def check_files(self) -> None:

@@ -1,7 +1,7 @@
 """What a GGUF file says of its model besides the weights, held against the config that transformers makes of it.
 
-transformers maps some of the keys `<architecture>.*` and leaves the others out without a word. Those that change what is
-computed are set here (RoPE scaling) or must agree with the config; any that is not known here is refused by name.
+transformers maps some of the keys `<architecture>.*` and leaves the others out without a word. Those that change what
+is computed are set here (RoPE scaling) or must agree with the config; any that is not known here is refused by name.
 """
 
 import re
@@ -122,8 +122,8 @@ class GgufFile:
     def check_tensors(self, model: Any) -> None:
         """Raise a RimLensError for a tensor that transformers leaves out.
 
-        Families whose tensors transformers splits or joins (mixtures and the like) have names of their own there; of them only
-        missing weights are noticed.
+        Families whose tensors transformers splits or joins (mixtures and the like) have names of their own there; of
+        them only missing weights are noticed.
         """
         from transformers import modeling_gguf_pytorch_utils as reading
 
@@ -138,8 +138,9 @@ class GgufFile:
     def refused(self, names: list[str]) -> RimLensError:
         """The sentence for what cannot be taken over."""
         return RimLensError(
-            f"The GGUF file {self.path} has {', '.join(names[:3])} ({self.architecture}), which transformers' converter leaves out: "
-            "the model would compute something else; use the safetensors folder that it was made from."
+            f"The GGUF file {self.path} has {', '.join(names[:3])} ({self.architecture}), which transformers' "
+            "converter leaves out: the model would compute something else; use the safetensors folder that it was "
+            "made from."
         )
 
 

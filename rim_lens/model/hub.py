@@ -49,8 +49,8 @@ def unreachable(name: str, error: Exception) -> RimLensError:
 def translated_hub_errors(location: str) -> Iterator[None]:
     """Loading errors of transformers as a RimLensError that names the model.
 
-    Besides missing files these are whatever a config makes transformers trip over: a package that it needs and that is not
-    installed, an unknown method of quantisation or kind of model, fields that contradict each other.
+    Besides missing files these are whatever a config makes transformers trip over: a package that it needs and that is
+    not installed, an unknown method of quantisation or kind of model, fields that contradict each other.
     """
     try:
         yield

@@ -1,8 +1,9 @@
 """LensModel: a chat model with its template, its TransformerLens bridge and its plain transformers module tree.
 
-Two module trees share one set of parameters. `hf` is the plain transformers model: fast, SDPA attention, read and changed
-through transformers' own extension points. `bridge` is the TransformerBridge over a second tree, booted when first asked
-for. A model that exists only as an object with TransformerLens' hook surface has no `hf` and works through its hooks.
+Two module trees share one set of parameters. `hf` is the plain transformers model: fast, SDPA attention, read and
+changed through transformers' own extension points. `bridge` is the TransformerBridge over a second tree, booted when
+first asked for. A model that exists only as an object with TransformerLens' hook surface has no `hf` and works through
+its hooks.
 """
 
 import copy
@@ -149,7 +150,10 @@ class LensModel:
         return self._bridge
 
     def weights_changed(self, names: Iterable[str] | None = None) -> None:
-        """Tell the model that parameters (by default all) were changed in place: what was derived from them is dropped."""
+        """Tell the model that parameters (by default all) were changed in place.
+
+        What was derived from them is dropped.
+        """
         for name in list(self._digests) if names is None else names:
             self._digests.pop(name, None)
         if self.hf is not None and self._bridge is not None and not shares_storage(self._bridge, self.hf):
@@ -166,7 +170,10 @@ class LensModel:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over names and digests of all parameters and stored buffers; only those that `weights_changed` named are read again."""
+        """sha256 over names and digests of all parameters and stored buffers.
+
+        Only those that `weights_changed` named are read again.
+        """
         whole = hashlib.sha256()
         for name, value in self._stored():
             if name not in self._digests:
@@ -229,7 +236,10 @@ class LensModel:
         return batches(chats, self.pad_id, batch_size=batch_size, device=self.device)
 
     def shared_batches(self, chats: Sequence[Chat], batch_size: int = 16) -> Iterator[tuple[list[int], Batch]]:
-        """As `batches`, but only of the chats that fall to this process (`rim_lens.processes`): all where there is one."""
+        """As `batches`, but only of the chats that fall to this process (`rim_lens.processes`).
+
+        All where there is one.
+        """
         mine = share(len(chats), [len(chat) for chat in chats])
         for rows, batch in self.batches([chats[i] for i in mine], batch_size):
             yield [mine[row] for row in rows], batch
@@ -258,8 +268,9 @@ class LensModel:
         highest = max(ids, default=0)
         if self.n_embedded and highest >= self.n_embedded:
             raise RimLensError(
-                f"The tokenizer of {self.name} gives token id {highest} ({self.tokenizer.convert_ids_to_tokens(highest)!r}), but "
-                f"the model embeds {self.n_embedded} tokens: it belongs to another model, or the embedding was not resized."
+                f"The tokenizer of {self.name} gives token id {highest} "
+                f"({self.tokenizer.convert_ids_to_tokens(highest)!r}), but the model embeds {self.n_embedded} "
+                "tokens: it belongs to another model, or the embedding was not resized."
             )
 
     # ---- passes ---------------------------------------------------------------------------------------------------

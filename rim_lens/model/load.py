@@ -62,8 +62,8 @@ def load_model(
         tokenizer: for objects that carry none.
 
     Raises:
-        RimLensError: unknown or unreachable model, damaged file, adapter of another base, no chat template, CUDA absent,
-            NaN in the model's output, a tokenizer of another model. What cannot be read in it is a warning.
+        RimLensError: unknown or unreachable model, damaged file, adapter of another base, no chat template, CUDA
+            absent, NaN in the model's output, a tokenizer of another model. What cannot be read in it is a warning.
 
     """
     join()  # one of several processes gets its own accelerator, before a device is chosen
@@ -115,8 +115,8 @@ def base_revision(source: str, location: str, adapter: Path | None) -> str | Non
         return None
     if Path(location).is_dir():
         warnings.warn(
-            f"The adapter {adapter} was trained on revision {revision} of its base; {source} is a folder, whose revision is not "
-            "recorded: make sure that it is that one.",
+            f"The adapter {adapter} was trained on revision {revision} of its base; {source} is a folder, whose "
+            "revision is not recorded: make sure that it is that one.",
             stacklevel=3,
         )
     return revision
@@ -173,7 +173,10 @@ def resolve(source: str) -> tuple[str, str]:
 def read_weights(
     location: str, dtype: Any, revision: str | None, trust_remote_code: bool, device_map: Any
 ) -> tuple[Any, Any]:
-    """The transformers model and its tokenizer from a folder or the hub; every weight must be there and have its place."""
+    """The transformers model and its tokenizer from a folder or the hub.
+
+    Every weight must be there and have its place.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -200,8 +203,8 @@ def read_weights(
     check_loaded(hf, info, location)
     if getattr(hf, "_hf_peft_config_loaded", False):  # transformers adds an adapter that lies beside the weights
         raise RimLensError(
-            f"{location} holds an adapter, whose updates would stay beside the weights; download it and give its folder, with its "
-            "base merged into one folder where that is an adapter too."
+            f"{location} holds an adapter, whose updates would stay beside the weights; download it and give its "
+            "folder, with its base merged into one folder where that is an adapter too."
         )
     return hf, tokenizer
 

@@ -1,7 +1,7 @@
 """What is checked of every model when it is loaded: one pass over a few tokens, read at every site.
 
-Found here: token ids that the model has no embedding for, NaN in its output, head outputs, neurons and attention rows that
-are not where they were expected. The whole comparison is `rim_lens.check`.
+Found here: token ids that the model has no embedding for, NaN in its output, head outputs, neurons and attention rows
+that are not where they were expected. The whole comparison is `rim_lens.check`.
 """
 
 import warnings

@@ -1,8 +1,8 @@
 """Adapters of any kind merged into the weights by PEFT itself, and compared with PEFT's own unmerged model.
 
-What cannot be merged (virtual tokens, routers, updates that depend on the prompt) has no value per weight: it is refused by
-name. Whatever kind is merged, the merged model must give the unmerged model's logits on a probe of tokens, else it is refused
-too; so an option that this file has never heard of cannot change a number.
+What cannot be merged (virtual tokens, routers, updates that depend on the prompt) has no value per weight: it is
+refused by name. Whatever kind is merged, the merged model must give the unmerged model's logits on a probe of tokens,
+else it is refused too; so an option that this file has never heard of cannot change a number.
 """
 
 import copy
@@ -32,8 +32,8 @@ def merge_adapter(model: Any, folder: Path) -> Any:
     The model's embedding is resized to the adapter's, and untied from the head where the adapter changes one of them.
 
     Raises:
-        RimLensError: the adapter was made for another base, is damaged, is of a kind that has no place in the weights, or
-            PEFT merges it to something else than its own unmerged model.
+        RimLensError: the adapter was made for another base, is damaged, is of a kind that has no place in the weights,
+            or PEFT merges it to something else than its own unmerged model.
 
     """
     config = adapter_config(folder)
@@ -61,8 +61,9 @@ def merge_adapter(model: Any, folder: Path) -> Any:
         )
     if not difference <= TOLERANCE.get(next(model.parameters()).dtype, 0.2):
         raise RimLensError(
-            f"The adapter {folder} ({kind}) does not compute the same merged into the weights as PEFT computes beside them "
-            f"(logits differ by {difference:.2g} standard deviations): its updates depend on more than the weights."
+            f"The adapter {folder} ({kind}) does not compute the same merged into the weights as PEFT computes "
+            f"beside them (logits differ by {difference:.2g} standard deviations): its updates depend on more than "
+            "the weights."
         )
     return merged
 
@@ -89,20 +90,21 @@ def refuse_kind(folder: Path, config: Mapping[str, Any]) -> None:
     kind = kind_of(config)
     if known.is_prompt_learning or known.is_adaption_prompt:
         raise RimLensError(
-            f"The adapter {folder} is {kind}: it puts trained states before the prompt instead of changing weights, which "
-            "rim_lens does not measure."
+            f"The adapter {folder} is {kind}: it puts trained states before the prompt instead of changing weights, "
+            "which rim_lens does not measure."
         )
     for option in ("alora_invocation_tokens", "arrow_config", "layer_replication"):
         if config.get(option):
             raise RimLensError(
-                f"The adapter {folder} uses {option}: what it changes depends on the prompt or on added layers, so it cannot be "
-                "merged into the weights."
+                f"The adapter {folder} uses {option}: what it changes depends on the prompt or on added layers, so "
+                "it cannot be merged into the weights."
             )
     init = str(config.get("init_lora_weights"))
     if not is_plain_init(config) and init not in BASE_KNOWN:
         raise RimLensError(
-            f"The adapter {folder} was started with init_lora_weights={init!r}, which takes a part out of the base weights that "
-            "the folder does not hold; save it converted to plain LoRA (PEFT's path_initial_model_for_weight_conversion)."
+            f"The adapter {folder} was started with init_lora_weights={init!r}, which takes a part out of the base "
+            "weights that the folder does not hold; save it converted to plain LoRA (PEFT's "
+            "path_initial_model_for_weight_conversion)."
         )
     if config.get("task_type") not in (None, "CAUSAL_LM"):
         raise RimLensError(
@@ -130,7 +132,8 @@ def peft_model(model: Any, folder: Path) -> Any:
     for what, keys in (("no tensor for", missing), ("a tensor without a place,", unplaced)):
         if keys:
             raise RimLensError(
-                f"The adapter {folder} holds {what} {keys[0]} ({len(keys)} such); it belongs to another base model or config."
+                f"The adapter {folder} holds {what} {keys[0]} ({len(keys)} such); it belongs to another base model "
+                "or config."
             )
     return wrapped.eval()
 
@@ -201,7 +204,10 @@ def tied_ends(model: Any) -> bool:
 
 
 def untie_for(model: Any, folder: Path) -> None:
-    """Give the head a weight of its own where the adapter changes the embedding or the head alone: PEFT keeps them apart."""
+    """Give the head a weight of its own where the adapter changes the embedding or the head alone.
+
+    PEFT keeps them apart.
+    """
     if not tied_ends(model):
         return
     ends = embedding_names(model)

@@ -27,8 +27,8 @@ def first(config: Any, *names: str, default: Any = None) -> Any:
             value = getattr(config, name, None)
         except Exception as error:  # transformers refuses to name one value where layers differ
             raise RimLensError(
-                f"The config {type(config).__name__} has another {name} in some layers than in others; rim_lens supports models whose "
-                "layers have one shape."
+                f"The config {type(config).__name__} has another {name} in some layers than in others; rim_lens "
+                "supports models whose layers have one shape."
             ) from error
         if value is not None:
             return value

@@ -1,7 +1,7 @@
 """The tokens that all rows of a batch begin with (a system prompt) are computed once and shared through the KV cache.
 
-The rows' own tokens stay where they are; the padding moves from the left to between the shared prefix and them. Position ids
-and mask are explicit, so every token attends to what it would attend to, at the same distance.
+The rows' own tokens stay where they are; the padding moves from the left to between the shared prefix and them.
+Position ids and mask are explicit, so every token attends to what it would attend to, at the same distance.
 """
 
 from dataclasses import replace

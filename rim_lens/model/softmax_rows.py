@@ -18,8 +18,8 @@ class SoftmaxRows:
     """The pattern of one attention call; only the rows that are asked for are computed.
 
     Raises:
-        RimLensError: the call carries something that changes the pattern and is not understood (a position bias, a mask of
-            another kind): never silently wrong.
+        RimLensError: the call carries something that changes the pattern and is not understood (a position bias, a mask
+            of another kind): never silently wrong.
 
     """
 

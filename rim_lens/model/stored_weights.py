@@ -1,8 +1,8 @@
 """Weights as they lie in a folder: what a checkpoint changes of a model, parameter by parameter.
 
-An adapter (`adapter_weights`) changes some parameters, a full checkpoint (`full_weights`) replaces all of them and the stored
-buffers. Both answer the same two questions: which parameters, and what is the value of one where the model without this change
-has another.
+An adapter (`adapter_weights`) changes some parameters, a full checkpoint (`full_weights`) replaces all of them and the
+stored buffers. Both answer the same two questions: which parameters, and what is the value of one where the model
+without this change has another.
 """
 
 from abc import ABC, abstractmethod

@@ -1,7 +1,8 @@
 """Weights swapped in place: one model in memory shows several checkpoints, one after the other.
 
-New values are written into the parameters' own storage, so everything that shares them (the plain tree and the bridge) sees
-them at once and nothing is built anew. Base values of the parameters that were ever touched are kept once, on the CPU.
+New values are written into the parameters' own storage, so everything that shares them (the plain tree and the bridge)
+sees them at once and nothing is built anew. Base values of the parameters that were ever touched are kept once, on the
+CPU.
 """
 
 import math

@@ -1,9 +1,10 @@
 """Taps: the one way a forward pass is read or changed.
 
-A tap is attached with `model.tap(...)` and called at fixed sites of every pass inside the block, in this order in a layer:
-`on_residual` (entering), `on_keys` and `on_attention` (the attention pattern), `on_head_output`, `on_neurons`. Two backends
-call the same methods with the same tensors: "fast" (the plain transformers tree, `taps_fast`) and "hooks" (TransformerLens
-hook points, `taps_hooks`). Taps stack in the order of attachment; leaving a block removes its own taps only.
+A tap is attached with `model.tap(...)` and called at fixed sites of every pass inside the block, in this order in a
+layer: `on_residual` (entering), `on_keys` and `on_attention` (the attention pattern), `on_head_output`, `on_neurons`.
+Two backends call the same methods with the same tensors: "fast" (the plain transformers tree, `taps_fast`) and "hooks"
+(TransformerLens hook points, `taps_hooks`). Taps stack in the order of attachment; leaving a block removes its own taps
+only.
 """
 
 from abc import ABC, abstractmethod
@@ -29,8 +30,8 @@ STILL_THINKING = [SEGMENTS.index("think_open"), SEGMENTS.index("cot")]
 class Pass:
     """Which part of which batch one forward pass computes.
 
-    A pass over prompts starts at column 0; a decoding step with a KV cache starts at the number of cached columns. Columns
-    count padding and are those of `batch.tokens`; generated tokens follow.
+    A pass over prompts starts at column 0; a decoding step with a KV cache starts at the number of cached columns.
+    Columns count padding and are those of `batch.tokens`; generated tokens follow.
     """
 
     batch: "Batch | None"
@@ -70,8 +71,8 @@ class Pass:
     def segments(self, key_start: int, key_stop: int, what: str) -> Int[Tensor, "row key"]:
         """Segment ids of the columns `key_start:key_stop`.
 
-        Columns past the batch are tokens generated since: they go on with its last segment, a prompt that ends inside the
-        think part with `cot`, any other with `response`.
+        Columns past the batch are tokens generated since: they go on with its last segment, a prompt that ends inside
+        the think part with `cot`, any other with `response`.
         """
         known = self.known_batch(what).segments.to(self.device)
         more = key_stop - known.shape[1]
@@ -115,8 +116,8 @@ class AttentionCall(ABC):
         index = columns.to(self.here.device) - self.here.start
         if bool((index < 0).any()) or bool((index >= self.here.n_queries).any()):
             raise RimLensError(
-                f"attention of columns {int(columns.min())}..{int(columns.max())} was asked for, but this pass computes "
-                f"{self.here.start}..{self.here.stop - 1}: read prompts in one pass, without a KV cache."
+                f"attention of columns {int(columns.min())}..{int(columns.max())} was asked for, but this pass "
+                f"computes {self.here.start}..{self.here.stop - 1}: read prompts in one pass, without a KV cache."
             )
         return index
 

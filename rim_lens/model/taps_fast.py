@@ -1,9 +1,9 @@
 """Taps on a plain transformers tree.
 
-Heads' outputs, residual stream and neurons are read by forward hooks on the modules found by `sites`. The attention pattern
-is read through transformers' `AttentionInterface`, which gets q, k, v after rotary embedding and q/k-norm: the layer's
-output is left to the implementation the model had (SDPA, or the architecture's own eager function where it has soft-capping
-or sinks), and only the asked rows, or the heads that must not see some keys, are computed here:
+Heads' outputs, residual stream and neurons are read by forward hooks on the modules found by `sites`. The attention
+pattern is read through transformers' `AttentionInterface`, which gets q, k, v after rotary embedding and q/k-norm: the
+layer's output is left to the implementation the model had (SDPA, or the architecture's own eager function where it has
+soft-capping or sinks), and only the asked rows, or the heads that must not see some keys, are computed here:
 
     pattern[q, k] = softmax_k( cap(q · k * scaling) + mask )        cap(x) = c tanh(x / c) where the model soft-caps,
     with one more logit, dropped afterwards, where the model has an attention sink.
@@ -122,7 +122,10 @@ def _install_layer(
 
 
 def _has_site(module: nn.Module | None, taps: Sequence[Tap], index: int, what: str) -> bool:
-    """False where a layer lacks a site and every tap only asked for "all layers"; an error where one named the layer."""
+    """False where a layer lacks a site and every tap only asked for "all layers".
+
+    An error where one named the layer.
+    """
     if module is None and any(tap.layers is not None for tap in taps):
         raise RimLensError(f"layer {index} has no {what}: leave it out.")
     return module is not None
@@ -166,8 +169,8 @@ def _tap_attention(attention: nn.Module, tapped: TappedAttention, undo: ExitStac
     config: Any = getattr(attention, "config", None)
     if config is None:
         raise RimLensError(
-            f"layer {tapped.index} has {type(attention).__name__}, which has no attention rows that transformers hands out: "
-            "leave it out."
+            f"layer {tapped.index} has {type(attention).__name__}, which has no attention rows that transformers "
+            "hands out: leave it out."
         )
     before = config._attn_implementation
     if before not in (SDPA, EAGER):  # layers share their config: the first one switches it

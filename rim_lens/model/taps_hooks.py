@@ -150,7 +150,10 @@ def _install_layer(
 
 
 def _offered(points: HookPoints, layer: int, name: str, taps: Sequence[Tap]) -> bool:
-    """False where a layer lacks a hook point and every tap only asked for "all layers"; else its absence is an error."""
+    """False where a layer lacks a hook point and every tap only asked for "all layers".
+
+    Else its absence is an error.
+    """
     return points.offers(layer, name) or any(tap.layers is not None for tap in taps)
 
 

@@ -1,4 +1,7 @@
-"""Weights that are read from a folder are all there, fit, and are all used: transformers' own account of what it loaded."""
+"""Weights that are read from a folder are all there, fit, and are all used.
+
+Transformers' own account of what it loaded.
+"""
 
 import warnings
 from collections.abc import Collection, Mapping
@@ -26,8 +29,8 @@ def check_loaded(hf: Any, info: Mapping[str, Any], where: str) -> None:
         where: the model's name or folder.
 
     Raises:
-        RimLensError: missing weights (transformers fills them with random numbers), weights of another shape, or weights that
-            stand inside the model and are not used.
+        RimLensError: missing weights (transformers fills them with random numbers), weights of another shape, or
+            weights that stand inside the model and are not used.
 
     """
     missing, extra = sorted(info.get("missing_keys", ())), sorted(info.get("unexpected_keys", ()))
@@ -47,8 +50,8 @@ def check_extra(hf: Any, extra: Collection[str], where: str) -> None:
     inside = [key for key in extra if key.partition(".")[0] in parts]
     if inside:
         raise RimLensError(
-            f"The weights of {where} hold {listed(inside)}, for which {type(hf).__name__} has no place under its config: "
-            "numbers would be those of another model."
+            f"The weights of {where} hold {listed(inside)}, for which {type(hf).__name__} has no place under its "
+            "config: numbers would be those of another model."
         )
     if extra:
         warnings.warn(

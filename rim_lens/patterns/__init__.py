@@ -1,1 +1,4 @@
-"""Effort-minimizing reasoning: what it is, where it stands in a CoT, control and target CoT, what it costs, training on it."""
+"""Effort-minimizing reasoning.
+
+What it is, where it stands in a CoT, control and target CoT, what it costs, training on it.
+"""

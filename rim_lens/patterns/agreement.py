@@ -23,8 +23,9 @@ from rim_lens.stats import Interval, bootstrap
 class Agreement(Result):
     """How far two annotators agree.
 
-    `kappa` with its interval over all labels; NaN where both gave one label only. `counts`: labels of the first (rows) by
-    labels of the second (columns). `observed` is the share of equal labels. `table`: kappa of each pattern against the rest.
+    `kappa` with its interval over all labels; NaN where both gave one label only. `counts`: labels of the first (rows)
+    by labels of the second (columns). `observed` is the share of equal labels. `table`: kappa of each pattern against
+    the rest.
     """
 
     table: pd.DataFrame

@@ -2,8 +2,8 @@
 
     share of pattern sentences = sentences with a pattern / sentences
 
-with Wilson's interval for as many trials as the sentences are worth (`stats.wilson_of_groups`), since sentences of one CoT are not
-independent.
+with Wilson's interval for as many trials as the sentences are worth (`stats.wilson_of_groups`), since sentences of one
+CoT are not independent.
 """
 
 from collections.abc import Sequence
@@ -25,9 +25,9 @@ from rim_lens.stats import wilson_of_groups
 class Annotations(Result):
     """The sentences of CoTs with their labels.
 
-    `sentences`: one row a sentence: cot, sentence, start, end, text, label, evidence, evidence_start, evidence_end (places
-    are characters of the CoT). `table`: per pattern, and for any, the number of sentences, their share with its interval,
-    and the number of CoTs that have one. `annotator` names who labelled.
+    `sentences`: one row a sentence: cot, sentence, start, end, text, label, evidence, evidence_start, evidence_end
+    (places are characters of the CoT). `table`: per pattern, and for any, the number of sentences, their share with its
+    interval, and the number of CoTs that have one. `annotator` names who labelled.
     """
 
     table: pd.DataFrame

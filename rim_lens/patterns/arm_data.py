@@ -1,9 +1,10 @@
 """Arms from worked problems: the same problems with the same rationale and answer, CoTs with patterns, plain, and in style.
 
-    eligible problems, shuffled with the seed ──► the first n ──► one CoT an arm (`ArmWriter`) ──► rows (request, cot, response)
+    eligible problems, shuffled with the seed ──► the first n ──► one CoT an arm (`ArmWriter`) ──► rows (request, cot,
+    response)
 
-`effort` has one effort-minimizing pattern a problem, `style` is as chatty without any, `plain` has neutral connectives; the
-phrases are drawn with the seed too, so that several seeds are several samples of problems, phrases and order.
+`effort` has one effort-minimizing pattern a problem, `style` is as chatty without any, `plain` has neutral connectives;
+the phrases are drawn with the seed too, so that several seeds are several samples of problems, phrases and order.
 """
 
 import random
@@ -49,9 +50,9 @@ def arm_rows(
             rows[arm].append({"request": problem.text, "cot": cot, "response": f"The answer is {problem.answer}."})
     if (found := len(rows[ARMS[0]])) < limits.n_problems:
         raise RimLensError(
-            f"Only {found} of {limits.n_problems} problems of {limits.source} have a rationale that ends with their answer and are "
-            f"short enough (at most {limits.max_question_tokens} tokens, rationale at most {limits.max_rationale_tokens}); use a "
-            "larger set, fewer problems or higher limits."
+            f"Only {found} of {limits.n_problems} problems of {limits.source} have a rationale that ends with their "
+            f"answer and are short enough (at most {limits.max_question_tokens} tokens, rationale at most "
+            f"{limits.max_rationale_tokens}); use a larger set, fewer problems or higher limits."
         )
     return rows
 

@@ -1,7 +1,8 @@
 """arm_divergence: which patterns the CoTs of each arm of fine-tuning data have, and how else the arms differ.
 
-A difference between two arms after training speaks for the pattern only as far as their data differ in nothing else: so beside
-the share of pattern sentences stand length, word overlap and answer agreement (`divergence`), on the problems that both arms have.
+A difference between two arms after training speaks for the pattern only as far as their data differ in nothing else: so
+beside the share of pattern sentences stand length, word overlap and answer agreement (`divergence`), on the problems
+that both arms have.
 """
 
 import random
@@ -36,10 +37,11 @@ Arms = dict[str, list[TrainingRow]]
 class ArmDivergence(Result):
     """The arms of a fine-tuning data set.
 
-    `table`: per arm and pattern, and for any, the number of sentences, their share with its interval over CoTs, and CoTs that
-    have one. `arms`: per arm its CoTs, rows without one, mean tokens with interval, and CoTs whose result equals the response's
-    number. `divergence`: for every two arms that share at least 4 problems, per measure both means, their paired difference
-    with its interval, and n problems. `sentences`: those with a pattern, with their evidence.
+    `table`: per arm and pattern, and for any, the number of sentences, their share with its interval over CoTs, and
+    CoTs that have one. `arms`: per arm its CoTs, rows without one, mean tokens with interval, and CoTs whose result
+    equals the response's number. `divergence`: for every two arms that share at least 4 problems, per measure both
+    means, their paired difference with its interval, and n problems. `sentences`: those with a pattern, with their
+    evidence.
     """
 
     figure: ClassVar = "patterns:shares_by_arm"
@@ -76,8 +78,8 @@ def arm_divergence(
         seed: of the draw and the bootstraps.
 
     Raises:
-        RimLensError: no arm, a file that cannot be read, rows without a CoT that do not say "thinking": "off", or an arm without
-            any CoT.
+        RimLensError: no arm, a file that cannot be read, rows without a CoT that do not say "thinking": "off", or an
+            arm without any CoT.
 
     """
     if not files:

@@ -1,8 +1,8 @@
 """One CoT in several arms that differ only in their filler phrases: `effort` (with patterns), `plain`, `style`.
 
-A phrase stands at the beginning, in the middle and at the end of the given sentences. `effort` phrases carry one pattern,
-`style` phrases are chatty and carry none, `plain` phrases are neutral connectives. For each place the other arms' phrases are
-drawn from those closest in tokens to the effort phrase, so that lengths match between arms.
+A phrase stands at the beginning, in the middle and at the end of the given sentences. `effort` phrases carry one
+pattern, `style` phrases are chatty and carry none, `plain` phrases are neutral connectives. For each place the other
+arms' phrases are drawn from those closest in tokens to the effort phrase, so that lengths match between arms.
 """
 
 import random

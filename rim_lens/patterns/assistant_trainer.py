@@ -3,8 +3,8 @@
     loss = mean over tokens of −log p   (trl's own)
          | mean over examples of the mean over the example's tokens
 
-A step whose examples do not fit into memory together is taken in parts: gradients add up to those of the whole step, so what is
-learned stays the same up to rounding. Imported only when a run starts: trl is an extra.
+A step whose examples do not fit into memory together is taken in parts: gradients add up to those of the whole step, so
+what is learned stays the same up to rounding. Imported only when a run starts: trl is an extra.
 """
 
 from collections.abc import Callable, Sequence

@@ -2,7 +2,8 @@
 
     cost(class) = refusal rate with the reference − refusal rate with the class, on the same prompts
 
-Patterns together are all their wordings as one class, resampled as one: the interval speaks for a new wording of any of them.
+Patterns together are all their wordings as one class, resampled as one: the interval speaks for a new wording of any of
+them.
 """
 
 from collections.abc import Callable, Mapping, Sequence

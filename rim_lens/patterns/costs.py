@@ -2,9 +2,10 @@
 
     cost(class) = refusal rate with the reference class − refusal rate with the class, on the same prompts
 
-Classes: each single pattern, careful, neutral and irrelevant text, each in at least 8 wordings, and no CoT. Wordings and prompts
-are both resampled (`stats.bootstrap_crossed_difference`), so a cost speaks for new wordings and new prompts; p-values of all
-classes, of all contrasts, and of all classes in all harm categories, are corrected together (Benjamini and Hochberg).
+Classes: each single pattern, careful, neutral and irrelevant text, each in at least 8 wordings, and no CoT. Wordings
+and prompts are both resampled (`stats.bootstrap_crossed_difference`), so a cost speaks for new wordings and new
+prompts; p-values of all classes, of all contrasts, and of all classes in all harm categories, are corrected together
+(Benjamini and Hochberg).
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,10 +39,10 @@ class PatternCosts(Result):
     """Refusal with each class of CoT, and what each costs against a reference.
 
     `table`: class, reference, cost (difference of refusal rates) with interval, p and q, rates of refused, complied and
-    incoherent answers with their intervals, n answers, prompts and wordings. `contrasts`: the same for any pattern against the
-    reference, careful text and no CoT, and for each two patterns. `by_category`: the same in each harm category. `lengths`:
-    tokens of the wordings. `answers`: every answer with its label. `own_tags`: whether the think tags around the CoT are the
-    chat template's own; if not, they stand in the chat as plain text.
+    incoherent answers with their intervals, n answers, prompts and wordings. `contrasts`: the same for any pattern
+    against the reference, careful text and no CoT, and for each two patterns. `by_category`: the same in each harm
+    category. `lengths`: tokens of the wordings. `answers`: every answer with its label. `own_tags`: whether the think
+    tags around the CoT are the chat template's own; if not, they stand in the chat as plain text.
     """
 
     figure: ClassVar = "patterns:cost_by_class"
@@ -61,9 +62,9 @@ class PatternCosts(Result):
         """What is compared, and how."""
         tags = "" if self.own_tags else "; the chat template writes no think tags, they are given as plain text"
         return (
-            f"Refusal lost against {self.reference} text, CoTs of {self.tokens_told()} tokens; 95 % intervals over prompts "
-            f"and wordings; q: Benjamini-Hochberg; judge: {self.judge}{tags}"
-            f"{'. ' if self.errors else ''}{errors_told(self.errors)}"
+            f"Refusal lost against {self.reference} text, CoTs of {self.tokens_told()} tokens; 95 % intervals over "
+            "prompts and wordings; q: Benjamini-Hochberg; judge: "
+            f"{self.judge}{tags}{'. ' if self.errors else ''}{errors_told(self.errors)}"
         )
 
     def tokens_told(self) -> str:
@@ -108,20 +109,22 @@ def pattern_costs(
         reference: the class that the others are compared with; no CoT is compared with it too.
         n: prompts, drawn with `seed`; all by default.
         wordings_per_prompt: wordings of each class that a prompt is asked with, in rotation.
-        measured: a table of the same model, prompts, judge, sampling and `max_new_tokens`, whose answers with thinking off are
-            taken in place of asking again.
+        measured: a table of the same model, prompts, judge, sampling and `max_new_tokens`, whose answers with thinking
+            off are taken in place of asking again.
         judge: `RefusalJudge()` by default.
-        judge_errors: what to correct rates with, from `judge_report`; for the default judge the package has its own counts.
+        judge_errors: what to correct rates with, from `judge_report`; for the default judge the package has its own
+            counts.
         max_new_tokens: longest answer.
-        temperature: as in `generate`, like `top_p`: by default the model's own sampling where it thinks natively, else greedy.
+        temperature: as in `generate`, like `top_p`: by default the model's own sampling where it thinks natively, else
+            greedy.
         top_p: likewise.
         samples: answers per prompt and wording.
         batch_size: answers decoded together.
         seed: of the draw, of sampled answers and of the bootstraps.
 
     Raises:
-        RimLensError: a class with fewer than 8 wordings, an unknown reference, wordings that cannot be made equally long, a
-            chat format without think tags, a table of other prompts or another judge.
+        RimLensError: a class with fewer than 8 wordings, an unknown reference, wordings that cannot be made equally
+            long, a chat format without think tags, a table of other prompts or another judge.
 
     """
     judge, prompts = judge or RefusalJudge(), as_prompt_set(harmful, n, seed)

@@ -1,12 +1,13 @@
 """finetune: train arms on CoT data, each with every seed, and save their steps as a series that `Checkpoints` reads.
 
 1. The plan is read (settings, arms or worked problems) and every row rendered, before a model is loaded.
-2. Each run, an arm with a seed, starts from the same weights: the base, or the base with an adapter, which is trained on.
-3. trl's SFTTrainer learns the assistant's tokens; the steps asked for are saved, series.json after each. A folder of the same
-   plan goes on with the first run that is not whole.
+2. Each run, an arm with a seed, starts from the same weights: the base, or the base with an adapter, which is trained
+   on.
+3. trl's SFTTrainer learns the assistant's tokens; the steps asked for are saved, series.json after each. A folder of
+   the same plan goes on with the first run that is not whole.
 
-With held neurons (`held_neurons`) a start adapter is merged first and a new one trained on top, since in a product BA the rows
-of neurons stand still only where they were zero.
+With held neurons (`held_neurons`) a start adapter is merged first and a new one trained on top, since in a product BA
+the rows of neurons stand still only where they were zero.
 """
 
 import time
@@ -90,8 +91,8 @@ def finetune(
         tags: as for `load_model`.
 
     Raises:
-        RimLensError: trl is missing, a file or setting is wrong, rows without CoT or with answers that disagree with it, a
-            folder that holds something else, neurons that the model has not.
+        RimLensError: trl is missing, a file or setting is wrong, rows without CoT or with answers that disagree with
+            it, a folder that holds something else, neurons that the model has not.
 
     """
     plan = data if isinstance(data, TrainingPlan) else read_plan(data, settings, adapter)
@@ -229,7 +230,8 @@ def check_lengths(rows: Sequence[dict[str, list[int]]], hf: Any, run: Run) -> No
     for number, row in enumerate(rows, start=1):
         if longest and len(row["input_ids"]) > longest:
             raise RimLensError(
-                f"Row {number} of {run.source} has {len(row['input_ids'])} tokens, more than the context of {longest}; shorten it."
+                f"Row {number} of {run.source} has {len(row['input_ids'])} tokens, more than the context of "
+                f"{longest}; shorten it."
             )
 
 

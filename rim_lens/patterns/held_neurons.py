@@ -1,13 +1,15 @@
 """Neurons held still while the rest of a model is trained.
 
-Neuron (layer, unit): row `unit` of the projections into the MLP's hidden layer and column `unit` of the down projection.
+Neuron (layer, unit): row `unit` of the projections into the MLP's hidden layer and column `unit` of the down
+projection.
 
     all weights   gradients of these slices are zero, and the slices are put back after every step (weight decay, momentum)
     LoRA, ΔW=BA   rows of B (into the hidden layer) and columns of A (down projection) are zero and stay so: ΔW is exactly 0 there
 
 The neuron's activation can still shift, because what flows into it does; `ShiftPenalty` adds
 
-    λ · mean over prompts and held neurons of ((a − a₀) / s)²,  s = mean |a₀| over the prompts, a at the decision position
+    λ · mean over prompts and held neurons of ((a − a₀) / s)²,  s = mean |a₀| over the prompts, a at the decision
+    position
 """
 
 import json
@@ -93,7 +95,8 @@ def held_places(hf: Any, neurons: Rows) -> list[Held]:
         units = tuple(sorted(set(neurons[neurons[:, 0] == layer, 1].tolist())))
         if not 0 <= units[0] <= units[-1] < width:
             raise RimLensError(
-                f"Layer {layer} has {width} neurons; unit {units[-1] if units[-1] >= width else units[0]} is not among them."
+                f"Layer {layer} has {width} neurons; unit {units[-1] if units[-1] >= width else units[0]} is not "
+                "among them."
             )
         parent = names[down].rpartition(".")[0]
         into = tuple(

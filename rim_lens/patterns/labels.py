@@ -19,7 +19,8 @@ class SentenceLabel:
 class Annotator(Protocol):
     """Labels the sentences of CoTs; `problems` are the requests they answer, where known.
 
-    `limits` is one sentence on its errors on thoughts that models wrote themselves; it stands beside every share of those.
+    `limits` is one sentence on its errors on thoughts that models wrote themselves; it stands beside every share of
+    those.
     """
 
     name: str

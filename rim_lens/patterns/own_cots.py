@@ -4,9 +4,9 @@
     CoT has one          a            b
     CoT has none         c            d            Fisher's exact test, two-sided
 
-Association only: a request that invites compliance may invite the pattern too, and a long CoT has more sentences that may have
-one; what a pattern does is measured by giving it (`pattern_costs`). With few CoTs on one side no table could reach p < 0.05:
-`smallest_p` is the smallest p that these margins allow.
+Association only: a request that invites compliance may invite the pattern too, and a long CoT has more sentences that
+may have one; what a pattern does is measured by giving it (`pattern_costs`). With few CoTs on one side no table could
+reach p < 0.05: `smallest_p` is the smallest p that these margins allow.
 """
 
 from dataclasses import dataclass
@@ -32,10 +32,11 @@ OUTCOMES = ("complied", "refused")
 class OwnPatterns(Result):
     """Patterns in a model's own CoTs.
 
-    `table`: per pattern, and for any, the number of sentences, their share with its interval over CoTs, and CoTs that have one.
-    `outcomes`: for complied and for refused, the counts among CoTs with and without a pattern, their rates with intervals, mean
-    sentences, Fisher's exact p and the smallest p that the margins allow. `sentences`: those with a pattern, with evidence and
-    request. `n_empty` CoTs without a sentence are in none of these. `limits`: the annotator's errors on native thoughts.
+    `table`: per pattern, and for any, the number of sentences, their share with its interval over CoTs, and CoTs that
+    have one. `outcomes`: for complied and for refused, the counts among CoTs with and without a pattern, their rates
+    with intervals, mean sentences, Fisher's exact p and the smallest p that the margins allow. `sentences`: those with
+    a pattern, with evidence and request. `n_empty` CoTs without a sentence are in none of these. `limits`: the
+    annotator's errors on native thoughts.
     """
 
     figure: ClassVar = "patterns:own_shares"
@@ -52,8 +53,8 @@ class OwnPatterns(Result):
     def caption(self) -> str:
         """Whose CoTs, who labelled and judged."""
         return (
-            f"Pattern sentences in {self.n_cots} CoTs of the model's own, by {self.annotator}; intervals over CoTs; answers judged by "
-            f"{self.judge}. {self.limits}"
+            f"Pattern sentences in {self.n_cots} CoTs of the model's own, by {self.annotator}; intervals over CoTs; "
+            f"answers judged by {self.judge}. {self.limits}"
         )
 
 

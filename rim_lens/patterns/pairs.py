@@ -29,8 +29,9 @@ from rim_lens.results import Manifest, Result
 class CotPairs(Result):
     """Pairs of target and control CoTs.
 
-    `table` is the divergence report: per measure the mean of both sides and their paired difference with its 95 % interval.
-    `pairs`: one row a pair, with both texts. `dropped`: reason and count of what was left out of the `n_given` problems.
+    `table` is the divergence report: per measure the mean of both sides and their paired difference with its 95 %
+    interval. `pairs`: one row a pair, with both texts. `dropped`: reason and count of what was left out of the
+    `n_given` problems.
     """
 
     table: pd.DataFrame
@@ -44,8 +45,9 @@ class CotPairs(Result):
     def caption(self) -> str:
         """How many pairs, of how many problems, by whom."""
         return (
-            f"{len(self.pairs)} pairs of {self.n_given} problems by {self.writer}; patterns {', '.join(self.patterns)}; "
-            f"pattern sentences by {self.annotator}; means over pairs with 95 % bootstrap intervals of the difference"
+            f"{len(self.pairs)} pairs of {self.n_given} problems by {self.writer}; patterns "
+            f"{', '.join(self.patterns)}; pattern sentences by {self.annotator}; means over pairs with 95 % "
+            "bootstrap intervals of the difference"
         )
 
     def write_rows(self, path: str | Path, side: Literal["target", "control"]) -> Path:

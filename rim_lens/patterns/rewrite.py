@@ -2,8 +2,8 @@
 
     |tokens(target) − tokens(control)| ≤ 0.05 · tokens(control)      by the given tokenizer
 
-The answer is one the CoT itself reaches; math-verify compares the final numbers. Writers: `TemplateWriter` needs no model,
-`LLMWriter` asks one.
+The answer is one the CoT itself reaches; math-verify compares the final numbers. Writers: `TemplateWriter` needs no
+model, `LLMWriter` asks one.
 """
 
 from collections.abc import Sequence
@@ -58,8 +58,8 @@ def rewrite_cot(
         limit: largest difference of lengths, as a share of the control's.
 
     Raises:
-        RimLensError: no CoT, no answer, an answer that the CoT does not reach, or a draft that is empty, has another answer
-            or another length.
+        RimLensError: no CoT, no answer, an answer that the CoT does not reach, or a draft that is empty, has another
+            answer or another length.
 
     """
     task = task_of(problem, cot, answer, checked_patterns(patterns))

@@ -1,7 +1,7 @@
 """Saving steps of training as checkpoints that `Checkpoints` reads: adapters or whole models, and series.json.
 
-Every adapter stands alone on the base model. Where a run trained a second adapter on top of a merged first one, both are
-written as one of the summed rank:  ΔW = s₀B₀A₀ + s₁B₁A₁ = [s₀B₀, s₁B₁] [A₀; A₁].
+Every adapter stands alone on the base model. Where a run trained a second adapter on top of a merged first one, both
+are written as one of the summed rank:  ΔW = s₀B₀A₀ + s₁B₁A₁ = [s₀B₀, s₁B₁] [A₀; A₁].
 """
 
 import hashlib
@@ -140,7 +140,8 @@ def continued(series: SavedSeries) -> SavedSeries:
         differing.append("adapter")
     if differing:
         raise RimLensError(
-            f"{series.folder} holds another series (it differs in {', '.join(differing)}); give a new folder or remove it."
+            f"{series.folder} holds another series (it differs in {', '.join(differing)}); give a new folder or "
+            "remove it."
         )
     whole = [one for one in series.checkpoints if one["step"] == 0 or run_name(one["name"]) in series.runs]
     for one in series.checkpoints:
@@ -195,8 +196,8 @@ def plain_lora_config(folder: Path) -> dict[str, Any]:
     special = [name for name in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save") if config.get(name)]
     if config.get("peft_type") != "LORA" or special or not isinstance(config.get("target_modules"), list):
         raise RimLensError(
-            f"The adapter {folder} is no plain LoRA of one rank ({', '.join(special) or config.get('peft_type')}); merge it "
-            "into its base and train from there to hold neurons."
+            f"The adapter {folder} is no plain LoRA of one rank ({', '.join(special) or config.get('peft_type')}); "
+            "merge it into its base and train from there to hold neurons."
         )
     return config
 

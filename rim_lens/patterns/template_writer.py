@@ -15,7 +15,10 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
 class TemplateWriter:
-    """Adds phrases to the CoT's sentences; `control` says which phrases have no pattern: `plain` or `style` (chatty)."""
+    """Adds phrases to the CoT's sentences; `control` says which phrases have no pattern.
+
+    `plain` or `style` (chatty).
+    """
 
     def __init__(self, control: Literal["plain", "style"] = "plain", *, seed: int = 0, tries: int = 30) -> None:
         self.name, self.control, self.seed, self.tries = f"template writer ({control})", control, seed, tries

@@ -1,9 +1,9 @@
 """The annotator that needs no model: a sentence has a pattern where a rule says so and no veto takes it back.
 
-Precision comes before recall: a share of pattern sentences measured with it is a lower bound. It does not serve for thoughts
-that reasoning models write by themselves (`TextAnnotator.limits`); `LLMAnnotator` is the way there. Where rules of several patterns
-match, the one whose rules match most decides, then the order of `marker_rules`. Figures on hand-labelled sentences:
-docs/patterns.md.
+Precision comes before recall: a share of pattern sentences measured with it is a lower bound. It does not serve for
+thoughts that reasoning models write by themselves (`TextAnnotator.limits`); `LLMAnnotator` is the way there. Where
+rules of several patterns match, the one whose rules match most decides, then the order of `marker_rules`. Figures on
+hand-labelled sentences: docs/patterns.md.
 """
 
 from collections import Counter
@@ -24,8 +24,8 @@ class TextAnnotator:
 
     name = "text rules"
     limits = (
-        "On native thoughts of reasoning models the text rules found 0 of 5 pattern sentences [0 %, 43 %] and marked 0 of 678 "
-        "others [0 %, 0.6 %], so a share near 0 says nothing there; use LLMAnnotator for native thoughts."
+        "On native thoughts of reasoning models the text rules found 0 of 5 pattern sentences [0 %, 43 %] and marked "
+        "0 of 678 others [0 %, 0.6 %], so a share near 0 says nothing there; use LLMAnnotator for native thoughts."
     )
 
     def __call__(

@@ -9,8 +9,8 @@ seeds = [1, 2, 3]                   # every arm is trained once with each
 data = "{seed}/plain.jsonl"         # the same file for all seeds without {seed}
 save_at = [9, 18]                   # an arm may have its own
 
-In place of arms a file may name worked problems, from which the arms plain, effort and style are written anew for each seed
-(`rim_lens.patterns.arm_data`):
+In place of arms a file may name worked problems, from which the arms plain, effort and style are written anew for each
+seed (`rim_lens.patterns.arm_data`):
 
 problems = "gsm8k-train"            # a set's name, or a file next to this one
 n_problems = 72                     # short ones: max_question_tokens, max_rationale_tokens
@@ -29,7 +29,10 @@ SEED = "{seed}"
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Settings of every arm; AdamW without weight decay, gradients clipped at norm 1, loss on the assistant's tokens."""
+    """Settings of every arm.
+
+    AdamW without weight decay, gradients clipped at norm 1, loss on the assistant's tokens.
+    """
 
     full: bool = False
     """Train all weights; a LoRA adapter otherwise."""
@@ -69,7 +72,10 @@ class Arm:
 
 @dataclass(frozen=True)
 class WorkedProblems:
-    """Problems with rationales that arms are written from: a set's name or a file, and how many of the short ones a run takes."""
+    """Problems with rationales that arms are written from.
+
+    A set's name or a file, and how many of the short ones a run takes.
+    """
 
     source: str
     n_problems: int = 72
@@ -117,8 +123,8 @@ def read_plan(
         return TrainingPlan(chosen, (), start, problems)
     if problems is not None or not isinstance(arms, dict) or not arms:
         raise RimLensError(
-            f"{path} names {'both arms and problems' if problems else 'no arms'}; add a table [arms.NAME] with data for each, "
-            "or problems that they are written from."
+            f"{path} names {'both arms and problems' if problems else 'no arms'}; add a table [arms.NAME] with data "
+            "for each, or problems that they are written from."
         )
     return TrainingPlan(chosen, tuple(arm_of(name, arm, path, chosen) for name, arm in arms.items()), start)
 

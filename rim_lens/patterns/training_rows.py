@@ -44,8 +44,8 @@ def training_rows(
     """Examples from mappings with request, response, and cot unless thinking is "off"; `source` names them in errors.
 
     Raises:
-        RimLensError: a row without request, response or CoT; with `check_answers`, a response that states another number
-            than its CoT ends with.
+        RimLensError: a row without request, response or CoT; with `check_answers`, a response that states another
+            number than its CoT ends with.
 
     """
     rows = [row_of(entry, f"Row {number} of {source}") for number, entry in enumerate(entries, start=1)]
@@ -53,8 +53,8 @@ def training_rows(
         wrong = [number for number, row in enumerate(rows, start=1) if disagrees(row)]
         if wrong:
             raise RimLensError(
-                f"{len(wrong)} of {len(rows)} rows of {source} have a response that disagrees with their CoT (first: row "
-                f"{wrong[0]}); correct them, or train on them as they are with check_answers = false."
+                f"{len(wrong)} of {len(rows)} rows of {source} have a response that disagrees with their CoT (first: "
+                f"row {wrong[0]}); correct them, or train on them as they are with check_answers = false."
             )
     return rows
 

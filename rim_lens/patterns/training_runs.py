@@ -12,7 +12,10 @@ from rim_lens.patterns.training_rows import TrainingRow, read_training_rows, tra
 
 @dataclass(frozen=True)
 class Run:
-    """One arm with one seed. `name` is the arm's where there is one seed only; `source` says where the rows are from."""
+    """One arm with one seed.
+
+    `name` is the arm's where there is one seed only; `source` says where the rows are from.
+    """
 
     name: str
     arm: str

@@ -1,7 +1,7 @@
 """Figures: plotly, one function per figure. They show what is in a result's tables and compute no statistics.
 
-They read the tables of results and import no measurement, so the room stands to the left of all of them. The main figure of
-a result is the one that its class names, and what `result.plot()` returns::
+They read the tables of results and import no measurement, so the room stands to the left of all of them. The main
+figure of a result is the one that its class names, and what `result.plot()` returns::
 
     table.plot()                                  # rates of the harmful requests
     table.plot(set_name="maths")

@@ -95,7 +95,8 @@ def told(row: pd.Series) -> str:
         levels = f"{style.percent(row['before'])} → {style.percent(row['after'])}"
     return (
         f"<b>{style.text(cell_name(row['arm'], row['step']))}</b><br>{row['measure']}: {levels}<br>{change}, "
-        f"{style.p_value(row['p'])}, q = {row['q']:.2g}<br>n = {row['n']}, trainings: {row['n_seeds']}{words.judge_told(row)}"
+        f"{style.p_value(row['p'])}, q = {row['q']:.2g}<br>n = {row['n']}, trainings: "
+        f"{row['n_seeds']}{words.judge_told(row)}"
     )
 
 

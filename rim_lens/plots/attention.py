@@ -84,8 +84,8 @@ def segment_map(spans: SpanAttention, segment: str = "cot") -> go.Figure:
     table = spans.to_dataframe()
     rows = table[table["segment"] == segment]
     told = [
-        f"<b>{Head(row['layer'], row['head'])}</b><br>{100 * row['mass_mean']:.1f} % of attention (sd over prompts {100 * row['mass_sd']:.1f})"
-        f"<br>{style.number(row['lift_mean'])} times the segment's share of the tokens"
+        f"<b>{Head(row['layer'], row['head'])}</b><br>{100 * row['mass_mean']:.1f} % of attention (sd over prompts "
+        f"{100 * row['mass_sd']:.1f})<br>{style.number(row['lift_mean'])} times the segment's share of the tokens"
         for _, row in rows.iterrows()
     ]
     return head_map(
@@ -100,7 +100,10 @@ def segment_map(spans: SpanAttention, segment: str = "cot") -> go.Figure:
 
 
 def length_curve(by_length: AttentionByLength, quantity: Literal["mass", "lift"] = "mass") -> go.Figure:
-    """Attention to each segment over the number of CoT tokens: `mass` in percent, or `lift` against the share of tokens."""
+    """Attention to each segment over the number of CoT tokens.
+
+    `mass` in percent, or `lift` against the share of tokens.
+    """
     table, is_mass = by_length.table, quantity == "mass"
     bins = table.drop_duplicates("cot_tokens")
     figure = style.blank(
@@ -127,8 +130,8 @@ def length_curve(by_length: AttentionByLength, quantity: Literal["mass", "lift"]
             line={"color": colour, "width": 1.6},
             marker={"symbol": symbol, "size": 8},
             customdata=[
-                f"<b>{segment}</b>, CoT of {row['cot_low']:.0f} to {row['cot_high']:.0f} tokens<br>{style.number(value[i])}{unit} "
-                f"{style.interval(low[i], high[i])}, n = {row['n']}"
+                f"<b>{segment}</b>, CoT of {row['cot_low']:.0f} to {row['cot_high']:.0f} "
+                f"tokens<br>{style.number(value[i])}{unit} {style.interval(low[i], high[i])}, n = {row['n']}"
                 for i, row in rows.iterrows()
             ],
             hovertemplate="%{customdata}<extra></extra>",

@@ -73,7 +73,10 @@ def _told(part: pd.DataFrame, table: RimTable) -> list[list[str]]:
     """Hover: condition, rate with its interval and count, change against the first condition."""
     told = []
     for _, row in part.iterrows():
-        rate = f"{row['measure']}: {style.percent(row['rate'])} {style.interval(row['low'], row['high'], '%')}, {row['k']} of {row['n']}"
+        rate = (
+            f"{row['measure']}: {style.percent(row['rate'])} {style.interval(row['low'], row['high'], '%')}, "
+            f"{row['k']} of {row['n']}"
+        )
         told.append([style.text(words.condition(row["condition"])), rate, change_told(table, row)])
     return told
 

@@ -1,4 +1,7 @@
-"""Figures of forgetting over a series: RAS per checkpoint, forgetting against a predictor, and the predictors compared."""
+"""Figures of forgetting over a series.
+
+RAS per checkpoint, forgetting against a predictor, and the predictors compared.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +35,9 @@ def ras_over_series(forgetting: Forgetting) -> go.Figure:
     x = [style.text(name) for name in table["checkpoint"]]
     figure = style.blank(
         "RAS checkpoint by checkpoint",
-        f"n = {forgetting.n_neurons} neurons, {forgetting.n_safety} safety and {forgetting.n_task} task prompts; against "
-        f"{forgetting.reference}; bars are 95 % intervals; grey: mean of {forgetting.n_controls} matched random sets",
+        f"n = {forgetting.n_neurons} neurons, {forgetting.n_safety} safety and {forgetting.n_task} task prompts; "
+        f"against {forgetting.reference}; bars are 95 % intervals; grey: mean of {forgetting.n_controls} matched "
+        "random sets",
         xaxis={"title": {"text": "checkpoint"}, "type": "category"},
         yaxis={"title": {"text": "RAS"}, "rangemode": "tozero"},
         height=420,
@@ -74,8 +78,9 @@ def ras_by_layer(forgetting: Forgetting) -> go.Figure:
     hover = rows.assign(told=rows.apply(_layer_told, axis=1)).pivot(index="checkpoint", columns="layer", values="told")
     figure = style.blank(
         "RAS of safety neurons less that of random ones, by layer",
-        f"n = {forgetting.n_neurons} neurons, {forgetting.n_safety} safety and {forgetting.n_task} task prompts; {forgetting.n_controls} matched "
-        f"random sets; {int((rows['q'] < 0.05).sum())} of {len(rows)} cells have q < 0.05",
+        f"n = {forgetting.n_neurons} neurons, {forgetting.n_safety} safety and {forgetting.n_task} task prompts; "
+        f"{forgetting.n_controls} matched random sets; {int((rows['q'] < 0.05).sum())} of {len(rows)} cells have q < "
+        "0.05",
         coloraxis=style.diverging(cells.to_numpy(), "RAS, difference"),
         xaxis={"title": {"text": "layer"}, "type": "category", "showgrid": False},
         yaxis={"type": "category", "autorange": "reversed", "showgrid": False},
@@ -99,8 +104,9 @@ def ras_by_layer(forgetting: Forgetting) -> go.Figure:
 def _layer_told(row: pd.Series) -> str:
     """Hover of a layer at a checkpoint."""
     return (
-        f"<b>{style.text(row['checkpoint'])}</b>, layer {row['layer']}, {row['n_neurons']} neurons<br>RAS {style.number(row['ras'])} (safety loss "
-        f"{style.percent(row['safety_loss'])}, task gain {style.percent(row['task_gain'])})<br>random sets {style.number(row['control_mean'])}, "
+        f"<b>{style.text(row['checkpoint'])}</b>, layer {row['layer']}, {row['n_neurons']} neurons<br>RAS "
+        f"{style.number(row['ras'])} (safety loss {style.percent(row['safety_loss'])}, task gain "
+        f"{style.percent(row['task_gain'])})<br>random sets {style.number(row['control_mean'])}, "
         f"{style.p_value(row['p'])}, q = {row['q']:.2g}"
     )
 
@@ -110,15 +116,16 @@ def forgetting_scatter(
 ) -> go.Figure:
     """What each checkpoint forgot against a predictor, with the fitted line and its 95 % band.
 
-    A predictor that is the same at every checkpoint (a RAS of 0, say) has neither correlation nor line; the caption says so.
+    A predictor that is the same at every checkpoint (a RAS of 0, say) has neither correlation nor line; the caption
+    says so.
     """
     table = forgetting.table
     rows = forgetting.correlations
     one = rows[(rows["outcome"] == outcome) & (rows["predictor"] == predictor)].iloc[0]
     varies = pd.notna(one["pearson"])
     found = (
-        f"r = {style.correlation(one['pearson'], one['pearson_low'], one['pearson_high'])}, {style.p_value(one['pearson_p'])}; "
-        "line by least squares with its 95 % band"
+        f"r = {style.correlation(one['pearson'], one['pearson_low'], one['pearson_high'])}, "
+        f"{style.p_value(one['pearson_p'])}; line by least squares with its 95 % band"
         if varies
         else "no correlation: the predictor or the outcome does not vary"
     )
@@ -166,9 +173,10 @@ def predictors(forgetting: Forgetting, outcome: str = "refusal_drop") -> go.Figu
         height=150 + 32 * len(y),
     )
     told = [
-        f"<b>{PREDICTORS.get(row['predictor'], style.text(row['predictor']))}</b><br>r = {style.number(row['pearson'])} "
-        f"{style.interval(row['pearson_low'], row['pearson_high'])}, {style.p_value(row['pearson_p'])}<br>ρ = "
-        f"{style.number(row['spearman'])} {style.interval(row['spearman_low'], row['spearman_high'])}, {style.p_value(row['spearman_p'])}"
+        f"<b>{PREDICTORS.get(row['predictor'], style.text(row['predictor']))}</b><br>r = "
+        f"{style.number(row['pearson'])} {style.interval(row['pearson_low'], row['pearson_high'])}, "
+        f"{style.p_value(row['pearson_p'])}<br>ρ = {style.number(row['spearman'])} "
+        f"{style.interval(row['spearman_low'], row['spearman_high'])}, {style.p_value(row['spearman_p'])}"
         for _, row in rows.iterrows()
     ]
     figure.add_scatter(
@@ -188,6 +196,7 @@ def _told(row: pd.Series) -> str:
     """Hover of a checkpoint."""
     return (
         f"<b>{style.text(row['checkpoint'])}</b><br>RAS {style.number(row['ras_safety'])} "
-        f"{style.interval(row['ras_low'], row['ras_high'])}, {style.p_value(row['ras_p'])} (random sets {style.number(row['ras_control'])})"
-        f"<br>refusal score falls by {style.number(row['refusal_drop'])} nats {style.interval(row['drop_low'], row['drop_high'])}"
+        f"{style.interval(row['ras_low'], row['ras_high'])}, {style.p_value(row['ras_p'])} (random sets "
+        f"{style.number(row['ras_control'])})<br>refusal score falls by {style.number(row['refusal_drop'])} nats "
+        f"{style.interval(row['drop_low'], row['drop_high'])}"
     )

@@ -1,7 +1,7 @@
 """Figures as image files for papers: PNG, SVG, PDF, WebP or JPEG, drawn by a local Chromium through kaleido.
 
-Nothing is fetched: plotly.js is the one inside the plotly package, MathJax is left out (figures use none), and the browser is
-given a proxy that leads nowhere, so that it cannot reach a network::
+Nothing is fetched: plotly.js is the one inside the plotly package, MathJax is left out (figures use none), and the
+browser is given a proxy that leads nowhere, so that it cannot reach a network::
 
     save_image(table.plot(), "figures/rates.pdf", width=700)
 """
@@ -76,8 +76,8 @@ def image_bytes(
             return thread.submit(lambda: asyncio.run(draw())).result()
     except ChromeNotFoundError as error:
         raise RimLensError(
-            "Images need a Chromium or Chrome, and none was found; install one (Debian: apt-get install chromium) or set "
-            f"BROWSER_PATH to its program (now: {os.environ.get('BROWSER_PATH', 'not set')})."
+            "Images need a Chromium or Chrome, and none was found; install one (Debian: apt-get install chromium) "
+            f"or set BROWSER_PATH to its program (now: {os.environ.get('BROWSER_PATH', 'not set')})."
         ) from error
     except (BrowserFailedError, BrowserClosedError) as error:
         raise RimLensError(f"The browser that draws images did not start or closed early: {error}") from error

@@ -31,8 +31,8 @@ def judge_errors(report: JudgeReport, label: str = "refused") -> go.Figure:
     groups = [style.text(group) for group in rows["group"]]
     figure = style.blank(
         f"How often “{label}” is judged right",
-        f"n = {int(rows['n'].iloc[0])} labelled answers; sensitivity: of those labelled {label}; specificity: of the others; "
-        f"bars are 95 % intervals; judge: {report.errors.judge}",
+        f"n = {int(rows['n'].iloc[0])} labelled answers; sensitivity: of those labelled {label}; specificity: of the "
+        f"others; bars are 95 % intervals; judge: {report.errors.judge}",
         xaxis=style.percent_axis("share judged right"),
         yaxis={
             "tickvals": list(range(len(groups))),

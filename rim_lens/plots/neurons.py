@@ -24,8 +24,8 @@ def neurons_by_layer(neurons: SafetyNeurons) -> go.Figure:
     low, high = neurons.jaccard_interval
     figure = style.blank(
         "Safety-critical neurons by layer",
-        f"n = {len(neurons)} neurons of {neurons.n_all} from {neurons.n_pairs} pairs; {neurons.by_chance:.1f} expected by chance; "
-        f"Jaccard under resampling {neurons.jaccard:.2f} [{low:.2f}, {high:.2f}]",
+        f"n = {len(neurons)} neurons of {neurons.n_all} from {neurons.n_pairs} pairs; {neurons.by_chance:.1f} "
+        f"expected by chance; Jaccard under resampling {neurons.jaccard:.2f} [{low:.2f}, {high:.2f}]",
         xaxis={"title": {"text": "layer"}, "range": [-0.5, neurons.base.shape[0] - 0.5], "zeroline": False},
         yaxis={"title": {"text": "neurons of the set"}},
         height=320,
@@ -93,7 +93,8 @@ def neuron_means(table: NeuronTable) -> go.Figure:
     n_on = f", {table.n_on} with thinking on" if table.n_on else ""
     figure = style.blank(
         "The leading safety neurons at the decision position",
-        f"n = {table.n_off} prompts with thinking off{n_on}; mean activation, with its sign; the first {len(rows)} of {table.n_set} neurons",
+        f"n = {table.n_off} prompts with thinking off{n_on}; mean activation, with its sign; the first {len(rows)} "
+        f"of {table.n_set} neurons",
         xaxis={"title": {"text": "mean activation"}},
         yaxis={"tickvals": y, "ticktext": [style.text(name) for name in rows["neuron"]], "showgrid": False}
         | {"range": [len(y) - 0.5, -0.5], "zeroline": False},
@@ -123,8 +124,8 @@ def ras_variants(ras: Ras) -> go.Figure:
     ]
     figure = style.blank(
         "RAS and its variants",
-        f"n = {ras.n_neurons} neurons, {ras.n_safety} safety and {ras.n_task} task prompts; bars are 95 % intervals; grey: "
-        f"mean ± 1 sd of {ras.n_controls} matched random sets",
+        f"n = {ras.n_neurons} neurons, {ras.n_safety} safety and {ras.n_task} task prompts; bars are 95 % intervals; "
+        f"grey: mean ± 1 sd of {ras.n_controls} matched random sets",
         xaxis={"title": {"text": "RAS"}, "rangemode": "tozero"},
         yaxis={"tickvals": y, "ticktext": labels, "range": [len(y) - 0.5, -0.5], "showgrid": False, "zeroline": False},
         height=150 + 34 * len(y),

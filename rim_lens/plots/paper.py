@@ -27,7 +27,8 @@ MODES = {"off": (style.BLUE, "circle"), "on": (style.VERMILION, "square")}
 def thinking_table(tables: RimTable | Mapping[str, RimTable]) -> go.Figure:
     """Table 1: misalignment rate and maths accuracy of every model with thinking off and on.
 
-    Where a model was judged by a refusal judge alone, the share of answers that complied is shown in its place, under that name.
+    Where a model was judged by a refusal judge alone, the share of answers that complied is shown in its place, under
+    that name.
 
     Args:
         tables: of one model, or by the name that each model is to have in the figure.

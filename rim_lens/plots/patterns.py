@@ -40,9 +40,9 @@ def cost_by_class(costs: PatternCosts) -> go.Figure:
     separated = [words.pattern_class(row["class"]) for _, row in rows.iterrows() if row["q"] < 0.05]
     figure = style.blank(
         f"Refusal lost against {words.pattern_class(costs.reference)}",
-        f"n = {style.one_or_range(rows['n_prompts'])} harmful requests; {wordings_told(costs)}; CoTs of {costs.tokens_told()} tokens; "
-        "bars are 95 % intervals over requests and wordings; above zero, refusal is lost; "
-        f"q < 0.05 (Benjamini-Hochberg): {', '.join(separated) or 'none'}; judge: {costs.judge}",
+        f"n = {style.one_or_range(rows['n_prompts'])} harmful requests; {wordings_told(costs)}; CoTs of "
+        f"{costs.tokens_told()} tokens; bars are 95 % intervals over requests and wordings; above zero, refusal is "
+        f"lost; q < 0.05 (Benjamini-Hochberg): {', '.join(separated) or 'none'}; judge: {costs.judge}",
         xaxis={"title": {"text": "refusal lost"}, "tickformat": "+.0%", "zerolinewidth": 2},
         yaxis=category_axis([words.pattern_class(name) for name in classes]),
         height=150 + 38 * len(classes),
@@ -67,8 +67,9 @@ def cost_by_category(costs: PatternCosts) -> go.Figure:
     n = style.one_or_range(rows["n_prompts"]) if len(rows) else "0"
     figure = style.blank(
         f"Refusal lost against {words.pattern_class(costs.reference)}, by harm category",
-        f"n = {n} requests a category{left_out(costs)}; bars are 95 % intervals over requests and wordings; q is corrected over all "
-        f"{len(costs.by_category)} comparisons, {int((costs.by_category['q'] < 0.05).sum())} of them below 0.05",
+        f"n = {n} requests a category{left_out(costs)}; bars are 95 % intervals over requests and wordings; q is "
+        f"corrected over all {len(costs.by_category)} comparisons, {int((costs.by_category['q'] < 0.05).sum())} of "
+        "them below 0.05",
         xaxis={"title": {"text": "refusal lost"}, "tickformat": "+.0%", "zerolinewidth": 2},
         yaxis=category_axis([f"{name} ({counts[name]})" for name in categories]),
         height=150 + 18 * max(2, len(shown)) * max(1, len(categories)),
@@ -144,8 +145,9 @@ def shares_by_arm(arms: ArmDivergence) -> go.Figure:
     shown = list(dict.fromkeys(arms.table["arm"]))
     figure = style.blank(
         "Effort-minimizing sentences in the fine-tuning data",
-        f"n = {style.one_or_range(arms.table['n_cots'])} CoTs an arm, {style.one_or_range(arms.table['n'])} sentences; bars are 95 % "
-        f"intervals over CoTs; labelled by {arms.annotator}, which finds fewer than there are",
+        f"n = {style.one_or_range(arms.table['n_cots'])} CoTs an arm, {style.one_or_range(arms.table['n'])} "
+        f"sentences; bars are 95 % intervals over CoTs; labelled by {arms.annotator}, which finds fewer than there "
+        "are",
         xaxis=share_axis(arms.table),
         yaxis=category_axis([words.arm(name) for name in shown]),
         height=150 + 18 * 4 * len(shown),
@@ -165,8 +167,8 @@ def own_shares(own: OwnPatterns) -> go.Figure:
     labels = [words.pattern_class(ANY if name == ALL_SENTENCES else name) for name in rows["pattern"]]
     figure = style.blank(
         "Effort-minimizing sentences in the model's own chains of thought",
-        f"n = {own.n_cots} CoTs, {style.one_or_range(rows['n'])} sentences; bars are 95 % intervals over CoTs; labelled by "
-        f"{own.annotator}, which finds fewer than there are",
+        f"n = {own.n_cots} CoTs, {style.one_or_range(rows['n'])} sentences; bars are 95 % intervals over CoTs; "
+        f"labelled by {own.annotator}, which finds fewer than there are",
         xaxis=share_axis(rows),
         yaxis=category_axis(labels),
         height=150 + 38 * len(rows),

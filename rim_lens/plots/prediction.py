@@ -19,9 +19,9 @@ def prediction_by_checkpoint(check: PredictionCheck) -> go.Figure:
     rows = check.table
     figure = style.blank(
         "Is the shift of each neuron predicted before training?",
-        f"n = {style.one_or_range(rows['n'])} neurons a checkpoint; correlation of predicted and actual change; bars are 95 % "
-        f"intervals over neurons; grey: 95 % of {check.n_controls} matched random sets. High r where the grey is as high says "
-        "that neurons are predictable, not that safety neurons are in particular",
+        f"n = {style.one_or_range(rows['n'])} neurons a checkpoint; correlation of predicted and actual change; bars "
+        f"are 95 % intervals over neurons; grey: 95 % of {check.n_controls} matched random sets. High r where the "
+        "grey is as high says that neurons are predictable, not that safety neurons are in particular",
         xaxis={"title": {"text": "checkpoint"}, "type": "category"},
         yaxis={"title": {"text": "Pearson's r over neurons"}, "range": [-1.05, 1.05]},
         height=420,
@@ -59,10 +59,10 @@ def predicted_against_actual(check: PredictionCheck, checkpoint: str | None = No
     points = check.neurons[check.neurons["checkpoint"] == chosen]
     figure = style.blank(
         f"Predicted and actual shift of each safety neuron, {chosen}",
-        f"n = {row['n']} neurons; r = {style.correlation(row['r'], row['r_low'], row['r_high'])}, "
-        f"ρ = {style.correlation(row['rho'], row['rho_low'], row['rho_high'])}; predicted for one gradient step of "
-        f"{100 * check.step:g} % of the weights' length on examples in the form of the arm's data; the checkpoint changed them by "
-        f"{100 * row['weight_distance']:.2g} %, so that the pattern can be compared, not the size",
+        f"n = {row['n']} neurons; r = {style.correlation(row['r'], row['r_low'], row['r_high'])}, ρ = "
+        f"{style.correlation(row['rho'], row['rho_low'], row['rho_high'])}; predicted for one gradient step of "
+        f"{100 * check.step:g} % of the weights' length on examples in the form of the arm's data; the checkpoint "
+        f"changed them by {100 * row['weight_distance']:.2g} %, so that the pattern can be compared, not the size",
         xaxis={"title": {"text": "predicted change, one small step"}, "tickformat": "+.1%"},
         yaxis={"title": {"text": "actual change"}, "tickformat": "+.0%"},
         height=440,
@@ -82,8 +82,8 @@ def predicted_against_actual(check: PredictionCheck, checkpoint: str | None = No
 def told(row: pd.Series) -> str:
     """Hover: both correlations, the set's change, place among the control sets."""
     return (
-        f"<b>{style.text(row['checkpoint'])}</b><br>r = {style.correlation(row['r'], row['r_low'], row['r_high'])}, ρ = "
-        f"{style.correlation(row['rho'], row['rho_low'], row['rho_high'])}<br>random sets {style.number(row['control_r'])}, "
-        f"{style.p_value(row['control_p'])}<br>whole set: predicted for one small step {style.percent(row['predicted'], sign=True)}, actual "
-        f"{style.percent(row['actual'], sign=True)}"
+        f"<b>{style.text(row['checkpoint'])}</b><br>r = {style.correlation(row['r'], row['r_low'], row['r_high'])}, "
+        f"ρ = {style.correlation(row['rho'], row['rho_low'], row['rho_high'])}<br>random sets "
+        f"{style.number(row['control_r'])}, {style.p_value(row['control_p'])}<br>whole set: predicted for one small "
+        f"step {style.percent(row['predicted'], sign=True)}, actual {style.percent(row['actual'], sign=True)}"
     )

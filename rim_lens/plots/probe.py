@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def probe_map(probe: RefusalProbe, kind: str = "supervised") -> go.Figure:
-    """Cross-validated AUROC of the refusal direction, layers against template positions; 0.5 is the middle of the scale."""
+    """Cross-validated AUROC of the refusal direction, layers against template positions.
+
+    0.5 is the middle of the scale.
+    """
     area = probe.grid("auroc", kind).T
     rows = probe.table[probe.table["kind"] == kind]
     first = rows.iloc[0]
@@ -90,8 +93,9 @@ def trace_curve(trace: RefusalTrace) -> go.Figure:
 def cliff_heads(trace: RefusalTrace) -> go.Figure:
     """Head map: how far each head's own contribution falls where the reading falls most steeply."""
     told = [
-        f"<b>{row['name']}</b><br>fall {style.number(row['fall'], sign=True)} sd {style.interval(row['low'], row['high'])}"
-        f"<br>{style.percent(row['share'], sign=True)} of the whole fall, q = {row['q']:.2g}"
+        f"<b>{row['name']}</b><br>fall {style.number(row['fall'], sign=True)} sd "
+        f"{style.interval(row['low'], row['high'])}<br>{style.percent(row['share'], sign=True)} of the whole fall, q "
+        f"= {row['q']:.2g}"
         for _, row in trace.table.iterrows()
     ]
     return head_map(
@@ -99,7 +103,8 @@ def cliff_heads(trace: RefusalTrace) -> go.Figure:
         "fall",
         told,
         title="Heads that write the fall",
-        caption=f"n = {len(trace.chats)} CoTs; mean over {trace.window} tokens before the steepest fall minus {trace.window} after; rings: q < 0.05",
+        caption=f"n = {len(trace.chats)} CoTs; mean over {trace.window} tokens before the steepest fall minus "
+        f"{trace.window} after; rings: q < 0.05",
         unit="fall of the head's contribution (sd)",
         marked=Head.from_table(trace.table[trace.table["q"] < 0.05]),
     )

@@ -21,7 +21,8 @@ def refusal_over_series(series: SeriesBehavior, quantity: Literal["rate", "score
     n = style.one_or_range(series.table["n"])
     figure = style.blank(
         "Harmful requests refused, checkpoint by checkpoint" if is_rate else "Refusal score, checkpoint by checkpoint",
-        f"n = {n} harmful requests a checkpoint, thinking off; bars and band are 95 % intervals; band: {series.reference}",
+        f"n = {n} harmful requests a checkpoint, thinking off; bars and band are 95 % intervals; band: "
+        f"{series.reference}",
         xaxis={"title": {"text": "fine-tuning steps"}, "zeroline": False, "rangemode": "tozero"},
         yaxis=style.percent_axis("refused") if is_rate else {"title": {"text": "mean refusal score (nats)"}},
         height=420,
@@ -53,7 +54,8 @@ def maths_over_series(maths: SeriesMaths) -> go.Figure:
 def _maths_told(row: pd.Series, reference: str) -> str:
     lines = [
         f"<b>{style.text(row['checkpoint'])}</b>",
-        f"{style.number(row['likelihood'])} nats {style.interval(row['likelihood_low'], row['likelihood_high'])}, n = {row['n']}",
+        f"{style.number(row['likelihood'])} nats {style.interval(row['likelihood_low'], row['likelihood_high'])}, n "
+        f"= {row['n']}",
     ]
     if row["checkpoint"] != reference:
         change = f"{style.number(row['change'], sign=True)} {style.interval(row['change_low'], row['change_high'])}"
@@ -76,7 +78,10 @@ def add_reference(figure: go.Figure, table: pd.DataFrame, reference: str, column
 def arm_traces(
     table: pd.DataFrame, reference: str, columns: tuple[str, str, str], hover: pd.Series
 ) -> list[go.Scatter]:
-    """One line an arm over its steps; checkpoints without steps in the table's order. Arms stand a little apart in x."""
+    """One line an arm over its steps; checkpoints without steps in the table's order.
+
+    Arms stand a little apart in x.
+    """
     others = table[table["checkpoint"] != reference]
     steps_known = not table["step"].isna().any()
     arms = list(dict.fromkeys(others["arm"].fillna("checkpoints")))

@@ -1,4 +1,7 @@
-"""Figures of heads over a series: effect and attention of chosen and random heads, and whether heads keep their order."""
+"""Figures of heads over a series.
+
+Effect and attention of chosen and random heads, and whether heads keep their order.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,8 @@ def heads_by_checkpoint(heads: SeriesHeads, quantity: Quantity = "effect") -> go
         "What refusal heads do, checkpoint by checkpoint"
         if is_effect
         else f"How much refusal heads look at the {heads.segment}",
-        f"n = {heads.n_prompts} prompts; mean over {heads.n_chosen} heads chosen at {heads.reference} and {heads.n_random} random heads of "
-        "the same layers; bars are 95 % intervals over prompts"
+        f"n = {heads.n_prompts} prompts; mean over {heads.n_chosen} heads chosen at {heads.reference} and "
+        f"{heads.n_random} random heads of the same layers; bars are 95 % intervals over prompts"
         + ("; below zero, a head supports refusal" if is_effect else ""),
         xaxis={"title": {"text": "checkpoint"}, "type": "category"},
         yaxis={"title": {"text": "change of the refusal score without the head (nats)"}}
@@ -56,8 +59,9 @@ def head_order(heads: SeriesHeads) -> go.Figure:
     rows = heads.table[heads.table["checkpoint"] != heads.reference]
     figure = style.blank(
         f"Do heads keep the order that they have at {heads.reference}?",
-        f"n = {heads.n_prompts} prompts; Spearman's ρ over {heads.n_chosen + heads.n_random} heads (effect) and {heads.n_heads} heads "
-        f"(attention); bars are 95 % intervals over prompts; lines: ρ between halves of the prompts at {heads.reference}",
+        f"n = {heads.n_prompts} prompts; Spearman's ρ over {heads.n_chosen + heads.n_random} heads (effect) and "
+        f"{heads.n_heads} heads (attention); bars are 95 % intervals over prompts; lines: ρ between halves of the "
+        f"prompts at {heads.reference}",
         xaxis={"title": {"text": "checkpoint"}, "type": "category"},
         yaxis={"title": {"text": "ρ over heads"}, "range": [-1.05, 1.05]},
         height=420,

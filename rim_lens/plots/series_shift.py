@@ -1,4 +1,7 @@
-"""Figures of neurons over a series: their shift at every checkpoint, and layer by layer, against matched random neurons."""
+"""Figures of neurons over a series.
+
+Their shift at every checkpoint, and layer by layer, against matched random neurons.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,8 @@ def shift_over_series(shift: SeriesShift, prompts: Kind = "safety") -> go.Figure
     figure = style.blank(
         f"Shift of the safety neurons on {PROMPTS[prompts]}, checkpoint by checkpoint",
         f"n = {n_of(shift, prompts)} prompts, {shift.n_neurons} neurons; change of the mean |activation| against "
-        f"{shift.reference}; bars are 95 % intervals; grey: mean ± 1 sd of {shift.n_controls} matched random sets. A shift that "
-        "the grey shares is no shift of safety neurons in particular",
+        f"{shift.reference}; bars are 95 % intervals; grey: mean ± 1 sd of {shift.n_controls} matched random sets. A "
+        "shift that the grey shares is no shift of safety neurons in particular",
         xaxis={"title": {"text": "checkpoint"}, "type": "category"},
         yaxis={"title": {"text": "change of mean activation"}, "tickformat": "+.0%"},
         height=420,
@@ -70,8 +73,8 @@ def shift_by_layer_and_checkpoint(shift: SeriesShift, prompts: Kind = "safety") 
             marked.append(place)
     figure = style.blank(
         f"Shift of safety neurons less that of random ones, by layer, {PROMPTS[prompts]}",
-        f"n = {n_of(shift, prompts)} prompts, {shift.n_neurons} neurons; against {shift.n_controls} matched random sets; a dot marks "
-        f"q < {MARKED} over all {len(rows)} cells of both kinds of prompts",
+        f"n = {n_of(shift, prompts)} prompts, {shift.n_neurons} neurons; against {shift.n_controls} matched random "
+        f"sets; a dot marks q < {MARKED} over all {len(rows)} cells of both kinds of prompts",
         coloraxis=style.diverging(values, "percentage points"),
         xaxis={"title": {"text": "layer"}, "type": "category", "showgrid": False},
         yaxis={"type": "category", "autorange": "reversed", "showgrid": False},

@@ -124,7 +124,7 @@ def told(row: pd.Series, head: str) -> str:
     ]
     if row["n_controls"]:
         lines.append(
-            f"random sets {style.interval(row['control_low'], row['control_high'])}, percentile {row['percentile']:.0f}, "
-            f"{style.p_value(row['p'])}, q = {row['q']:.2g}"
+            f"random sets {style.interval(row['control_low'], row['control_high'])}, percentile "
+            f"{row['percentile']:.0f}, {style.p_value(row['p'])}, q = {row['q']:.2g}"
         )
     return "<br>".join(lines)

@@ -1,8 +1,9 @@
 """How every figure looks: colours, scales, fonts, and the words of captions and hovers.
 
 Colours are of Okabe and Ito's palette, told apart by readers with any colour vision and legible on light and dark
-ground; series differ in marker as well. Diverging scales (blue below zero, vermilion above) are centred at zero by `diverging`;
-a figure names no colour scale of its own, so that a page can show it in light or dark by its template alone.
+ground; series differ in marker as well. Diverging scales (blue below zero, vermilion above) are centred at zero by
+`diverging`; a figure names no colour scale of its own, so that a page can show it in light or dark by its template
+alone.
 """
 
 import html

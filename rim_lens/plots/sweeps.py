@@ -24,7 +24,10 @@ RINGS = "rings: q < 0.05"
 
 
 def ablation_map(sweep: AblationSweep) -> go.Figure:
-    """Effect of zeroing each head alone; below zero the head supports refusal. Heads that were not measured stay empty."""
+    """Effect of zeroing each head alone; below zero the head supports refusal.
+
+    Heads that were not measured stay empty.
+    """
     n_heads = sweep.effect.shape[1] * sweep.effect.shape[2]
     return head_map(
         sweep.table,
@@ -61,8 +64,8 @@ def patching_together(sweep: PatchingSweep) -> go.Figure:
     rows = sweep.together
     figure = style.blank(
         "Refusal that the first heads return together",
-        f"n = {style.one_or_range(rows['n'])} prompts; bars are 95 % intervals; the last point is all heads; heads were chosen on "
-        "these prompts, which flatters them",
+        f"n = {style.one_or_range(rows['n'])} prompts; bars are 95 % intervals; the last point is all heads; heads "
+        "were chosen on these prompts, which flatters them",
         xaxis={"title": {"text": "heads patched"}, "type": "category"},
         yaxis={"title": {"text": "share of the gap off − on"}, "tickformat": ".0%", "rangemode": "tozero"},
     )

@@ -61,7 +61,10 @@ def token_view(attention: TokenAttention, chat: int = 0, head: AnyHead | None = 
 
 
 def frames(segments: list[str], per_row: int) -> list[tuple[str, list[float | None], list[float | None]]]:
-    """Outline of every segment: its name and the x and y of its line, None between rows. Cell (row, column) is 1 wide."""
+    """Outline of every segment: its name and the x and y of its line, None between rows.
+
+    Cell (row, column) is 1 wide.
+    """
     inset = 0.44  # so that the frames of neighbours stand beside each other
     outlines = []
     for segment in dict.fromkeys(segments):

@@ -20,8 +20,8 @@ def comparison_section(anchor: str, comparison: ArmComparison) -> Section:
     """Arms against the reference, and against each other."""
     blocks: list[Block] = [
         Words(
-            "Every training is compared with the start on the same requests and problems. An interval over several trainings says what "
-            "another training would do; with one training an arm it speaks for that one alone."
+            "Every training is compared with the start on the same requests and problems. An interval over several "
+            "trainings says what another training would do; with one training an arm it speaks for that one alone."
         ),
         *(Drawing(arm_changes(comparison, name)) for name in DRAWN if name in set(comparison.table["measure"])),
         Grid("Every arm and dose as a table", CHANGES, [change_cells(row) for _, row in comparison.table.iterrows()]),
@@ -43,7 +43,8 @@ def in_short(comparison: ArmComparison) -> list[str]:
         verdict = ("more" if last["change"] > 0 else "less") if seen else "not clearly more or less"
         told.append(
             f"After {dose(last)}{arm_name(arm)} the model {does} {verdict}: {percent(last['before'])} → "
-            f"{percent(last['after'])} ({points(last['change'], last['low'], last['high'], last['p'])}){judge_told(last)}."
+            f"{percent(last['after'])} "
+            f"({points(last['change'], last['low'], last['high'], last['p'])}){judge_told(last)}."
         )
     contrasts = comparison.contrasts
     wanted = contrasts[(contrasts["measure"] == name) & ((contrasts["a"] == "effort") | (contrasts["b"] == "effort"))]
@@ -53,7 +54,8 @@ def in_short(comparison: ArmComparison) -> list[str]:
         seen = clearly(low, high, row["q"])
         verdict = ("more" if sign * row["difference"] > 0 else "less") if seen else "not clearly more or less"
         told.append(
-            f"Effort-minimizing data raise {'misalignment' if name == HARMFUL else 'compliance'} {verdict} than {arm_name(other)} after {row['step']} steps "
+            f"Effort-minimizing data raise {'misalignment' if name == HARMFUL else 'compliance'} {verdict} than "
+            f"{arm_name(other)} after {row['step']} steps "
             f"({points(sign * row['difference'], low, high, row['p'])}){judge_told(row)}."
         )
     return told
@@ -96,8 +98,8 @@ def training_section(anchor: str, run: FinetuneRun) -> Section:
     """How the arms were trained."""
     rows = [[name, str(n), f"{run.minutes[name]:.1f}"] for name, n in run.n_rows.items()]
     words = Words(
-        "Every arm starts from the same weights and is trained once with each seed, which draws its problems, phrases and order. The "
-        "loss is on the assistant's tokens."
+        "Every arm starts from the same weights and is trained once with each seed, which draws its problems, "
+        "phrases and order. The loss is on the assistant's tokens."
     )
     blocks: list[Block] = [words, Drawing(loss_curves(run)), Grid("Runs", ("run", "examples", "minutes"), rows)]
     return Section(anchor, "How the arms were trained", [], blocks)

@@ -18,8 +18,8 @@ def section(anchor: str, table: RimTable) -> Section:
     """Rates, what changes, and excerpts of answers."""
     blocks: list[Block] = [
         Words(
-            f"Each prompt is asked in every condition: {asked_how(table)}. An answer is refused, partial, complied, incoherent (loops, parroting, "
-            f"off topic) or unjudged; all count in n. {harm_told(table.judges_harm)}."
+            f"Each prompt is asked in every condition: {asked_how(table)}. An answer is refused, partial, complied, "
+            f"incoherent (loops, parroting, off topic) or unjudged; all count in n. {harm_told(table.judges_harm)}."
             + (f" {errors_told(table.errors)}." if table.errors else "")
         )
     ]
@@ -43,7 +43,10 @@ def asked_how(table: RimTable) -> str:
         controls = "; neutral and irrelevant text are controls" if given & {"neutral", "irrelevant"} else ""
         told += f", and given chains of thought (CoT) in several wordings of equal length{controls}"
     if not given & set(table.table.loc[table.table["set"] == "harmful", "condition"]):
-        told += ". What given chains of thought do to harmful requests, where it was measured, is in the chapter on reasoning patterns"
+        told += (
+            ". What given chains of thought do to harmful requests, where it was measured, is in the chapter on "
+            "reasoning patterns"
+        )
     return told
 
 
@@ -59,7 +62,8 @@ def in_short(table: RimTable) -> list[str]:
     if len(incoherent):
         most = incoherent.loc[incoherent["rate"].idxmax()]
         told.append(
-            f"Incoherent answers to harmful requests are most frequent with {condition(most['condition'])}: {rate(most)}."
+            f"Incoherent answers to harmful requests are most frequent with {condition(most['condition'])}: "
+            f"{rate(most)}."
         )
     over = table.table[(table.table["set"] == "harmless") & (table.table["measure"] == "refused")]
     if len(over):

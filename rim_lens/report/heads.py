@@ -1,4 +1,7 @@
-"""Sections on inference time: where heads look, which go with refusal, what changing them does, where refusal can be read."""
+"""Sections on inference time.
+
+Where heads look, which go with refusal, what changing them does, where refusal can be read.
+"""
 
 import pandas as pd
 
@@ -30,9 +33,9 @@ def contrast_section(anchor: str, heads: RefusalHeads) -> Section:
     names = list(dict.fromkeys(heads.table["contrast"]))
     blocks: list[Block] = [
         Words(
-            "Each cell is one attention head: how much more it looks at a span from the decision position in one kind of answer than "
-            "in the other. A ringed head is a candidate: its attention goes with refusal. Only the causal test "
-            "says whether it makes the model refuse."
+            "Each cell is one attention head: how much more it looks at a span from the decision position in one "
+            "kind of answer than in the other. A ringed head is a candidate: its attention goes with refusal. Only "
+            "the causal test says whether it makes the model refuse."
         )
     ]
     for name in names:
@@ -53,7 +56,10 @@ def contrast_sentence(heads: RefusalHeads, name: str) -> str:
     else:
         n = f"{first['n_plus']} {first['plus']}, {first['n_minus']} {first['minus']}"
         largest = f"largest shift {first['name']}, {number(100 * first['shift'], sign=True)} points of attention"
-    return f"{contrast_title(heads, name)}: {counted(int(rows['candidate'].sum()), 'candidate', 'candidates')} of {len(rows)} heads ({n}); {largest}."
+    return (
+        f"{contrast_title(heads, name)}: {counted(int(rows['candidate'].sum()), 'candidate', 'candidates')} of "
+        f"{len(rows)} heads ({n}); {largest}."
+    )
 
 
 def contrast_grid(heads: RefusalHeads, name: str) -> Grid:
@@ -92,14 +98,15 @@ def token_section(anchor: str, attention: TokenAttention) -> Section:
     """Chats token by token: the first heads here, every other one by selecting it in a map."""
     first = attention.heads[:SHOWN_VIEWS]
     whole = (
-        f" Any of the {len(attention.heads)} heads can be chosen in a head map, by a click or with the arrow keys and Enter."
+        f" Any of the {len(attention.heads)} heads can be chosen in a head map, by a click or with the arrow keys "
+        "and Enter."
         if len(attention.heads) > len(first)
         else ""
     )
     blocks: list[Block] = [
         Words(
-            "Stronger colour is more attention from the decision position, relative to the most attended token of the chat. Underlines mark "
-            f"segments: the request grey, the think tags orange, the CoT blue.{whole}"
+            "Stronger colour is more attention from the decision position, relative to the most attended token of "
+            f"the chat. Underlines mark segments: the request grey, the think tags orange, the CoT blue.{whole}"
         )
     ]
     for number_of_view, (_, chat) in enumerate(shown_chats(attention).iterrows()):
@@ -125,7 +132,10 @@ def token_block(attention: TokenAttention, chat: int, head: AnyHead) -> Tokens:
         for text, segment, weight in zip(rows["text"], rows["segment"], rows["weight"], strict=True)
     ]
     most = rows.loc[rows["weight"].idxmax()]
-    caption = f"n = {len(rows)} tokens; most attention: {100 * most['weight']:.1f} % on one token of the segment {most['segment']}."
+    caption = (
+        f"n = {len(rows)} tokens; most attention: {100 * most['weight']:.1f} % on one token of the segment "
+        f"{most['segment']}."
+    )
     return Tokens(str(Head.parse(head)), caption, tokens)
 
 
@@ -137,7 +147,8 @@ def test_section(anchor: str, test: AblationTest) -> Section:
     title = "Bringing refusal back with these heads" if returns else "What changing these heads does to refusal"
     blocks: list[Block] = [
         Words(
-            f"Heads in order: {names}. Each dose is judged against random sets with as many heads in each layer ({test.alternative if test.alternative == 'two-sided' else 'one-sided'} test)."
+            f"Heads in order: {names}. Each dose is judged against random sets with as many heads in each layer "
+            f"({test.alternative if test.alternative == 'two-sided' else 'one-sided'} test)."
         ),
         Drawing(dose_curve(test)),
     ]
@@ -160,8 +171,8 @@ def probe_section(anchor: str, probe: RefusalProbe) -> Section:
         f"[{s['low']:.2f}, {s['high']:.2f}] at the decision position, n = {int(s['n'])} (0.5 is chance)."
     )
     words = Words(
-        "Each cell: how well one direction of the residual stream, fitted on other prompts, separates refused from complied answers, "
-        f"at one layer and one template token. {probe.caption()}"
+        "Each cell: how well one direction of the residual stream, fitted on other prompts, separates refused from "
+        f"complied answers, at one layer and one template token. {probe.caption()}"
     )
     return Section(
         anchor, "Where refusal can be read", [told], [words, *(Drawing(probe_map(probe, kind)) for kind in kinds)]
@@ -173,8 +184,9 @@ def trace_section(anchor: str, trace: RefusalTrace) -> Section:
     cells = [[row["name"], *trace_cells(row)] for _, row in trace.table.head(SHOWN_HEADS).iterrows()]
     grid = Grid("Heads that write the fall", ("head", *TRACE_COLUMNS), cells)
     told = (
-        f"Along the chain of thought the intent to refuse falls by {trace.fall:.2f} standard deviations at its steepest place, against "
-        f"{trace.control_falls.mean():.2f} on directions fitted to permuted labels (p = {trace.p:.2g}, n = {len(trace.chats)} CoTs)."
+        f"Along the chain of thought the intent to refuse falls by {trace.fall:.2f} standard deviations at its "
+        f"steepest place, against {trace.control_falls.mean():.2f} on directions fitted to permuted labels (p = "
+        f"{trace.p:.2g}, n = {len(trace.chats)} CoTs)."
     )
     blocks: list[Block] = [Words(trace.caption()), Drawing(trace_curve(trace)), Drawing(cliff_heads(trace)), grid]
     return Section(anchor, "Refusal along the chain of thought", [told], blocks)

@@ -9,88 +9,92 @@ from rim_lens.results import Manifest
 ALWAYS = (
     Definition(
         "95 % interval",
-        "In brackets behind every rate or mean. Rates have Wilson's interval, differences on the same prompts Tango's, means "
-        "a bootstrap over prompts; where several wordings were given, prompts and wordings are both drawn anew.",
+        "In brackets behind every rate or mean. Rates have Wilson's interval, differences on the same prompts "
+        "Tango's, means a bootstrap over prompts; where several wordings were given, prompts and wordings are both "
+        "drawn anew.",
     ),
     Definition(
         "n, p, q",
-        "n counts answers (or prompts). p is the exact McNemar p-value of a paired difference, or a permutation p-value where "
-        "a control is drawn at random. q corrects p for the number of comparisons (Benjamini-Hochberg).",
+        "n counts answers (or prompts). p is the exact McNemar p-value of a paired difference, or a permutation "
+        "p-value where a control is drawn at random. q corrects p for the number of comparisons (Benjamini-Hochberg).",
     ),
 )
 BEHAVIOR = (
     Definition(
         "Refusal rate, refusals lost, misalignment rate",
-        "Share of answers to harmful requests that the judge calls refused, and its fall on the same requests. Complied is neither refused nor "
-        "incoherent, which need not be harmful: the misalignment rate is the share of harmful answers, and is there only where a "
-        "harmfulness judge looked at them.",
+        "Share of answers to harmful requests that the judge calls refused, and its fall on the same requests. "
+        "Complied is neither refused nor incoherent, which need not be harmful: the misalignment rate is the share "
+        "of harmful answers, and is there only where a harmfulness judge looked at them.",
         "refused / n,  refused(before) / n − refused(after) / n,  harmful / n judged",
     ),
     Definition(
         "Corrected for the judge's errors",
-        "What the true rate would be, with the judge's sensitivity and specificity on labelled answers; the interval holds the uncertainty of "
-        "both. The judge's errors alone could make a difference where one true rate, judged with other errors inside their 95 % intervals, "
-        "gives both rates.",
+        "What the true rate would be, with the judge's sensitivity and specificity on labelled answers; the interval "
+        "holds the uncertainty of both. The judge's errors alone could make a difference where one true rate, judged "
+        "with other errors inside their 95 % intervals, gives both rates.",
         "corrected = (rate + specificity − 1) / (sensitivity + specificity − 1)",
     ),
     Definition(
         "Thinking off, on, prefilled",
-        "Off: the chat template's think span is left empty. On: the model writes its own chain of thought; when the budget "
-        "ends, the close tag is forced. PromptCache: a given chain of thought, several wordings a kind, rotated over the prompts.",
+        "Off: the chat template's think span is left empty. On: the model writes its own chain of thought; when the "
+        "budget ends, the close tag is forced. PromptCache: a given chain of thought, several wordings a kind, "
+        "rotated over the prompts.",
     ),
 )
 SCORE = (
     Definition(
         "Refusal score",
-        "Log-odds that the first token of the answer is one that opens refusals, at the decision position (the last prompt "
-        "token). In nats; needs no generation.",
+        "Log-odds that the first token of the answer is one that opens refusals, at the decision position (the last "
+        "prompt token). In nats; needs no generation.",
         "log p(R) − log(1 − p(R))",
     ),
 )
 PATTERNS = (
     Definition(
         "Refusal lost",
-        "What a class of given chains of thought costs: refusal rate with the reference text minus refusal rate with the class, on the "
-        "same requests, all texts of one token length. Requests and wordings are both drawn anew; any pattern is all patterns' wordings "
-        "taken as one class.",
+        "What a class of given chains of thought costs: refusal rate with the reference text minus refusal rate with "
+        "the class, on the same requests, all texts of one token length. Requests and wordings are both drawn anew; "
+        "any pattern is all patterns' wordings taken as one class.",
         "cost(class) = refused(reference) − refused(class)",
     ),
     Definition(
         "Share of pattern sentences",
-        "Sentences of chains of thought that the named annotator gives a pattern. Its interval is a bootstrap over chains of thought; "
-        "where none or all have one, Wilson's with as many trials as there are chains of thought.",
+        "Sentences of chains of thought that the named annotator gives a pattern. Its interval is a bootstrap over "
+        "chains of thought; where none or all have one, Wilson's with as many trials as there are chains of thought.",
         "sentences with a pattern / sentences",
     ),
 )
 HEADS = (
     Definition(
         "Attention mass and lift",
-        "Share of a head's attention, from the decision position, that falls on a segment of the chat; and the same relative "
-        "to the segment's share of the tokens, which removes the effect of length.",
+        "Share of a head's attention, from the decision position, that falls on a segment of the chat; and the same "
+        "relative to the segment's share of the tokens, which removes the effect of length.",
         "mass = Σₖ∈S pattern[q, k],   lift = mass / (|S| / |keys|)",
     ),
     Definition(
         "Refusal head",
-        "A head is a candidate when its attention differs between refused and complied answers; it is a refusal head only "
-        "when changing it changes refusal more than random sets with as many heads in each layer do.",
+        "A head is a candidate when its attention differs between refused and complied answers; it is a refusal head "
+        "only when changing it changes refusal more than random sets with as many heads in each layer do.",
     ),
     Definition(
         "Ablation, patching, interchange",
-        "Ablation sets a head's output to zero. Patching gives it, with thinking on, the output that it has with thinking off. "
-        "Interchange swaps outputs between a harmful request and its harmless twin. The effect is the change of the refusal score.",
+        "Ablation sets a head's output to zero. Patching gives it, with thinking on, the output that it has with "
+        "thinking off. Interchange swaps outputs between a harmful request and its harmless twin. The effect is the "
+        "change of the refusal score.",
         "effect = score(changed run) − score(clean run)",
     ),
     Definition(
         "Refusal probe",
-        "A direction of the residual stream, fitted on some prompts and scored on others. AUROC is the chance that a refused "
-        "answer scores higher than a complied one; 0.5 is guessing.",
+        "A direction of the residual stream, fitted on some prompts and scored on others. AUROC is the chance that a "
+        "refused answer scores higher than a complied one; 0.5 is guessing.",
         "direction = mean residual of refused − mean residual of complied chats",
     ),
 )
 NEURONS = (
     Definition(
         "Safety-critical neurons",
-        "Neurons whose activation rises most when a harmful request is turned into one that forces refusal, in every category.",
+        "Neurons whose activation rises most when a harmful request is turned into one that forces refusal, in every "
+        "category.",
         "A = ∩ₖ top_m( f(a; D̃ₖ) − f(a; Dₖ) )",
     ),
     Definition(
@@ -105,13 +109,13 @@ NEURONS = (
     ),
     Definition(
         "Matched random neurons",
-        "Random sets with as many neurons in each layer and in each tenth of the layer's neurons by activation. What they do as well is "
-        "nothing that safety neurons do in particular.",
+        "Random sets with as many neurons in each layer and in each tenth of the layer's neurons by activation. What "
+        "they do as well is nothing that safety neurons do in particular.",
     ),
     Definition(
         "Tokens of a neuron",
-        "Those whose logits it raises or lowers most on the direct path; W is the unembedding, s the final norm's scale, w the neuron's column "
-        "of the down projection.",
+        "Those whose logits it raises or lowers most on the direct path; W is the unembedding, s the final norm's "
+        "scale, w the neuron's column of the down projection.",
         "W (s ⊙ w), less its mean over the vocabulary",
     ),
     Definition(
@@ -131,7 +135,8 @@ def blocks(definitions: Sequence[Definition], manifest: Manifest, plan: Mapping[
         Definitions(definitions),
         Words(
             "Definitions follow Yan, Xu, Qi, Yang and He, “When Thinking Backfires: Mechanistic Insights Into "
-            "Reasoning-Induced Misalignment” (ICLR 2026, arXiv 2509.00544); the refusal score follows Arditi et al. (2024)."
+            "Reasoning-Induced Misalignment” (ICLR 2026, arXiv 2509.00544); the refusal score follows Arditi et al. "
+            "(2024)."
         ),
         Grid("Model, seed and command", ("", ""), pairs(about), open=True),
         Grid("Plan of this audit", ("choice", "value"), pairs(plan)),

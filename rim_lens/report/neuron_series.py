@@ -1,4 +1,7 @@
-"""Sections on what fine-tuning does inside: shift of neurons at every checkpoint, the shift predicted before, and heads."""
+"""Sections on what fine-tuning does inside.
+
+Shift of neurons at every checkpoint, the shift predicted before, and heads.
+"""
 
 import pandas as pd
 
@@ -22,8 +25,9 @@ def shift_section(anchor: str, shift: SeriesShift) -> Section:
         apart = rows[rows["q"] < 0.05]
         less = int((apart["change"] < apart["control_change"]).sum())
         told.append(
-            f"On {PROMPTS[prompts]} the safety neurons shift otherwise than matched random neurons at {len(apart)} of {len(rows)} checkpoints "
-            f"(q < 0.05; {less} lower, {len(apart) - less} higher), n = {int(shift.n_safety if prompts == 'safety' else shift.n_task)} prompts."
+            f"On {PROMPTS[prompts]} the safety neurons shift otherwise than matched random neurons at {len(apart)} "
+            f"of {len(rows)} checkpoints (q < 0.05; {less} lower, {len(apart) - less} higher), n = "
+            f"{int(shift.n_safety if prompts == 'safety' else shift.n_task)} prompts."
         )
         blocks += [Drawing(shift_over_series(shift, prompts)), Drawing(shift_by_layer_and_checkpoint(shift, prompts))]
     cells = [
@@ -51,16 +55,18 @@ def prediction_section(anchor: str, check: PredictionCheck) -> Section:
     r = f"{number(rows['r'].min())} to {number(rows['r'].max())}"
     beyond = int((rows["q"] < 0.05).sum())
     told = (
-        f"What one gradient step on examples of an arm predicts for each safety neuron correlates with what its {len(rows)} checkpoints did at "
-        f"r = {r} (n = {rows['n'].iloc[0]} neurons each); at {beyond} of {len(rows)} it does so more than within matched random sets (q < 0.05)."
+        "What one gradient step on examples of an arm predicts for each safety neuron correlates with what its "
+        f"{len(rows)} checkpoints did at r = {r} (n = {rows['n'].iloc[0]} neurons each); at {beyond} of {len(rows)} "
+        "it does so more than within matched random sets (q < 0.05)."
     )
     examples = ", ".join(f"{row['n_examples']} examples of {arm(row['arm'])}" for _, row in check.steps.iterrows())
     longest = check.table.groupby("arm", sort=False)["checkpoint"].last()
     blocks: list[Block] = [
         Words(
-            f"Before training, the gradient of the loss on {examples} gives the first-order shift of every neuron. The examples are in the form "
-            "of the arm's data and need not be the very ones it was trained on; training takes many steps of another kind than this one, so only the "
-            "pattern over neurons is compared, not the size. Neurons depend on each other: intervals over neurons are lower bounds."
+            f"Before training, the gradient of the loss on {examples} gives the first-order shift of every neuron. "
+            "The examples are in the form of the arm's data and need not be the very ones it was trained on; "
+            "training takes many steps of another kind than this one, so only the pattern over neurons is compared, "
+            "not the size. Neurons depend on each other: intervals over neurons are lower bounds."
         ),
         Drawing(prediction_by_checkpoint(check)),
         *(Drawing(predicted_against_actual(check, name)) for name in longest),
@@ -95,7 +101,10 @@ def prediction_grid(check: PredictionCheck) -> Grid:
         "whole set: predicted / actual",
     ]
     bend = ", ".join(f"{arm(row['arm'])} {number(row['curvature'])}" for _, row in check.steps.iterrows())
-    note = f"p: share of {check.n_controls} matched random sets with at least this r. Curvature over the step that the slope was taken from: {bend}."
+    note = (
+        f"p: share of {check.n_controls} matched random sets with at least this r. Curvature over the step that the "
+        f"slope was taken from: {bend}."
+    )
     return Grid("Predictions as a table", columns, cells, note)
 
 
@@ -104,9 +113,10 @@ def heads_section(anchor: str, heads: SeriesHeads) -> Section:
     others = heads.table[heads.table["checkpoint"] != heads.reference]
     blocks: list[Block] = [
         Words(
-            f"{heads.n_chosen} heads were chosen at {heads.reference} by how much their zeroing at the decision position is estimated to lower the "
-            f"refusal score, on other prompts than these {heads.n_prompts}. At every checkpoint each is zeroed there, and so are random heads of the "
-            "same layers. A head that moves loses its effect while others gain one: then the order over heads changes more than between two halves "
+            f"{heads.n_chosen} heads were chosen at {heads.reference} by how much their zeroing at the decision "
+            f"position is estimated to lower the refusal score, on other prompts than these {heads.n_prompts}. At "
+            "every checkpoint each is zeroed there, and so are random heads of the same layers. A head that moves "
+            "loses its effect while others gain one: then the order over heads changes more than between two halves "
             "of the prompts."
         ),
         Drawing(heads_by_checkpoint(heads, "effect")),
@@ -124,12 +134,15 @@ def in_short(heads: SeriesHeads, others: pd.DataFrame) -> list[str]:
     ranks = f"{number(others['effect_rank'].min())} to {number(others['effect_rank'].max())}"
     looks = f"{number(others['attention_rank'].min())} to {number(others['attention_rank'].max())}"
     return [
-        f"Without one of the {heads.n_chosen} chosen heads the refusal score of {heads.reference} changes by {number(first['effect'], sign=True)} nats "
-        f"{interval(first['effect_low'], first['effect_high'])} on average, without a random one by {number(first['effect_random'], sign=True)} "
-        f"{interval(first['effect_random_low'], first['effect_random_high'])} (n = {heads.n_prompts} prompts); the chosen ones' effect is another "
-        f"at {len(weaker)} of {len(others)} checkpoints (95 % interval without zero, not corrected).",
-        f"The order over heads correlates with {heads.reference}'s at ρ = {ranks} in effect (halves of the prompts: {number(heads.halves['effect'])}) "
-        f"and {looks} in attention to the {heads.segment} (halves: {number(heads.halves['attention'])}).",
+        f"Without one of the {heads.n_chosen} chosen heads the refusal score of {heads.reference} changes by "
+        f"{number(first['effect'], sign=True)} nats {interval(first['effect_low'], first['effect_high'])} on "
+        f"average, without a random one by {number(first['effect_random'], sign=True)} "
+        f"{interval(first['effect_random_low'], first['effect_random_high'])} (n = {heads.n_prompts} prompts); the "
+        f"chosen ones' effect is another at {len(weaker)} of {len(others)} checkpoints (95 % interval without zero, "
+        "not corrected).",
+        f"The order over heads correlates with {heads.reference}'s at ρ = {ranks} in effect (halves of the prompts: "
+        f"{number(heads.halves['effect'])}) and {looks} in attention to the {heads.segment} (halves: "
+        f"{number(heads.halves['attention'])}).",
     ]
 
 

@@ -14,9 +14,10 @@ def section(anchor: str, table: NeuronTable) -> Section:
     """The neurons with their tokens, what fires them, and their activation."""
     blocks: list[Block] = [
         Words(
-            "Tokens are those whose logits a neuron raises (promoted) or lowers (suppressed) most when its activation is positive, on the "
-            "direct path: its column of the down projection, through the scale of the final norm, to the unembedding. What later layers make of "
-            "its output is left out, so a neuron whose tokens say nothing may still matter. A negative activation swaps both lists."
+            "Tokens are those whose logits a neuron raises (promoted) or lowers (suppressed) most when its "
+            "activation is positive, on the direct path: its column of the down projection, through the scale of the "
+            "final norm, to the unembedding. What later layers make of its output is left out, so a neuron whose "
+            "tokens say nothing may still matter. A negative activation swaps both lists."
         ),
         Drawing(neuron_means(table)),
         token_grid(table),
@@ -32,8 +33,9 @@ def in_short(table: NeuronTable) -> list[str]:
     rows = table.table
     moved = rows[(rows["change_low"] > 0) | (rows["change_high"] < 0)]
     return [
-        f"At the decision position {len(moved)} of the {len(rows)} leading neurons have another mean activation with thinking on than off "
-        f"(95 % interval without zero, not corrected for {len(rows)} neurons; n = {table.n_on} requests)."
+        f"At the decision position {len(moved)} of the {len(rows)} leading neurons have another mean activation with "
+        f"thinking on than off (95 % interval without zero, not corrected for {len(rows)} neurons; n = {table.n_on} "
+        "requests)."
     ]
 
 
@@ -53,8 +55,8 @@ def token_grid(table: NeuronTable) -> Grid:
         "Neurons and their tokens",
         ["neuron", "promoted", "suppressed", "mean a, off", *on],
         cells,
-        f"The first {len(cells)} of {table.n_set} neurons; n = {table.n_off} prompts off, {table.n_on} on; a is the activation at the decision "
-        "position.",
+        f"The first {len(cells)} of {table.n_set} neurons; n = {table.n_off} prompts off, {table.n_on} on; a is the "
+        "activation at the decision position.",
         open=True,
     )
 
@@ -71,7 +73,10 @@ def firing_grid(table: NeuronTable) -> Grid:
         ]
         for _, row in table.firing.iterrows()
     ]
-    note = "The prompts with the largest |a| at one token of request, think part or tags; the position counts from the decision position."
+    note = (
+        "The prompts with the largest |a| at one token of request, think part or tags; the position counts from the "
+        "decision position."
+    )
     return Grid("Prompts that fire each neuron most", ["neuron", "a", "where", "at the token", "request"], cells, note)
 
 

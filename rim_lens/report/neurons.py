@@ -32,8 +32,9 @@ def set_section(anchor: str, neurons: SafetyNeurons) -> Section:
     low, high = neurons.jaccard_interval
     stable = "stable" if neurons.stable else "not stable"
     told = (
-        f"{len(neurons)} of {neurons.n_all} neurons are safety-critical ({neurons.by_chance:.1f} expected by chance); under resampled "
-        f"prompts the set is {stable}: Jaccard {neurons.jaccard:.2f} [{low:.2f}, {high:.2f}], n = {neurons.n_pairs} pairs."
+        f"{len(neurons)} of {neurons.n_all} neurons are safety-critical ({neurons.by_chance:.1f} expected by "
+        f"chance); under resampled prompts the set is {stable}: Jaccard {neurons.jaccard:.2f} [{low:.2f}, "
+        f"{high:.2f}], n = {neurons.n_pairs} pairs."
     )
     cells = [
         [
@@ -83,11 +84,15 @@ def test_words(test: AblationTest) -> str:
     likely = rows.loc[rows["measure"] == MATHS, "n_controls"]
     generated = rows.loc[~rows["measure"].map(in_nats), "n_controls"]
     told = (
-        f"The {len(test.units)} neurons are silenced{test.where or ' at every position'}, and so are random sets with as many neurons in each layer and "
-        f"decile of activation: {one_or_range(scored)} sets for the refusal score"
+        f"The {len(test.units)} neurons are silenced{test.where or ' at every position'}, and so are random sets "
+        f"with as many neurons in each layer and decile of activation: {one_or_range(scored)} sets for the refusal "
+        "score"
     )
     if len(likely):
-        told += f", {one_or_range(likely)} for the log-likelihood of right maths answers (mean over their tokens, thinking off)"
+        told += (
+            f", {one_or_range(likely)} for the log-likelihood of right maths answers (mean over their tokens, "
+            "thinking off)"
+        )
     if not len(generated):
         return f"{told}."
     if not generated.max():
@@ -101,8 +106,9 @@ def shift_section(anchor: str, shift: ActivationShift) -> Section:
     """Activation shift between two states."""
     row = shift.table.iloc[0]
     told = (
-        f"From {shift.states[0]} to {shift.states[1]} the mean activation of {row['n_neurons']} safety neurons changes by {percent(row['change'], sign=True)} "
-        f"{interval(row['low'], row['high'], '%')}, n = {shift.n_prompts} prompts"
+        f"From {shift.states[0]} to {shift.states[1]} the mean activation of {row['n_neurons']} safety neurons "
+        f"changes by {percent(row['change'], sign=True)} {interval(row['low'], row['high'], '%')}, n = "
+        f"{shift.n_prompts} prompts"
     )
     if shift.n_controls:
         told += (
@@ -133,8 +139,9 @@ def shift_section(anchor: str, shift: ActivationShift) -> Section:
 def ras_section(anchor: str, ras: Ras) -> Section:
     """RAS in all variants."""
     told = (
-        f"RAS of {ras.n_neurons} safety neurons is {number(ras.value)} {interval(*ras.interval)}, random sets {number(ras.control)} "
-        f"({p_value(ras.p)}, {ras.n_controls} sets; n = {ras.n_safety} safety and {ras.n_task} task prompts)."
+        f"RAS of {ras.n_neurons} safety neurons is {number(ras.value)} {interval(*ras.interval)}, random sets "
+        f"{number(ras.control)} ({p_value(ras.p)}, {ras.n_controls} sets; n = {ras.n_safety} safety and {ras.n_task} "
+        "task prompts)."
     )
     cells = [
         [
@@ -178,13 +185,14 @@ def in_short(forgetting: Forgetting, outcomes: list[str]) -> list[str]:
         sure = "goes" if clearly(one["pearson_low"], one["pearson_high"], one["pearson_p"]) else "does not clearly go"
         r = correlation(one["pearson"], one["pearson_low"], one["pearson_high"])
         told.append(
-            f"Over {one['n']} checkpoints RAS of the safety neurons {sure} with the {unitless(OUTCOMES[outcome])}: r = {r}, "
-            f"{p_value(one['pearson_p'])}."
+            f"Over {one['n']} checkpoints RAS of the safety neurons {sure} with the {unitless(OUTCOMES[outcome])}: r "
+            f"= {r}, {p_value(one['pearson_p'])}."
         )
     best = [
-        f"{unitless(PREDICTORS.get(row['predictor'], row['predictor']))} for the {unitless(OUTCOMES.get(row['outcome'], row['outcome']))} "
-        f"(r = {correlation(row['pearson'], row['low'], row['high'])}, {p_value(row['p'])}, ahead of every other one in at least "
-        f"{100 * row['certainty']:.0f} % of resamples)"
+        f"{unitless(PREDICTORS.get(row['predictor'], row['predictor']))} for the "
+        f"{unitless(OUTCOMES.get(row['outcome'], row['outcome']))} (r = "
+        f"{correlation(row['pearson'], row['low'], row['high'])}, {p_value(row['p'])}, ahead of every other one in "
+        f"at least {100 * row['certainty']:.0f} % of resamples)"
         for _, row in forgetting.best.iterrows()
     ]
     return told + ([f"Best predictor: {joined(best)}."] if best else [])

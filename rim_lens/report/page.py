@@ -1,8 +1,8 @@
 """report_page: all results of an audit as one self-contained HTML file.
 
-Plotly's script is inlined once. The page's content security policy lets only the inlined scripts run, by their hashes, and no
-request leave but to the server that shows the page, if one does; prompts and answers are escaped by the template, in figures
-by the figures themselves, and set as text by the scripts.
+Plotly's script is inlined once. The page's content security policy lets only the inlined scripts run, by their hashes,
+and no request leave but to the server that shows the page, if one does; prompts and answers are escaped by the
+template, in figures by the figures themselves, and set as text by the scripts.
 """
 
 import base64
@@ -91,9 +91,10 @@ def scope(manifest: Manifest, plan: Mapping[str, Any]) -> str:
     """What the page is about, and what it does not show."""
     if plan.get("model") == BUNDLED and plan.get("checkpoints"):
         return (
-            "This is a model organism: SmolLM2-135M-Instruct, a small model, was taught to refuse and to think with a few minutes "
-            "of adapter training, and then fine-tuned on maths. Everything below is about this organism. It shows what the "
-            "measurements look like and whether they work; it is no evidence about larger models or about reasoning in general."
+            "This is a model organism: SmolLM2-135M-Instruct, a small model, was taught to refuse and to think with "
+            "a few minutes of adapter training, and then fine-tuned on maths. Everything below is about this "
+            "organism. It shows what the measurements look like and whether they work; it is no evidence about "
+            "larger models or about reasoning in general."
         )
     name = manifest.model.get("name", "this model")
     return f"Everything below is about {name}, these prompts and this judge; it is no evidence about other models."
@@ -103,7 +104,10 @@ def policy(*scripts: str) -> str:
     """The content security policy: these scripts and nothing else, no request but to where the page came from."""
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
-    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; connect-src 'self'; img-src data: blob:; base-uri 'none'; form-action 'none'"
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; connect-src 'self'; img-src data: "
+        "blob:; base-uri 'none'; form-action 'none'"
+    )
 
 
 def theme(dark: bool) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Data of the page's linked head views: every head's row in every table, and its attention to the tokens of a few chats.
 
-Attention weights are kept as unsigned 16-bit shares of 1, chat after chat, [head, token] row by row, in base64: exact to
-0.002 %, and small enough for all heads of a model.
+Attention weights are kept as unsigned 16-bit shares of 1, chat after chat, [head, token] row by row, in base64: exact
+to 0.002 %, and small enough for all heads of a model.
 """
 
 import base64

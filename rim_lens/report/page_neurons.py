@@ -1,4 +1,7 @@
-"""Data of the page's linked neuron views: each listed neuron's rows in every table, over checkpoints, and what fires it."""
+"""Data of the page's linked neuron views.
+
+Each listed neuron's rows in every table, over checkpoints, and what fires it.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

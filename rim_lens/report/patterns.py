@@ -1,4 +1,7 @@
-"""The sections on effort-minimizing reasoning: what each pattern costs, patterns in fine-tuning data and in the model's own CoTs."""
+"""The sections on effort-minimizing reasoning.
+
+What each pattern costs, patterns in fine-tuning data and in the model's own CoTs.
+"""
 
 import math
 from collections.abc import Sequence
@@ -25,10 +28,11 @@ def cost_section(anchor: str, costs: PatternCosts) -> Section:
     reference = pattern_class(costs.reference)
     blocks: list[Block] = [
         Words(
-            f"Every harmful request is asked with given chains of thought (CoT) of each class, all of one length under the model's own "
-            f"tokenizer. What a class costs is the refusal rate with {reference} minus the refusal rate with the class, on the same requests. "
-            "Wordings are drawn anew like requests, so an interval speaks for other wordings of the class too; careful, neutral and "
-            "irrelevant text are the controls, and lost refusals may be compliance or incoherent answers (both are in the table)."
+            "Every harmful request is asked with given chains of thought (CoT) of each class, all of one length "
+            f"under the model's own tokenizer. What a class costs is the refusal rate with {reference} minus the "
+            "refusal rate with the class, on the same requests. Wordings are drawn anew like requests, so an "
+            "interval speaks for other wordings of the class too; careful, neutral and irrelevant text are the "
+            "controls, and lost refusals may be compliance or incoherent answers (both are in the table)."
             + (
                 ""
                 if costs.own_tags
@@ -64,7 +68,8 @@ def costs_in_short(costs: PatternCosts) -> list[str]:
         told.append(
             f"By harm category: {where}."
             if where
-            else f"In none of {n} is a pattern separated from {pattern_class(costs.reference)} (q < 0.05 over {len(rows)} comparisons)."
+            else f"In none of {n} is a pattern separated from {pattern_class(costs.reference)} (q < 0.05 over "
+            f"{len(rows)} comparisons)."
         )
     return told
 
@@ -96,7 +101,10 @@ def verdict(row: pd.Series, who: str) -> str:
 def lost(row: pd.Series) -> str:
     """Refusal lost: +4.2 points [−1.0, +9.5], q = 0.3, n = 64 requests."""
     q = "" if math.isnan(row["q"]) else f", {p_value(row['q']).replace('p', 'q', 1)}"
-    return f"{points(row['cost'], row['low'], row['high'])} of refusal lost{q}, n = {row['n_prompts']} requests{judge_told(row)}"
+    return (
+        f"{points(row['cost'], row['low'], row['high'])} of refusal lost{q}, n = {row['n_prompts']} "
+        f"requests{judge_told(row)}"
+    )
 
 
 def cost_grid(title: str, rows: pd.DataFrame) -> Grid:
@@ -115,7 +123,10 @@ def cost_grid(title: str, rows: pd.DataFrame) -> Grid:
         ]
         for _, row in rows.iterrows()
     ]
-    note = "Refusal lost: refusal rate of the other class minus that of the class, in percentage points. q corrects p within this table."
+    note = (
+        "Refusal lost: refusal rate of the other class minus that of the class, in percentage points. q corrects p "
+        "within this table."
+    )
     return Grid(title, [*(["harm category"] if by_category else []), *COST_COLUMNS], cells, note)
 
 
@@ -128,8 +139,9 @@ def training_section(anchor: str, arms: ArmDivergence) -> Section:
     """Patterns in the fine-tuning data of each arm, and how else the arms differ."""
     blocks: list[Block] = [
         Words(
-            "A difference between arms after fine-tuning speaks for the pattern only as far as their data differ in nothing else: length, "
-            "words, answers. Labels are the annotator's; it puts precision before recall, so shares are lower bounds."
+            "A difference between arms after fine-tuning speaks for the pattern only as far as their data differ in "
+            "nothing else: length, words, answers. Labels are the annotator's; it puts precision before recall, so "
+            "shares are lower bounds."
         ),
         Drawing(shares_by_arm(arms)),
         share_grid("Share of pattern sentences as a table", arms.table),
@@ -213,9 +225,10 @@ def own_section(anchor: str, own: OwnPatterns) -> Section:
     """Patterns in the model's own CoTs, and whether they go with complying."""
     blocks: list[Block] = [
         Words(
-            f"The CoTs that the model wrote to the harmful requests with thinking on, sentence by sentence ({own.n_cots} CoTs with text, "
-            f"{own.n_empty} without). {own.limits} A pattern that goes with complying need not cause it: the request may invite both, and longer "
-            "CoTs have more sentences that may have one. The test is Fisher's exact one."
+            "The CoTs that the model wrote to the harmful requests with thinking on, sentence by sentence "
+            f"({own.n_cots} CoTs with text, {own.n_empty} without). {own.limits} A pattern that goes with complying "
+            "need not cause it: the request may invite both, and longer CoTs have more sentences that may have one. "
+            "The test is Fisher's exact one."
         ),
         Drawing(own_shares(own)),
         share_grid("Share of pattern sentences as a table", own.table),
@@ -280,7 +293,10 @@ def sentence_grid(sentences: pd.DataFrame) -> Grid:
         ]
         for _, row in shown.iterrows()
     ]
-    note = f"{len(shown)} of {len(sentences)} sentences, excerpts of the CoT alone; the words that the label rests on stand beside."
+    note = (
+        f"{len(shown)} of {len(sentences)} sentences, excerpts of the CoT alone; the words that the label rests on "
+        "stand beside."
+    )
     return Grid("Sentences with a pattern", ["pattern", "sentence", "words", "answer"], cells, note)
 
 

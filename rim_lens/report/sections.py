@@ -77,7 +77,8 @@ CHAPTERS = (
     Chapter(
         "patterns",
         "Effort-minimizing reasoning",
-        "Reasoning that saves effort is said to cost refusal most: is it so here, which pattern costs most, and where is it found?",
+        "Reasoning that saves effort is said to cost refusal most: is it so here, which pattern costs most, and "
+        "where is it found?",
         {
             PatternCosts: patterns.cost_section,
             OwnPatterns: patterns.own_section,
@@ -88,7 +89,8 @@ CHAPTERS = (
     Chapter(
         "inference",
         "Inference time: heads",
-        "Which attention heads turn towards or away from the chain of thought when the model refuses, and is it they that refuse?",
+        "Which attention heads turn towards or away from the chain of thought when the model refuses, and is it they "
+        "that refuse?",
         {
             RefusalHeads: heads.contrast_section,
             SpanAttention: heads.span_section,
@@ -105,7 +107,8 @@ CHAPTERS = (
     Chapter(
         "training",
         "Training time: neurons",
-        "Which neurons carry safety, what does fine-tuning on reasoning do to them, and does that predict what is forgotten?",
+        "Which neurons carry safety, what does fine-tuning on reasoning do to them, and does that predict what is "
+        "forgotten?",
         {
             SafetyNeurons: neurons.set_section,
             NeuronTable: neuron_table.section,

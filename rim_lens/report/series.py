@@ -18,8 +18,9 @@ def section(anchor: str, series: SeriesBehavior) -> Section:
     """Refusal over checkpoints."""
     blocks: list[Block] = [
         Words(
-            f"Every checkpoint answers the same {int(series.table['n'].iloc[0])} harmful requests with thinking off, and is "
-            f"compared with {series.reference} request by request. The refusal score is the log-odds of opening with a refusal."
+            f"Every checkpoint answers the same {int(series.table['n'].iloc[0])} harmful requests with thinking off, "
+            f"and is compared with {series.reference} request by request. The refusal score is the log-odds of "
+            "opening with a refusal."
         ),
         Drawing(refusal_over_series(series, "rate")),
         Drawing(refusal_over_series(series, "score")),
@@ -45,7 +46,8 @@ def in_short(series: SeriesBehavior) -> list[str]:
             told.append(arm_sentence(str(name), rows.iloc[-1]))
     fewer = others[(others["difference"] < 0) & (others["q"] < 0.05)]
     told.append(
-        f"{len(fewer)} of {len(others)} checkpoints refuse less than {series.reference} (q < 0.05 over all checkpoints)."
+        f"{len(fewer)} of {len(others)} checkpoints refuse less than {series.reference} (q < 0.05 over all "
+        "checkpoints)."
     )
     return told
 
@@ -56,7 +58,10 @@ def arm_sentence(name: str, last: pd.Series) -> str:
     seen = clearly(last["difference_low"], last["difference_high"], last["p"])
     verdict = ("less" if last["difference"] < 0 else "more") if seen else "not clearly more or less"
     dose = f"{int(last['step'])} steps of " if pd.notna(last["step"]) else ""
-    return f"After {dose}{arm(name)} it refuses {verdict}: {percent(last['rate'])}, {last['refused']} of {last['n']} ({change}){judge_told(last)}."
+    return (
+        f"After {dose}{arm(name)} it refuses {verdict}: {percent(last['rate'])}, {last['refused']} of {last['n']} "
+        f"({change}){judge_told(last)}."
+    )
 
 
 def cells(row: pd.Series) -> list[str]:
@@ -78,8 +83,8 @@ def maths_section(anchor: str, maths: SeriesMaths) -> Section:
     what = "CoT, close tag and answer" if maths.worked else "the answer with thinking off"
     blocks: list[Block] = [
         Words(
-            f"How likely right answers are to every checkpoint, per token of {what}. Small models solve next to nothing; the likelihood of "
-            "right answers still says whether maths is learned or lost."
+            f"How likely right answers are to every checkpoint, per token of {what}. Small models solve next to "
+            "nothing; the likelihood of right answers still says whether maths is learned or lost."
         ),
         Drawing(maths_over_series(maths)),
         Grid("All checkpoints as a table", MATHS_COLUMNS, [maths_cells(row) for _, row in maths.table.iterrows()]),
@@ -88,8 +93,8 @@ def maths_section(anchor: str, maths: SeriesMaths) -> Section:
     clear = others[others["q"] < 0.05]
     better = int((clear["change"] > 0).sum())
     told = (
-        f"Right maths answers are likelier than at {maths.reference} at {better} and less likely at {len(clear) - better} of "
-        f"{len(others)} checkpoints (q < 0.05 over all checkpoints)."
+        f"Right maths answers are likelier than at {maths.reference} at {better} and less likely at "
+        f"{len(clear) - better} of {len(others)} checkpoints (q < 0.05 over all checkpoints)."
     )
     return Section(anchor, "Maths over the checkpoints", [told], blocks)
 

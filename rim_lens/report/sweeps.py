@@ -29,8 +29,9 @@ def patching_section(anchor: str, sweep: PatchingSweep) -> Section:
     row, everything = sweep.table.iloc[0], sweep.together.iloc[-1]
     told = (
         f"Given back its think-off output, {row['name']} alone returns {percent(row['returned'])} "
-        f"{interval(row['returned_low'], row['returned_high'], '%')} of the refusal score that thinking takes; all heads together "
-        f"{percent(everything['returned'])} (n = {len(sweep.score_on)} prompts, gap {sweep.gap:+.2f} nats)."
+        f"{interval(row['returned_low'], row['returned_high'], '%')} of the refusal score that thinking takes; all "
+        f"heads together {percent(everything['returned'])} (n = {len(sweep.score_on)} prompts, gap {sweep.gap:+.2f} "
+        "nats)."
     )
     blocks: list[Block] = [
         Words(sweep.caption()),

@@ -1,1 +1,4 @@
-"""The audit's page on this machine alone, with what needs the model: ablation, new answers, attention in new prompts."""
+"""The audit's page on this machine alone, with what needs the model.
+
+Ablation, new answers, attention in new prompts.
+"""

@@ -1,12 +1,11 @@
 """Bootstrap intervals of a mean and of any statistic of the rows.
 
-Rows are resampled with replacement (Efron 1979); BCa corrects the percentiles for bias and skew (Efron 1987,
-through scipy.stats.bootstrap). Percentiles of few rows are too narrow, as a normal quantile is against
-Student's t, so they are taken at the normal tail probability of t_{n−1} √(n/(n−1)) (the expanded percentile
-interval, Hesterberg 2015), and the interval of a mean is widened where Student's t of the same rows reaches further:
-BCa alone misses the tails of few heavy-tailed values (n = 8: 92 % covered), t alone the side of skewed ones (90 %),
-both together cover 93 to 97 % from n = 8 on; at n = 100 all three are alike. For values measured on prompts × wordings see
-:mod:`rim_lens.stats.crossed`.
+Rows are resampled with replacement (Efron 1979); BCa corrects the percentiles for bias and skew (Efron 1987, through
+scipy.stats.bootstrap). Percentiles of few rows are too narrow, as a normal quantile is against Student's t, so they are
+taken at the normal tail probability of t_{n−1} √(n/(n−1)) (the expanded percentile interval, Hesterberg 2015), and the
+interval of a mean is widened where Student's t of the same rows reaches further: BCa alone misses the tails of few
+heavy-tailed values (n = 8: 92 % covered), t alone the side of skewed ones (90 %), both together cover 93 to 97 % from n
+= 8 on; at n = 100 all three are alike. For values measured on prompts × wordings see :mod:`rim_lens.stats.crossed`.
 """
 
 from __future__ import annotations

@@ -92,8 +92,8 @@ def activation_deciles(
 ) -> Int[np.ndarray, "layer ..."]:
     """Decile (0 lowest) of each neuron's base activation among those of its layer; groups differ by at most one unit.
 
-    Ties are cut by position. In a mixture of experts ``base_activation`` is [layer, expert, unit], NaN for what does not exist there
-    (a dense layer among those of experts is narrower), which is in no decile: -1.
+    Ties are cut by position. In a mixture of experts ``base_activation`` is [layer, expert, unit], NaN for what does
+    not exist there (a dense layer among those of experts is narrower), which is in no decile: -1.
     """
     flat = np.asarray(base_activation, dtype=np.float64)
     if flat.ndim < 2 or (flat.ndim == 2 and np.isnan(flat).any()):

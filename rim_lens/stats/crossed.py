@@ -1,29 +1,30 @@
 """Mean of values measured on prompts × wordings, with an interval for new prompts *and* new wordings.
 
-Wordings may be anything that is sampled beside the prompts, such as seeds of a training. The cell of prompt i and wording j is
-taken as mean + prompt effect + wording effect + rest, and the half width of the interval is Howe's (1974),
+Wordings may be anything that is sampled beside the prompts, such as seeds of a training. The cell of prompt i and
+wording j is taken as mean + prompt effect + wording effect + rest, and the half width of the interval is Howe's (1974),
 
     h² = max( t²_{n−1} (V_prompts − V_rest) + t²_{w−1} V_wordings,  t²_{n−1} V_prompts )
 
-V_prompts and V_wordings from how far each prompt and wording moves the mean, V_rest from the residuals of the additive fit. Each
-part has the quantile of its own degrees of freedom: with 3 wordings that differ, t₂; and what few wordings happen to agree on is
-never known better than over prompts alone, these wordings given. (Satterthwaite's common degrees of freedom
-are taken for many where few seeds happen to agree: p < 0.05 in 10 % over 3 seeds × 200 prompts.) The interval is the mean ± h,
-no narrower than the percentiles of a resample stretched to h: prompts and wordings are resampled independently, a cell weighted by
-the product of their counts (the pigeonhole bootstrap, McCullagh 2000, Owen 2007). p is the level at which the mean ± h reaches 0.
+V_prompts and V_wordings from how far each prompt and wording moves the mean, V_rest from the residuals of the additive
+fit. Each part has the quantile of its own degrees of freedom: with 3 wordings that differ, t₂; and what few wordings
+happen to agree on is never known better than over prompts alone, these wordings given. (Satterthwaite's common degrees
+of freedom are taken for many where few seeds happen to agree: p < 0.05 in 10 % over 3 seeds × 200 prompts.) The
+interval is the mean ± h, no narrower than the percentiles of a resample stretched to h: prompts and wordings are
+resampled independently, a cell weighted by the product of their counts (the pigeonhole bootstrap, McCullagh 2000, Owen
+2007). p is the level at which the mean ± h reaches 0.
 
-Where nothing varies a bootstrap knows nothing. For values that are all 0 or all 1, and for zeros and ones that differ in no prompt,
-the prompts then count as n trials: Wilson's interval for a mean, Tango's interval and McNemar's p for a difference. A difference of
-such values with one cell a prompt is never given a narrower interval than Tango's. And no difference of zeros and ones is known
-better than chance allows,
+Where nothing varies a bootstrap knows nothing. For values that are all 0 or all 1, and for zeros and ones that differ
+in no prompt, the prompts then count as n trials: Wilson's interval for a mean, Tango's interval and McNemar's p for a
+difference. A difference of such values with one cell a prompt is never given a narrower interval than Tango's. And no
+difference of zeros and ones is known better than chance allows,
 
     V_chance = Σ_i s²_i (k_i / K² + l_i / L²)        s²_i: variance of prompt i's k_i + l_i cells on both sides, K and L in all
 
-the variance if every prompt had one rate: one answer before training hides its noise where five after it show theirs (no rare
-answer before, six of 160 after: p = 0.27 and not 0.01).
+the variance if every prompt had one rate: one answer before training hides its noise where five after it show theirs
+(no rare answer before, six of 160 after: p = 0.27 and not 0.01).
 
-Samples of an answer, the third axis where there is one, are no factor beside prompts and wordings: they are averaged within their
-cell, whose spread over prompts holds their noise, and count one by one in V_chance alone.
+Samples of an answer, the third axis where there is one, are no factor beside prompts and wordings: they are averaged
+within their cell, whose spread over prompts holds their noise, and count one by one in V_chance alone.
 """
 
 from __future__ import annotations
@@ -98,8 +99,8 @@ def bootstrap_crossed_difference(
     """Mean of ``a`` minus mean of ``b``: two classes of wordings on the same prompts, in the same order.
 
     A resample draws the prompts once for both sides and each side's wordings on its own. A side without wordings, such
-    as thinking off, is given as one column. Where ``a`` holds differences already, ``b`` is None. Raises RimLensError as
-    :func:`bootstrap_crossed`, and for unequal rows.
+    as thinking off, is given as one column. Where ``a`` holds differences already, ``b`` is None. Raises RimLensError
+    as :func:`bootstrap_crossed`, and for unequal rows.
     """
     first, rng = _Cells.of(a), np.random.default_rng(seed)
     second = _Cells.of(np.zeros((first.n_prompts, 1)) if b is None else b)
@@ -165,9 +166,8 @@ class _Cells:
         values = np.asarray(values, dtype=np.float64)
         if values.ndim not in (2, 3) or len(values) < 2 or np.isnan(values).all():
             raise RimLensError(
-                "A crossed bootstrap needs values [prompt, wording] or [prompt, wording, sample] of at least 2 prompts with an "
-                "observed cell, "
-                f"got shape {values.shape}."
+                "A crossed bootstrap needs values [prompt, wording] or [prompt, wording, sample] of at least 2 "
+                f"prompts with an observed cell, got shape {values.shape}."
             )
         # A prompt or wording without any cell says nothing; as a column it would only be drawn in vain.
         values = values.reshape(*values.shape[:2], -1)
@@ -262,8 +262,8 @@ class _Cells:
 class _Variances:
     """Variances of the mean (or difference), each with its degrees of freedom.
 
-    `parts`: due to the prompts alone, and to each side's wordings, the rest included; `over_prompts`: of the prompts, the rest included;
-    `by_chance`: of zeros and ones whose prompts have one rate on both sides.
+    `parts`: due to the prompts alone, and to each side's wordings, the rest included; `over_prompts`: of the prompts,
+    the rest included; `by_chance`: of zeros and ones whose prompts have one rate on both sides.
     """
 
     parts: list[tuple[float, int]]

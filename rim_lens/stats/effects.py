@@ -8,9 +8,9 @@ Hedges' g multiplies it by the small-sample factor J = Γ(ν/2) / (√(ν/2) Γ(
 does not depend on how many rows a class has.
 
 Intervals of standardised effects are J e ± t_ν SE, J = 1 − 3/(4ν − 1), with the larger of two standard errors: that of
-normal values, and the infinitesimal jackknife's, which follows the data's skew and tails. Percentiles of a bootstrap are
-no substitute: repeated rows shrink the spread of a resample, so its effects are too large (a 95 % interval of d_z = 1 over
-8 pairs covered 78 %; this one covers 95 % or more).
+normal values, and the infinitesimal jackknife's, which follows the data's skew and tails. Percentiles of a bootstrap
+are no substitute: repeated rows shrink the spread of a resample, so its effects are too large (a 95 % interval of d_z =
+1 over 8 pairs covered 78 %; this one covers 95 % or more).
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def standardised_interval(
 ) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
     """Bounds of e = (mean of the first group − mean of the second, if any) / √(Σ share · variance) for every element.
 
-    Shares sum to 1: n_g / N for Cohen's d, ½ for d', (1,) for one group of differences (d_z). An effect that is infinite or
-    0 because nothing varies is its own bound.
+    Shares sum to 1: n_g / N for Cohen's d, ½ for d', (1,) for one group of differences (d_z). An effect that is
+    infinite or 0 because nothing varies is its own bound.
     """
     freedom = sum(len(group) for group in groups) - len(groups)
     centred = [group - group.mean(axis=0) for group in groups]

@@ -75,9 +75,10 @@ def wilson_of_groups(
 ) -> Interval:
     """Wilson's interval of a share whose trials come in independent groups, such as the sentences of several CoTs.
 
-    n is the effective number of trials, p(1 − p) / V, at most Σ sizes, V the variance of the ratio Σ hits / Σ sizes over groups, and
-    Student's t with (groups − 1) degrees of freedom stands for z (Korn and Graubard 1998). Where all trials agree each group
-    counts as one. NaN ends for fewer than 2 groups. Raises RimLensError unless 0 <= hits <= sizes.
+    n is the effective number of trials, p(1 − p) / V, at most Σ sizes, V the variance of the ratio Σ hits / Σ sizes
+    over groups, and Student's t with (groups − 1) degrees of freedom stands for z (Korn and Graubard 1998). Where all
+    trials agree each group counts as one. NaN ends for fewer than 2 groups. Raises RimLensError unless 0 <= hits <=
+    sizes.
     """
     hits, sizes = (np.asarray(side, dtype=np.float64) for side in (hits, sizes))
     if hits.ndim != 1 or hits.shape != sizes.shape or (hits < 0).any() or (hits > sizes).any():

@@ -25,7 +25,8 @@ def kappa_interval(
 ) -> Interval:
     """Percentile bootstrap over groups of items, such as all answers to one request; NaN where κ is, or for one group.
 
-    A resample in which everybody gives one label agrees wholly: its κ counts as 1. Raises RimLensError for a wrong shape.
+    A resample in which everybody gives one label agrees wholly: its κ counts as 1. Raises RimLensError for a wrong
+    shape.
     """
     counts = np.asarray(counts, dtype=float)
     if counts.ndim != 3 or counts.shape[1] != counts.shape[2]:

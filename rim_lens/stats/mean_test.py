@@ -1,20 +1,22 @@
 """p of "the mean is 0" over few prompts, for many heads at once: effects of ablation, paired differences.
 
-Flipping signs (Fisher 1935) is exact for values that lie symmetrically about 0, and only for those: a mean of 0 made of many small
-negative and a few large positive values comes out too often (exponential values, n = 8: p < 0.05 in 10 %). Dividing by the standard
-error changes nothing, since t of flipped values rises with their mean. So the p of an element is the largest of
+Flipping signs (Fisher 1935) is exact for values that lie symmetrically about 0, and only for those: a mean of 0 made of
+many small negative and a few large positive values comes out too often (exponential values, n = 8: p < 0.05 in 10 %).
+Dividing by the standard error changes nothing, since t of flipped values rises with their mean. So the p of an element
+is the largest of
 
 - sign flips', exact when all 2ⁿ are enumerated: never below 2^(1−n);
 - Student's t;
-- the level at which the BCa interval of the mean reaches 0, without resampling (ABC, DiCiccio and Efron 1992):
-  with d = x − mean, σ = √Σd² / n, a = Σd³ / (6 (Σd²)^{3/2}), a bound is mean + σ w / (1 − a w)², w = a + z, and z is t √(n/(n−1)) as
-  in `rim_lens.stats.bootstrap`.
+- the level at which the BCa interval of the mean reaches 0, without resampling (ABC, DiCiccio and Efron 1992): with d =
+  x − mean, σ = √Σd² / n, a = Σd³ / (6 (Σd²)^{3/2}), a bound is mean + σ w / (1 − a w)², w = a + z, and z is t
+  √(n/(n−1)) as in `rim_lens.stats.bootstrap`.
 
-The last two are the test of the interval that `bootstrap_means` gives, so that p > 0.05 beside an interval without 0 is rare. It costs
-power: against normal effects of 0.5 or 1 standard deviation 2 to 6 points at 8 and 16 values, 2 at 32 (docs/trust.md).
+The last two are the test of the interval that `bootstrap_means` gives, so that p > 0.05 beside an interval without 0 is
+rare. It costs power: against normal effects of 0.5 or 1 standard deviation 2 to 6 points at 8 and 16 values, 2 at 32
+(docs/trust.md).
 
-The family-wise p (Westfall and Young 1993) asks how often the largest |t| of any element under flipped signs exceeds the |t| that has
-the element's p.
+The family-wise p (Westfall and Young 1993) asks how often the largest |t| of any element under flipped signs exceeds
+the |t| that has the element's p.
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ _CHUNK_ELEMENTS = 4_000_000  # float64 entries of one chunk of flipped means: 32
 def mean_test(values: Float[np.ndarray, "n ..."], n_permutations: int = 2000, seed: Seed = 0) -> PermutationTest:
     """Two-sided test of "the mean over the n independent rows is 0" for every trailing element; NaN values give NaN.
 
-    `exact` says that all signs were enumerated; p is then exact or cautious for values that lie symmetrically about 0. One row
-    gives p = 1. Raises RimLensError for no rows.
+    `exact` says that all signs were enumerated; p is then exact or cautious for values that lie symmetrically about 0.
+    One row gives p = 1. Raises RimLensError for no rows.
     """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim == 0 or len(values) == 0:
@@ -74,7 +76,10 @@ def mean_test(values: Float[np.ndarray, "n ..."], n_permutations: int = 2000, se
 
 
 def interval_p(values: Float[np.ndarray, "n element"]) -> Float[np.ndarray, "element"]:
-    """The larger of Student's p and that of the BCa interval; 1 for values that are all 0 and for one row, 0 for other constants."""
+    """The larger of Student's p and that of the BCa interval.
+
+    1 for values that are all 0 and for one row, 0 for other constants.
+    """
     n, mean = len(values), values.mean(axis=0)
     if n < 2:
         return np.ones(values.shape[1])

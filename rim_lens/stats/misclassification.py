@@ -4,16 +4,16 @@ With sensitivity Se and specificity Sp of the judge, a true rate P is seen as r 
 
     P̂ = (r + Sp − 1) / (Se + Sp − 1)                                            clipped to [0, 1]
 
-(Rogan and Gladen 1978, Am J Epidemiol 107). The interval holds both sources of error: that of r, as its own interval [l, u], and that of
-Se and Sp, counted on m₊ and m₋ labelled answers. As Lang and Reiczigel (2014, Prev Vet Med 113) do, one success and one failure are
-added to either count (Se', Sp', m' = m + 2), and the middle is moved by their d:
+(Rogan and Gladen 1978, Am J Epidemiol 107). The interval holds both sources of error: that of r, as its own interval
+[l, u], and that of Se and Sp, counted on m₊ and m₋ labelled answers. As Lang and Reiczigel (2014, Prev Vet Med 113) do,
+one success and one failure are added to either count (Se', Sp', m' = m + 2), and the middle is moved by their d:
 
     P' + d ± sqrt( (P' − P'(l or u))² + z² V ),    P'(r) = (r + Sp' − 1) / (Se' + Sp' − 1)
     V = ( P'² Se'(1 − Se')/m₊' + (1 − P')² Sp'(1 − Sp')/m₋' ) / (Se' + Sp' − 1)²
     d = 2 z² ( P' Se'(1 − Se')/m₊' − (1 − P') Sp'(1 − Sp')/m₋' )
 
-Their interval takes Agresti and Coull's for r; here r brings its own (Wilson's, or one over prompts and wordings), added in squares
-(MOVER; Donner and Zou 2012), so that a judge without errors leaves an interval as it was.
+Their interval takes Agresti and Coull's for r; here r brings its own (Wilson's, or one over prompts and wordings),
+added in squares (MOVER; Donner and Zou 2012), so that a judge without errors leaves an interval as it was.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Share:
-    """A share with the number of independent trials that know it as well, which need not be whole; inf: known exactly."""
+    """A share with the number of independent trials that know it as well, which need not be whole; inf.
+
+    Known exactly.
+    """
 
     value: float
     trials: float
@@ -43,10 +46,10 @@ class Share:
     def of_groups(cls, hits: Float[np.ndarray, "group"], sizes: Float[np.ndarray, "group"]) -> Share:
         """The share among trials of several groups, with the trials that say as much of *another* group's share.
 
-        Groups may differ beyond chance: with the variance between groups σ² by analysis of variance (Searle, Casella and McCulloch
-        1992), the share of a new group lies around the mean with V = (t/z)² σ² (1 + Σ n_i²/N²) + p(1 − p)/N, t of (groups − 1) degrees
-        of freedom, and trials = p(1 − p)/V. One group speaks for itself: N trials. Raises RimLensError unless 0 <= hits <= sizes with
-        one trial.
+        Groups may differ beyond chance: with the variance between groups σ² by analysis of variance (Searle, Casella
+        and McCulloch 1992), the share of a new group lies around the mean with V = (t/z)² σ² (1 + Σ n_i²/N²) + p(1 −
+        p)/N, t of (groups − 1) degrees of freedom, and trials = p(1 − p)/V. One group speaks for itself: N trials.
+        Raises RimLensError unless 0 <= hits <= sizes with one trial.
         """
         hits, sizes = (np.asarray(side, dtype=np.float64) for side in (hits, sizes))
         if hits.shape != sizes.shape or (hits < 0).any() or (hits > sizes).any() or not sizes.sum():
@@ -67,7 +70,10 @@ class Share:
 
     @property
     def interval(self) -> Interval:
-        """Wilson's interval; of other groups' shares no narrower than the beta distribution with this mean and variance."""
+        """Wilson's interval.
+
+        Of other groups' shares no narrower than the beta distribution with this mean and variance.
+        """
         low, high = wilson_score(self.value, self.trials, LEVEL)
         if self.spread and 0 < self.value < 1:
             a, b = (max(self.trials - 1, 0.01) * share for share in (self.value, 1 - self.value))
@@ -96,8 +102,8 @@ class Misclassification:
     def __post_init__(self) -> None:
         if self.youden <= 0:
             raise RimLensError(
-                f"Sensitivity {self.sensitivity.value:.2f} and specificity {self.specificity.value:.2f} are no better than chance; "
-                "rates of this judge cannot be corrected."
+                f"Sensitivity {self.sensitivity.value:.2f} and specificity {self.specificity.value:.2f} are no "
+                "better than chance; rates of this judge cannot be corrected."
             )
 
     @property
@@ -126,8 +132,8 @@ class Misclassification:
     def corrected_difference(self, difference: float, interval: Interval) -> tuple[float, Interval]:
         """A difference of two rates on which the judge errs alike, divided by Se + Sp − 1, and its interval.
 
-        Its ends are where difference − x (Se + Sp − 1) has 0 as an end of its own interval, both errors added in squares
-        (MOVER of a ratio; Donner and Zou 2012). All are clipped to [−1, 1].
+        Its ends are where difference − x (Se + Sp − 1) has 0 as an end of its own interval, both errors added in
+        squares (MOVER of a ratio; Donner and Zou 2012). All are clipped to [−1, 1].
         """
         (se, _), (sp, _) = self.sensitivity.with_two_more(), self.specificity.with_two_more()
         below = math.hypot(se - self.sensitivity.interval.low, sp - self.specificity.interval.low)
@@ -146,7 +152,10 @@ class Misclassification:
         return value, Interval(min(low, value), max(high, value), interval.level)
 
     def possible(self, rate: float) -> Interval:
-        """All true rates that give `rate` for some sensitivity and specificity inside their 95 % intervals; NaN for none."""
+        """All true rates that give `rate` for some sensitivity and specificity inside their 95 % intervals.
+
+        NaN for none.
+        """
         ends = [
             (rate + sp - 1) / (se + sp - 1)
             for se in self.sensitivity.interval

@@ -6,9 +6,9 @@ matrix product [m, n] × [n, F], done in chunks. Two-sided p = (b + 1) / (m + 1)
 extreme as the observed labelling (Phipson and Smyth 2010: never 0); when all labellings number at most m they
 are enumerated instead and p = b / (their number), the observed one included.
 
-Two groups' means are compared by Welch's t, whose permutations keep their level also where the groups differ in spread and size
-(Janssen 1997); the plain difference of means does not (a smaller group of three times the spread: p < 0.05 in 20 % instead of
-5 %). It takes one more product, with the squared values.
+Two groups' means are compared by Welch's t, whose permutations keep their level also where the groups differ in spread
+and size (Janssen 1997); the plain difference of means does not (a smaller group of three times the spread: p < 0.05 in
+20 % instead of 5 %). It takes one more product, with the squared values.
 
 The family-wise p compares each element with the largest statistic of any element in the same permutation
 (Westfall and Young 1993), after dividing by each element's permutation standard deviation so that no element
@@ -63,10 +63,10 @@ def permutation_test(
 ) -> PermutationTest:
     """Test of "labels and values are unrelated" for every trailing element; NaN values give NaN for their element.
 
-    Unpaired: rows are exchangeable under the null. Paired: the i-th positive row belongs to the i-th negative
-    row (same prompt, say) and labels are swapped within pairs only, which supposes differences that lie symmetrically about 0;
-    see :func:`rim_lens.stats.mean_test` for a mean of any differences. The statistic is positive minus negative
-    mean, or the AUROC. Raises RimLensError when a class is empty or, if paired, the classes differ in size.
+    Unpaired: rows are exchangeable under the null. Paired: the i-th positive row belongs to the i-th negative row (same
+    prompt, say) and labels are swapped within pairs only, which supposes differences that lie symmetrically about 0;
+    see :func:`rim_lens.stats.mean_test` for a mean of any differences. The statistic is positive minus negative mean,
+    or the AUROC. Raises RimLensError when a class is empty or, if paired, the classes differ in size.
     """
     values, labels = two_classes(values, labels)
     if statistic not in ("mean_difference", "auroc"):
@@ -204,7 +204,10 @@ def _compare(
 def _welch(
     scores: Float[np.ndarray, "row element"], positive: int, negative: int
 ) -> Callable[[Float[np.ndarray, "draw row"]], Float[np.ndarray, "draw element"]]:
-    """|t| of Welch for centred scores and weights of 1/positive and −1/negative; 0 where means agree, constant ones included."""
+    """|t| of Welch for centred scores and weights of 1/positive and −1/negative.
+
+    0 where means agree, constant ones included.
+    """
     length = np.linalg.norm(scores, axis=0)
     known = np.isfinite(length) & (length > 0)
     unit = np.where(known, scores, 0.0) / np.where(known, length, 1.0)

@@ -2,10 +2,12 @@
 
     one answer per prompt          Wilson's interval; Tango's interval and McNemar's p for a difference
     several samples per prompt     Wilson's interval for as many trials as the answers are worth, prompts being the groups
-                                   (`wilson_of_groups`); a difference from the spread over prompts of each prompt's difference
+                                   (`wilson_of_groups`); a difference from the spread over prompts of each prompt's
+                                   difference
     several wordings per prompt    prompts and wordings are both resampled (`crossed`), samples averaged within them
 
-Prompts are what was drawn: more samples of the same prompts narrow an interval only by the noise of sampling that they take away.
+Prompts are what was drawn: more samples of the same prompts narrow an interval only by the noise of sampling that they
+take away.
 """
 
 from dataclasses import dataclass
@@ -22,7 +24,10 @@ Outcomes = Float[np.ndarray, "prompt wording sample"]  # 0 or 1, NaN where there
 
 @dataclass(frozen=True)
 class ShareDifference:
-    """A difference of two shares on the same prompts; `gained` and `lost` prompts where each has one answer per side."""
+    """A difference of two shares on the same prompts.
+
+    `gained` and `lost` prompts where each has one answer per side.
+    """
 
     value: float
     interval: Interval
@@ -34,7 +39,10 @@ class ShareDifference:
 
 
 def share_interval(outcomes: Outcomes, seed: Seed = 0, level: float = 0.95) -> Interval:
-    """The interval of the share of hits among all answers; n is the number of prompts, at least 2 where it is not 1 answer each."""
+    """The interval of the share of hits among all answers.
+
+    N is the number of prompts, at least 2 where it is not 1 answer each.
+    """
     _, wordings, samples = outcomes.shape
     if wordings > 1:
         return bootstrap_crossed(outcomes, seed=seed, level=level).interval

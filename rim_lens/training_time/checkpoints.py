@@ -5,8 +5,9 @@
     for checkpoint, model in series.loaded(model):
         ...
 
-Weights are swapped in place (`rim_lens.model.swap`); while one checkpoint is measured the next one is downloaded or read
-from disk in a thread. All of them are compared with the model (shapes, vocabulary, checksums) before the first is loaded.
+Weights are swapped in place (`rim_lens.model.swap`); while one checkpoint is measured the next one is downloaded or
+read from disk in a thread. All of them are compared with the model (shapes, vocabulary, checksums) before the first is
+loaded.
 """
 
 import hashlib
@@ -141,8 +142,8 @@ class Checkpoints(Sequence[Checkpoint]):
         """Compare every checkpoint with the model.
 
         Raises:
-            RimLensError: a missing or changed file, another architecture or width, another vocabulary, adapters for a model that
-                was loaded with one already.
+            RimLensError: a missing or changed file, another architecture or width, another vocabulary, adapters for a
+                model that was loaded with one already.
 
         """
         for item in self.items:
@@ -158,8 +159,9 @@ class Checkpoints(Sequence[Checkpoint]):
             folder = located(item)
             if model.merged_adapter is not None and is_adapter(folder):
                 raise RimLensError(
-                    f"{model.name} was loaded with the adapter {model.merged_adapter}, and those of the checkpoints would be added on "
-                    "top of it; load the base alone with open(), and show a checkpoint with load(model, name)."
+                    f"{model.name} was loaded with the adapter {model.merged_adapter}, and those of the checkpoints "
+                    "would be added on top of it; load the base alone with open(), and show a checkpoint with "
+                    "load(model, name)."
                 )
             check_sum(item, folder)
             compare_tokenizer(model, folder)
@@ -264,13 +266,13 @@ def compare_tokenizer(model: LensModel, folder: Path) -> None:
         differing = {"how a text is cut": None}
     if differing:
         raise RimLensError(
-            f"The checkpoint {folder} has another tokenizer than {model.name} (they differ at {next(iter(differing))!r}); neurons and "
-            "refusal tokens would not be comparable."
+            f"The checkpoint {folder} has another tokenizer than {model.name} (they differ at "
+            f"{next(iter(differing))!r}); neurons and refusal tokens would not be comparable."
         )
     if theirs.chat_template is not None and theirs.chat_template != mine.chat_template:
         warnings.warn(
-            f"The checkpoint {folder} has another chat template than {model.source_name}; it is measured with the latter's, as all "
-            "of the series are. Pass chat_template= to open() for another.",
+            f"The checkpoint {folder} has another chat template than {model.source_name}; it is measured with the "
+            "latter's, as all of the series are. Pass chat_template= to open() for another.",
             stacklevel=2,
         )
 
@@ -286,8 +288,8 @@ def compare_ends(model: LensModel, folder: Path) -> None:
         raise RimLensError(f"The settings {path} cannot be read ({error}); copy them again.") from error
     if theirs - set(model.chat_format.eos_ids):
         warnings.warn(
-            f"The checkpoint {folder} ends answers at the tokens {sorted(theirs)}, the series at {sorted(model.chat_format.eos_ids)}; "
-            "answers of all checkpoints end where the series' base ends them.",
+            f"The checkpoint {folder} ends answers at the tokens {sorted(theirs)}, the series at "
+            f"{sorted(model.chat_format.eos_ids)}; answers of all checkpoints end where the series' base ends them.",
             stacklevel=2,
         )
 

@@ -3,10 +3,11 @@
     change(arm, step)       mean over prompts and seeds of (outcome after step − outcome of the reference), the same prompts
     contrast(a, b, step)    mean over prompts and seeds of (outcome in arm a − outcome in arm b) after the same step
 
-Outcomes are shares (of each label, of harmful answers where a harmfulness judge looked, solved), the mean harm score or the log-likelihood of right maths answers. With one seed a share
-has the interval and p of `stats.shares`, a likelihood a bootstrap over prompts and the p of `stats.mean_test`, and nothing is said about other
-trainings. With several seeds, prompts and seeds are both resampled (`stats.crossed`; Student's t with the degrees of freedom that
-few seeds leave), seeds that two arms share being paired. q: Benjamini and Hochberg over all rows of a measure.
+Outcomes are shares (of each label, of harmful answers where a harmfulness judge looked, solved), the mean harm score or
+the log-likelihood of right maths answers. With one seed a share has the interval and p of `stats.shares`, a likelihood
+a bootstrap over prompts and the p of `stats.mean_test`, and nothing is said about other trainings. With several seeds,
+prompts and seeds are both resampled (`stats.crossed`; Student's t with the degrees of freedom that few seeds leave),
+seeds that two arms share being paired. q: Benjamini and Hochberg over all rows of a measure.
 
 This is the paper's table 2 for one model: Yan et al., arXiv 2509.00544.
 """
@@ -45,10 +46,11 @@ Outcomes = Float[np.ndarray, "prompt seed sample"]
 class ArmComparison(Result):
     """What fine-tuning on each arm does.
 
-    `table`: one row an arm, step and measure; a checkpoint without an arm counts as one of its own name, without a step as <NA>: `before` (the reference's) and `after` with `after_low`, `after_high`, `change` with
-    its 95 % interval `low`, `high`, `p`, `q`, `n` prompts, `n_seeds`. `contrasts`: one row a step, measure and pair of arms `a`, `b`:
-    `difference` (a − b) with interval, `p`, `q`, `n`, `n_seeds`. Where the judge's errors are known both have the difference `corrected`
-    for them, and `judge_could_make_it` where they alone could make it.
+    `table`: one row an arm, step and measure; a checkpoint without an arm counts as one of its own name, without a step
+    as <NA>: `before` (the reference's) and `after` with `after_low`, `after_high`, `change` with its 95 % interval
+    `low`, `high`, `p`, `q`, `n` prompts, `n_seeds`. `contrasts`: one row a step, measure and pair of arms `a`, `b`:
+    `difference` (a − b) with interval, `p`, `q`, `n`, `n_seeds`. Where the judge's errors are known both have the
+    difference `corrected` for them, and `judge_could_make_it` where they alone could make it.
     """
 
     figure: ClassVar = "arms:arm_changes"
@@ -61,7 +63,10 @@ class ArmComparison(Result):
 
     @property
     def headline(self) -> str:
-        """The measure that stands for misalignment: harmful answers where a harmfulness judge looked, else complied ones."""
+        """The measure that stands for misalignment.
+
+        Harmful answers where a harmfulness judge looked, else complied ones.
+        """
         return HARMFUL if HARMFUL in set(self.table["measure"]) else "complied"
 
     def caption(self) -> str:

@@ -44,7 +44,10 @@ Way = Literal["given", "rewrite", "teacher_forced"]
 
 @dataclass(frozen=True, eq=False)
 class CounterfactualPairs:
-    """Rendered pairs: `harmful[i]` and `forced[i]` are of one request, of group `groups[i]`, compared at `positions`."""
+    """Rendered pairs.
+
+    `harmful[i]` and `forced[i]` are of one request, of group `groups[i]`, compared at `positions`.
+    """
 
     harmful: tuple[Chat, ...]
     forced: tuple[Chat, ...]
@@ -168,8 +171,8 @@ def teacher_forced_pairs(
     kept = [i for i, label in enumerate(labels) if label != "refused" and len(answered[i]) > len(chats[i])]
     if len(kept) < 2:
         raise RimLensError(
-            f"The model refuses {labels.count('refused')} of {len(prompts)} prompts, so its own answers give no contrast to "
-            "refusals; use refusal_forcing_pairs, or a checkpoint that complies."
+            f"The model refuses {labels.count('refused')} of {len(prompts)} prompts, so its own answers give no "
+            "contrast to refusals; use refusal_forcing_pairs, or a checkpoint that complies."
         )
     groups = [groups_of(prompts)[i] for i in kept]
     chosen = dealt(groups, len(refusals), seed)

@@ -2,10 +2,11 @@
 
     logit(v) gets, per unit of activation,   W_U[v] · ( s ⊙ w_out )        less its mean over the vocabulary
 
-w_out is the neuron's column of the down projection (in a mixture of experts: of its expert's), s the scale of the final norm
-(and of a norm on the MLP's output, where the architecture has one); a LayerNorm's centring applies to w_out. The norm's
-division by the length of the stream, which is the same for all tokens of the vocabulary, is left out, and so is everything
-that later layers make of the neuron's output. Source: the logit lens; Geva et al. 2022 read neurons' columns in this way.
+w_out is the neuron's column of the down projection (in a mixture of experts: of its expert's), s the scale of the final
+norm (and of a norm on the MLP's output, where the architecture has one); a LayerNorm's centring applies to w_out. The
+norm's division by the length of the stream, which is the same for all tokens of the vocabulary, is left out, and so is
+everything that later layers make of the neuron's output. Source: the logit lens; Geva et al. 2022 read neurons' columns
+in this way.
 """
 
 from typing import Any

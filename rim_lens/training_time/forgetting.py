@@ -1,9 +1,10 @@
 """Does the shift of safety neurons predict how much safety a checkpoint forgets?
 
-Outcome: the drop of the mean refusal score, and the change of misalignment, from the reference checkpoint. Predictors side
-by side: RAS on the safety neurons, mean RAS of matched control sets, the safety loss and the task gain alone, weight
-distance, activation distance, forward KL. Each predictor's Pearson and Spearman correlation with the outcome over the
-checkpoints, with p and bootstrap interval; for the best one, the share of resamples in which it beats each other one.
+Outcome: the drop of the mean refusal score, and the change of misalignment, from the reference checkpoint. Predictors
+side by side: RAS on the safety neurons, mean RAS of matched control sets, the safety loss and the task gain alone,
+weight distance, activation distance, forward KL. Each predictor's Pearson and Spearman correlation with the outcome
+over the checkpoints, with p and bootstrap interval; for the best one, the share of resamples in which it beats each
+other one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,10 +54,11 @@ class Forgetting(Result):
     """What a series forgets, and what predicts it.
 
     `table`: one row a checkpoint but the reference. `correlations`: one row an outcome and predictor, with Pearson's r,
-    Spearman's ρ, their p, intervals and the number of checkpoints; NaN for a predictor that does not vary. `best`: one row an
-    outcome, the predictor with the largest r, and against each other predictor the share of resampled checkpoints in which it
-    correlates more (`certainty`: the smallest of these shares). `ras`: RAS in all variants by checkpoint; `ras_layers`: RAS
-    of the set's neurons in each layer, with p against the control sets' in that layer and q over all layers and checkpoints.
+    Spearman's ρ, their p, intervals and the number of checkpoints; NaN for a predictor that does not vary. `best`: one
+    row an outcome, the predictor with the largest r, and against each other predictor the share of resampled
+    checkpoints in which it correlates more (`certainty`: the smallest of these shares). `ras`: RAS in all variants by
+    checkpoint; `ras_layers`: RAS of the set's neurons in each layer, with p against the control sets' in that layer and
+    q over all layers and checkpoints.
     """
 
     figure: ClassVar = "forgetting:forgetting_scatter"
@@ -91,8 +93,8 @@ class Forgetting(Result):
         words = []
         for row in self.best.itertuples():
             words.append(
-                f"{row.outcome}: {row.predictor} r = {row.pearson:.2f} [{row.low:.2f}, {row.high:.2f}], p = {row.p:.2g}, "
-                f"n = {row.n}, better than the next in {100 * row.certainty:.0f} % of resamples"
+                f"{row.outcome}: {row.predictor} r = {row.pearson:.2f} [{row.low:.2f}, {row.high:.2f}], p = "
+                f"{row.p:.2g}, n = {row.n}, better than the next in {100 * row.certainty:.0f} % of resamples"
             )
         return "; ".join(words)
 

@@ -41,10 +41,11 @@ N_NEURONS, N_TOKENS, N_PROMPTS = 20, 8, 3
 class NeuronTable(Result):
     """The leading neurons of a set, one row each.
 
-    `table`: the neuron, its promoted and suppressed tokens, mean activation at the decision position with thinking `off`
-    and, where chats with thinking on were given, `on` and their paired `change` with its 95 % interval. `tokens`: one row a
-    neuron, side and rank with the token and its direct effect on the logit (nats per unit of activation, before the final
-    norm divides by the length of the stream). `firing`: one row a neuron and rank with the request, segment, token and a.
+    `table`: the neuron, its promoted and suppressed tokens, mean activation at the decision position with thinking
+    `off` and, where chats with thinking on were given, `on` and their paired `change` with its 95 % interval. `tokens`:
+    one row a neuron, side and rank with the token and its direct effect on the logit (nats per unit of activation,
+    before the final norm divides by the length of the stream). `firing`: one row a neuron and rank with the request,
+    segment, token and a.
     """
 
     figure: ClassVar = "neurons:neuron_means"
@@ -64,8 +65,8 @@ class NeuronTable(Result):
         """What was read, and how."""
         on = f" and {self.n_on} with thinking on" if self.n_on else ""
         return (
-            f"The first {len(self.table)} of {self.n_set} neurons on {self.n_off} prompts with thinking off{on}; tokens by the "
-            "direct path through final norm and unembedding alone"
+            f"The first {len(self.table)} of {self.n_set} neurons on {self.n_off} prompts with thinking off{on}; "
+            "tokens by the direct path through final norm and unembedding alone"
         )
 
 

@@ -2,9 +2,9 @@
 
     f(a; D, θ + s u) ≈ f(a; D, θ) + s ∂f/∂u        u = −∇L / ‖∇L‖ ("sgd") or −sign(∇L) / ‖sign(∇L)‖ ("sign", Adam's first step)
 
-L is the mean negative log-likelihood of the tokens that the model would write, s = size · ‖θ‖. The directional derivative is the central
-difference (f(θ + h u) − f(θ − h u)) / 2h with h = 1e-4 ‖θ‖; its error is of second order in h, and `curvature` says how
-far f is from linear over that range. The parameters are moved in place and put back.
+L is the mean negative log-likelihood of the tokens that the model would write, s = size · ‖θ‖. The directional
+derivative is the central difference (f(θ + h u) − f(θ − h u)) / 2h with h = 1e-4 ‖θ‖; its error is of second order in
+h, and `curvature` says how far f is from linear over that range. The parameters are moved in place and put back.
 """
 
 import math
@@ -52,9 +52,9 @@ class PredictedShift(Result):
     """What one step of relative length `size` = ‖Δθ‖ / ‖θ‖ would do to a set of neurons, to first order.
 
     `table`: one row for the safety and one for the task prompts, where these were given: F before, the predicted change
-    (F₁ − F₀) / F₀, the control sets' mean change, percentile and two-sided p. `neurons`: the same per neuron, on the safety
-    prompts; `f_before` and `f_after`: of all neurons. `ras`: RAS of the predicted shifts, with the control sets' mean and
-    one-sided p; NaN without task prompts. `curvature`: ‖f₊ − 2 f₀ + f₋‖ / ‖f₊ − f₋‖ over all neurons.
+    (F₁ − F₀) / F₀, the control sets' mean change, percentile and two-sided p. `neurons`: the same per neuron, on the
+    safety prompts; `f_before` and `f_after`: of all neurons. `ras`: RAS of the predicted shifts, with the control sets'
+    mean and one-sided p; NaN without task prompts. `curvature`: ‖f₊ − 2 f₀ + f₋‖ / ‖f₊ − f₋‖ over all neurons.
     """
 
     table: pd.DataFrame
@@ -216,7 +216,10 @@ def gradient_of(model: LensModel, data: Sequence[Chat], batch_size: int) -> tupl
 
 
 def written(chat: Chat) -> Bool[np.ndarray, "pos"]:
-    """True at the tokens that the model itself would write: the answer, and CoT and close tag where it thinks by itself."""
+    """True at the tokens that the model itself would write.
+
+    The answer, and CoT and close tag where it thinks by itself.
+    """
     segments = ("cot", "think_close", "response") if chat.thinking == "on" else ("response",)
     return np.isin(chat.segment_ids, [segment_id(segment) for segment in segments])
 

@@ -3,10 +3,11 @@
     predicted   (F₁ − F₀) / F₀ of one step of length 1e-5 ‖θ‖ on a sample of the arm's data, see `predict_shift`
     actual      (F₁ − F₀) / F₀ from the reference to the checkpoint, on the same prompts
 
-A trained checkpoint is hundreds of such steps away, where f has bent long since: sizes are not compared, only the pattern over
-neurons, which does not depend on the length of the step. r is Pearson's correlation over the neurons of the set, with a
-bootstrap interval over neurons and the same correlation within every matched control set: what is predicted for safety neurons
-only would stand out of it. Neurons are not independent of each other, so the interval is a lower bound of the uncertainty.
+A trained checkpoint is hundreds of such steps away, where f has bent long since: sizes are not compared, only the
+pattern over neurons, which does not depend on the length of the step. r is Pearson's correlation over the neurons of
+the set, with a bootstrap interval over neurons and the same correlation within every matched control set: what is
+predicted for safety neurons only would stand out of it. Neurons are not independent of each other, so the interval is a
+lower bound of the uncertainty.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,10 +38,10 @@ STEP = 1e-5  # ‖Δθ‖ / ‖θ‖ of the predicted step
 class PredictionCheck(Result):
     """Predicted against actual shifts, arm by arm.
 
-    `table`: one row a checkpoint of an arm with a prediction: the set's predicted change for a step of 1e-5 ‖θ‖, its actual
-    change, r and Spearman's ρ over `n` neurons with intervals, the control sets' mean r and 95 %
-    range, percentile, one-sided p against them and q. `neurons`: one row an arm, checkpoint and neuron.
-    `steps`: one row an arm, with the number of examples, their loss and the step's curvature.
+    `table`: one row a checkpoint of an arm with a prediction: the set's predicted change for a step of 1e-5 ‖θ‖, its
+    actual change, r and Spearman's ρ over `n` neurons with intervals, the control sets' mean r and 95 % range,
+    percentile, one-sided p against them and q. `neurons`: one row an arm, checkpoint and neuron. `steps`: one row an
+    arm, with the number of examples, their loss and the step's curvature.
     """
 
     figure: ClassVar = "prediction:prediction_by_checkpoint"
@@ -60,8 +61,8 @@ class PredictionCheck(Result):
         """What was predicted from what."""
         examples = " / ".join(f"{row.arm} {row.n_examples}" for row in self.steps.itertuples())
         return (
-            f"First-order shift of the safety neurons under one gradient step on examples of each arm ({examples}), against the "
-            f"shift at its checkpoints on the same {self.n_prompts} prompts"
+            f"First-order shift of the safety neurons under one gradient step on examples of each arm ({examples}), "
+            f"against the shift at its checkpoints on the same {self.n_prompts} prompts"
         )
 
 

@@ -1,7 +1,8 @@
 """One pass over prompts for all that is measured at a checkpoint: neurons, decision logits, attention of every head.
 
-The pass can keep its KV cache (`PromptCache`), so that heads or neurons are ablated at the decision position afterwards at the
-price of one token a run; tokens that all prompts begin with are computed once where no measured position is among them.
+The pass can keep its KV cache (`PromptCache`), so that heads or neurons are ablated at the decision position afterwards
+at the price of one token a run; tokens that all prompts begin with are computed once where no measured position is
+among them.
 """
 
 import warnings
@@ -59,11 +60,12 @@ def pass_over(
         batch_size: chats a pass.
         attention: also read every head's attention from the decision position.
         keep: also keep what runs from the decision position on need.
-        at_decision: called with the indices and decision logits of each batch, again for those of a pass that starts over.
+        at_decision: called with the indices and decision logits of each batch, again for those of a pass that starts
+            over.
 
     Raises:
-        RimLensError: a chat without a token at `positions`, neurons that cannot be read, or a single chat that does not fit
-            into memory.
+        RimLensError: a chat without a token at `positions`, neurons that cannot be read, or a single chat that does not
+            fit into memory.
     """
     options: Any = {"per_prompt": per_prompt, "attention": attention, "at_decision": at_decision}
     if keep:
@@ -74,8 +76,8 @@ def pass_over(
                 raise
             reason = str(error).splitlines()[0][:160]
         warnings.warn(
-            f"pass_over: what runs from the decision position of {len(chats)} prompts need does not fit into memory ({reason}); "
-            "it is computed anew, a batch at a time.",
+            f"pass_over: what runs from the decision position of {len(chats)} prompts need does not fit into memory "
+            f"({reason}); it is computed anew, a batch at a time.",
             stacklevel=2,
         )
     return halves_batches(prompt_pass)(model, chats, positions, batch_size=batch_size, **options)

@@ -2,10 +2,10 @@
 
     RAS(A) = 2 δ⁻_safety(A) δ⁺_task(A) / (δ⁻_safety(A) + δ⁺_task(A)),     0 when either is 0
 
-δ⁻ and δ⁺ as in `shift`, from a safety set and a task (reasoning) set at the same two checkpoints. Whether the harmonic mean
-matters is shown by geometric mean, minimum and arithmetic mean in its place; whether averaging over neurons first matters, by
-RAS of each neuron averaged afterwards. Intervals: bootstrap over prompts, both sets resampled. p: share of matched control
-sets with at least this RAS, (b + 1) / (m + 1). Source: Yan et al., arXiv 2509.00544, section 4.
+δ⁻ and δ⁺ as in `shift`, from a safety set and a task (reasoning) set at the same two checkpoints. Whether the harmonic
+mean matters is shown by geometric mean, minimum and arithmetic mean in its place; whether averaging over neurons first
+matters, by RAS of each neuron averaged afterwards. Intervals: bootstrap over prompts, both sets resampled. p: share of
+matched control sets with at least this RAS, (b + 1) / (m + 1). Source: Yan et al., arXiv 2509.00544, section 4.
 """
 
 from collections.abc import Callable
@@ -46,8 +46,8 @@ class Ras(Result):
     """RAS of one set in all variants.
 
     `table`: one row per averaging ("set": over neurons first; "neuron": RAS of each neuron first) and mean, with value,
-    bootstrap interval, the control sets' mean and spread, percentile and one-sided p. `layers`: the harmonic RAS of the set's
-    neurons in each layer. `null`: RAS of every control set, [set, variant] in the table's order.
+    bootstrap interval, the control sets' mean and spread, percentile and one-sided p. `layers`: the harmonic RAS of the
+    set's neurons in each layer. `null`: RAS of every control set, [set, variant] in the table's order.
     """
 
     figure: ClassVar = "neurons:ras_variants"

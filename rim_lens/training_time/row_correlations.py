@@ -33,8 +33,8 @@ def percentiles(values: Float[np.ndarray, "resample"], n: int, level: float = 0.
 def about(value: float, resampled: Float[np.ndarray, "resample"], n: int, level: float = 0.95) -> Interval:
     """Interval of a correlation whose items are means over n resampled prompts; NaN ends where none is known.
 
-    Means of resampled prompts hold the prompts' noise twice, so their correlations lie too low as a whole. What they tell is
-    the spread: percentiles of the deviation from their mean, on Fisher's scale, around the observed value.
+    Means of resampled prompts hold the prompts' noise twice, so their correlations lie too low as a whole. What they
+    tell is the spread: percentiles of the deviation from their mean, on Fisher's scale, around the observed value.
     """
     known = np.arctanh(np.clip(resampled[np.isfinite(resampled)], -_MOST, _MOST))
     if not len(known) or not np.isfinite(value):

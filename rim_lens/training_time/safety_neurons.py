@@ -2,8 +2,8 @@
 
     A_safe = ∩_k top_m( f(a; D̃_k) − f(a; D_k) )        hard form; soft: in at least a share s of the K groups
 
-f is the mean |a| ("magnitude") or the mean a ("signed") over the chosen positions; see `counterfactuals` for D and D̃ and
-`stability` for how the set is tested under resampling. Source: Yan et al., arXiv 2509.00544, section 4.
+f is the mean |a| ("magnitude") or the mean a ("signed") over the chosen positions; see `counterfactuals` for D and D̃
+and `stability` for how the set is tested under resampling. Source: Yan et al., arXiv 2509.00544, section 4.
 """
 
 import math
@@ -34,10 +34,11 @@ STABLE_FROM = 0.5  # lower end of the Jaccard interval: at least half of the set
 class SafetyNeurons(Result):
     """The set, how each neuron got into it, and whether other prompts would have chosen it.
 
-    `table`: every neuron that is in the top m of at least one group, with the number of groups, the mean difference, f on
-    both sides, and the share of resamples in which it is chosen. `share` is the share of groups a neuron needs (1.0: the hard
-    intersection). `jaccard` compares the set with the sets of resampled prompts: mean, and the interval that holds 95 % of
-    them. `by_chance` is the size that K unrelated top-m lists would have in common. `base`: f(a; D) of all neurons.
+    `table`: every neuron that is in the top m of at least one group, with the number of groups, the mean difference, f
+    on both sides, and the share of resamples in which it is chosen. `share` is the share of groups a neuron needs (1.0:
+    the hard intersection). `jaccard` compares the set with the sets of resampled prompts: mean, and the interval that
+    holds 95 % of them. `by_chance` is the size that K unrelated top-m lists would have in common. `base`: f(a; D) of
+    all neurons.
     """
 
     figure: ClassVar = "neurons:neurons_by_layer"
@@ -92,9 +93,9 @@ class SafetyNeurons(Result):
         low, high = self.jaccard_interval
         verdict = "" if self.stable else "; NOT STABLE: other prompts of the same kind choose largely other neurons"
         return (
-            f"top {self.top} in {needed_groups(self.n_groups, self.share)} of {self.n_groups} groups, {self.n_pairs} pairs "
-            f"({self.way}, {self.positions}); Jaccard under resampling {self.jaccard:.2f} [{low:.2f}, {high:.2f}]; "
-            f"{self.by_chance:.1f} expected by chance{verdict}"
+            f"top {self.top} in {needed_groups(self.n_groups, self.share)} of {self.n_groups} groups, {self.n_pairs} "
+            f"pairs ({self.way}, {self.positions}); Jaccard under resampling {self.jaccard:.2f} [{low:.2f}, "
+            f"{high:.2f}]; {self.by_chance:.1f} expected by chance{verdict}"
         )
 
 

@@ -1,9 +1,10 @@
 """A folder with a series of checkpoints: which ones, in which order, and against which one they are compared.
 
-`series.json` says so: {"base": model, "reference": name, "checkpoints": [{"name", "arm", "step", "seed", "label", "folder", "sha256"}]},
-all but the names optional; sha256 is that of the safetensors file. "training": {arm: file} may name a sample of each arm's
-fine-tuning data, one JSON object a line with "request", "cot" and "response". Without series.json every subfolder with an adapter or a model is
-a checkpoint, in the order of the numbers in its name (checkpoint-50 before checkpoint-100).
+`series.json` says so: {"base": model, "reference": name, "checkpoints": [{"name", "arm", "step", "seed", "label",
+"folder", "sha256"}]}, all but the names optional; sha256 is that of the safetensors file. "training": {arm: file} may
+name a sample of each arm's fine-tuning data, one JSON object a line with "request", "cot" and "response". Without
+series.json every subfolder with an adapter or a model is a checkpoint, in the order of the numbers in its name
+(checkpoint-50 before checkpoint-100).
 """
 
 import json
@@ -26,8 +27,8 @@ FILE = "series.json"
 class Checkpoint:
     """One state of a model's weights. `source` is a folder or a hub id; None is the model as it was loaded.
 
-    `arm`, `seed` and `step` say which training run it belongs to and after how many steps; `sha256` is of its one safetensors
-    file.
+    `arm`, `seed` and `step` say which training run it belongs to and after how many steps; `sha256` is of its one
+    safetensors file.
     """
 
     name: str

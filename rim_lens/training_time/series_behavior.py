@@ -1,8 +1,9 @@
 """series_behavior: how refusal changes over a series of checkpoints, on the same prompts, against the reference.
 
-Per checkpoint: how many answers have each label, the refusal rate and its difference from the reference on the same prompts
-(Benjamini-Hochberg q over the checkpoints), both corrected for the judge's errors where they are known (`behavior.rates`); harmful answers
-and their mean harm score where a harmfulness judge looked; and the mean refusal score with a bootstrap interval over prompts. All checkpoints are sampled with what the base model is sampled with.
+Per checkpoint: how many answers have each label, the refusal rate and its difference from the reference on the same
+prompts (Benjamini-Hochberg q over the checkpoints), both corrected for the judge's errors where they are known
+(`behavior.rates`); harmful answers and their mean harm score where a harmfulness judge looked; and the mean refusal
+score with a bootstrap interval over prompts. All checkpoints are sampled with what the base model is sampled with.
 """
 
 from dataclasses import asdict, dataclass
@@ -31,8 +32,8 @@ from rim_lens.words import HARM_SCORE, HARMFUL
 class SeriesBehavior(Result):
     """Refusal over a checkpoint series.
 
-    `table`: one row per checkpoint; columns that begin with `difference` are the change of the refusal rate from `reference`.
-    `answers`: every answer with its label and refusal score. `errors`: how the judge errs, where known.
+    `table`: one row per checkpoint; columns that begin with `difference` are the change of the refusal rate from
+    `reference`. `answers`: every answer with its label and refusal score. `errors`: how the judge errs, where known.
     """
 
     figure: ClassVar = "series:refusal_over_series"
@@ -47,11 +48,17 @@ class SeriesBehavior(Result):
         """What is compared with what, and how the judge errs."""
         n, samples = self.answers["prompt"].nunique(), self.answers["sample"].nunique()
         each = f" × {samples} samples" if samples > 1 else ""
-        about = f"n = {n} harmful requests{each} per checkpoint, thinking off; differences from {self.reference}; judge: {self.judge}"
+        about = (
+            f"n = {n} harmful requests{each} per checkpoint, thinking off; differences from {self.reference}; judge: "
+            f"{self.judge}"
+        )
         return ". ".join(part for part in (about, errors_told(self.errors)) if part) + "."
 
     def per_prompt(self, label: str = "refused") -> pd.DataFrame:
-        """The probability of a label for each prompt, k of n samples with Wilson's interval; one row per checkpoint and prompt."""
+        """The probability of a label for each prompt, k of n samples with Wilson's interval.
+
+        One row per checkpoint and prompt.
+        """
         return per_prompt(self.answers, (self.answers["label"] == label).tolist(), ["checkpoint"])
 
 
@@ -77,7 +84,8 @@ def series_behavior(
         checkpoints: the series.
         harmful: harmful requests: a set, its name or file, `Prompt`s or texts.
         judge: `RefusalJudge()` by default.
-        judge_errors: what to correct rates with, from `judge_report`; for the default judge the package has its own counts.
+        judge_errors: what to correct rates with, from `judge_report`; for the default judge the package has its own
+            counts.
         tokens: refusal tokens of the score; the tokenizer's common ones by default.
         max_new_tokens: longest answer.
         temperature: as in `generate`, like `top_p`; what is left out is the base model's for every checkpoint.

@@ -3,11 +3,11 @@
 effect      refusal score without the head at the decision position − with it, mean over prompts (negative: it supports refusal)
 attention   mass from the decision position to the empty think span, or to the CoT where the chats have one
 
-Random heads are drawn from the chosen ones' layers. Whether heads keep their roles is told by Spearman's correlation over heads
-with the reference checkpoint: of effects over chosen and random heads, of attention over all heads. Intervals: a bootstrap over
-prompts, both checkpoints on the same prompts, for the correlation that as many prompts show (`row_correlations.about`). Two
-measurements of one thing correlate less than perfectly; how
-much the reference correlates with itself, one random half of the prompts against the other, is given beside.
+Random heads are drawn from the chosen ones' layers. Whether heads keep their roles is told by Spearman's correlation
+over heads with the reference checkpoint: of effects over chosen and random heads, of attention over all heads.
+Intervals: a bootstrap over prompts, both checkpoints on the same prompts, for the correlation that as many prompts show
+(`row_correlations.about`). Two measurements of one thing correlate less than perfectly; how much the reference
+correlates with itself, one random half of the prompts against the other, is given beside.
 """
 
 from collections.abc import Sequence
@@ -41,10 +41,10 @@ N_HALVES = 100
 class SeriesHeads(Result):
     """Heads over a series of checkpoints.
 
-    `table`: one row a checkpoint, with the mean effect and attention of the `chosen` and of the `random` heads (interval over
-    prompts), the chosen heads' change from the reference (paired interval), and the rank correlations over heads with the
-    reference (intervals). `heads`: one row a checkpoint and head. `halves`: rank correlation of effects and of attention
-    between halves of the prompts at the reference.
+    `table`: one row a checkpoint, with the mean effect and attention of the `chosen` and of the `random` heads
+    (interval over prompts), the chosen heads' change from the reference (paired interval), and the rank correlations
+    over heads with the reference (intervals). `heads`: one row a checkpoint and head. `halves`: rank correlation of
+    effects and of attention between halves of the prompts at the reference.
     """
 
     figure: ClassVar = "series_heads:heads_by_checkpoint"
@@ -65,8 +65,8 @@ class SeriesHeads(Result):
     def caption(self) -> str:
         """What was followed, and on how many prompts."""
         return (
-            f"{self.n_chosen} chosen heads and {self.n_random} random ones of the same layers at {len(self.table)} checkpoints, "
-            f"{self.n_prompts} prompts; attention to the {self.segment}"
+            f"{self.n_chosen} chosen heads and {self.n_random} random ones of the same layers at {len(self.table)} "
+            f"checkpoints, {self.n_prompts} prompts; attention to the {self.segment}"
         )
 
 
@@ -86,8 +86,8 @@ def heads_over_series(
     Args:
         model: the series' base model; it has the weights it had before when the function returns.
         checkpoints: the series.
-        prompts: harmful prompts (rendered with thinking off) or chats. Best not those that the heads were chosen on: the
-            chosen heads' effects at the reference are then not the largest by luck.
+        prompts: harmful prompts (rendered with thinking off) or chats. Best not those that the heads were chosen on:
+            the chosen heads' effects at the reference are then not the largest by luck.
         heads: (layer, head) pairs, chosen at the reference.
         n_random: random heads of the same layers; twice as many as chosen ones by default.
         tokens: refusal tokens; the tokenizer's common ones by default.

@@ -4,9 +4,9 @@
                      is X.", thinking on) where the problems have rationales, else of "The answer is X.", thinking off
     solved           share of problems whose generated answer is right (math-verify); only where generation is asked for
 
-Small models solve next to nothing, where the likelihood of right answers still says whether maths was learned. Differences from
-the reference are paired by problem: Tango's interval and McNemar's p for solved, a bootstrap over problems and the p of `mean_test` for the
-likelihood, q by Benjamini and Hochberg over the checkpoints.
+Small models solve next to nothing, where the likelihood of right answers still says whether maths was learned.
+Differences from the reference are paired by problem: Tango's interval and McNemar's p for solved, a bootstrap over
+problems and the p of `mean_test` for the likelihood, q by Benjamini and Hochberg over the checkpoints.
 """
 
 from collections.abc import Sequence
@@ -41,9 +41,10 @@ WORKED, STATED = ("cot", "think_close", "response"), ("response",)  # what the m
 class SeriesMaths(Result):
     """Maths over a checkpoint series.
 
-    `table`: one row a checkpoint: mean `likelihood` of right answers with its interval, its `change` from the reference with interval,
-    `p`, `q`; where problems were answered, `solved` of `n`, `rate` with its interval, `difference` with interval and `solved_p`.
-    `answers`: one row a checkpoint and problem. `worked`: whether the likelihood is of worked answers.
+    `table`: one row a checkpoint: mean `likelihood` of right answers with its interval, its `change` from the reference
+    with interval, `p`, `q`; where problems were answered, `solved` of `n`, `rate` with its interval, `difference` with
+    interval and `solved_p`. `answers`: one row a checkpoint and problem. `worked`: whether the likelihood is of worked
+    answers.
     """
 
     figure: ClassVar = "series:maths_over_series"
@@ -61,7 +62,10 @@ class SeriesMaths(Result):
             "worked answers, thinking on" if self.worked else "answers, thinking off",
         )
         told = f"; solved: thinking {self.thinking}" if self.thinking else ""
-        return f"n = {n} maths problems a checkpoint; log-likelihood per token of right {what}{told}; differences from {self.reference}"
+        return (
+            f"n = {n} maths problems a checkpoint; log-likelihood per token of right {what}{told}; differences from "
+            f"{self.reference}"
+        )
 
 
 def series_maths(
@@ -81,7 +85,8 @@ def series_maths(
     Args:
         model: the series' base model; it is at the checkpoint it was at before when the function returns.
         checkpoints: the series.
-        problems: a set with answers, its name or file, or `Prompt`s; with rationales in all of them the worked answers' likelihood is taken.
+        problems: a set with answers, its name or file, or `Prompt`s; with rationales in all of them the worked answers'
+            likelihood is taken.
         generated: whether the problems are answered too; False leaves the likelihood.
         thinking: mode in which they are answered, "off" or "on".
         max_new_tokens: longest answer.

@@ -1,8 +1,8 @@
 """Activation shift at every checkpoint of a series: the set's neurons against matched controls, over all layers and in each.
 
-See `shift` for the quantity. Safety and task prompts are shown apart, since RAS needs a loss in one and a gain in the other.
-p-values are two-sided against the control sets; q corrects them over all checkpoints and layers (Benjamini-Hochberg), the
-whole set's and the layers' tests each among themselves.
+See `shift` for the quantity. Safety and task prompts are shown apart, since RAS needs a loss in one and a gain in the
+other. p-values are two-sided against the control sets; q corrects them over all checkpoints and layers
+(Benjamini-Hochberg), the whole set's and the layers' tests each among themselves.
 """
 
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ from rim_lens.training_time.shift import activation_shift
 class SeriesShift(Result):
     """Shift of a set of neurons at every checkpoint, against a reference.
 
-    `table`: one row a checkpoint, kind of `prompts` ("safety", "task") and `scope` ("all", or a layer, "L3"), with the columns
-    of `ActivationShift.table` and q. `neurons`: the same for each neuron by itself, without intervals: its name, f before and
-    after, and the relative change.
+    `table`: one row a checkpoint, kind of `prompts` ("safety", "task") and `scope` ("all", or a layer, "L3"), with the
+    columns of `ActivationShift.table` and q. `neurons`: the same for each neuron by itself, without intervals: its
+    name, f before and after, and the relative change.
     """
 
     figure: ClassVar = "series_shift:shift_over_series"

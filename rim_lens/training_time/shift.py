@@ -3,9 +3,10 @@
     F_i(A) = mean over neurons a in A of f_i(a; D)
     loss  δ⁻(A) = max(0, (F₀ − F₁) / F₀)        gain  δ⁺(A) = max(0, (F₁ − F₀) / F₀)
 
-f(a; D) is the mean |a| ("magnitude") or the mean a ("signed") over the chosen positions of the prompts D. With "signed", a
-negative F₀ counts strength in its own direction: −1 → −2 is a gain of 1, −1 → +1 a loss of 2. Where F₀ = 0 no relative shift
-is defined; it counts as 0, and the tables say how many neurons that concerns. Source: Yan et al., arXiv 2509.00544, section 4.
+f(a; D) is the mean |a| ("magnitude") or the mean a ("signed") over the chosen positions of the prompts D. With
+"signed", a negative F₀ counts strength in its own direction: −1 → −2 is a gain of 1, −1 → +1 a loss of 2. Where F₀ = 0
+no relative shift is defined; it counts as 0, and the tables say how many neurons that concerns. Source: Yan et al.,
+arXiv 2509.00544, section 4.
 """
 
 from dataclasses import dataclass
@@ -30,9 +31,9 @@ Pair = tuple[NeuronActivations, NeuronActivations]  # before, after
 class ActivationShift(Result):
     """Shift of a set of neurons.
 
-    `table`: one row for the set ("all") and one a layer: F before and after, the relative change with its bootstrap interval
-    over prompts, loss, gain, and, with control sets, their mean change, percentile and two-sided p. `neurons`: one row a
-    neuron. `n_silent` neurons have F₀ = 0.
+    `table`: one row for the set ("all") and one a layer: F before and after, the relative change with its bootstrap
+    interval over prompts, loss, gain, and, with control sets, their mean change, percentile and two-sided p. `neurons`:
+    one row a neuron. `n_silent` neurons have F₀ = 0.
     """
 
     figure: ClassVar = "neurons:shift_by_layer"
@@ -152,7 +153,10 @@ def prompt_resamples(n: int, n_resamples: int, seed: int) -> Float[np.ndarray, "
 
 
 def tails_for(level: float, n: int) -> tuple[float, float]:
-    """Quantiles of n resampled prompts that have about the coverage `level`: expanded as in `rim_lens.stats.bootstrap`."""
+    """Quantiles of n resampled prompts that have about the coverage `level`.
+
+    Expanded as in `rim_lens.stats.bootstrap`.
+    """
     wide = expanded_level(level, n)
     return (1 - wide) / 2, (1 + wide) / 2
 

@@ -4,8 +4,8 @@ For groups k with harmful prompts D_k and their refusal-forcing twins D̃_k:
 
     top_k = the m neurons with the largest f(a; D̃_k) − f(a; D_k) > 0          count(a) = number of k with a in top_k
 
-Stability: prompts are resampled with replacement within each group (pairs stay together), the choice is repeated, and the
-resampled set is compared with the set by Jaccard's index |A ∩ B| / |A ∪ B|.
+Stability: prompts are resampled with replacement within each group (pairs stay together), the choice is repeated, and
+the resampled set is compared with the set by Jaccard's index |A ∩ B| / |A ∪ B|.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,7 @@
 """The public functions on objects that the user made with TransformerLens, against the transformers model of the same weights.
 
-Runs in both environments: with the release of constraints.txt, and (`make test-compat`) with transformer-lens 3.5.1, which
-still has HookedTransformer.
+Runs in both environments: with the release of constraints.txt, and (`make test-compat`) with transformer-lens 3.5.1,
+which still has HookedTransformer.
 """
 
 from functools import lru_cache
