@@ -36,6 +36,7 @@ _PUBLIC = {
     "record_heads": "intervene",
     "ablate_neurons": "intervene",
     "scale_neurons": "intervene",
+    "steer": "intervene",
     "generate": "behavior.generate",
     "RefusalJudge": "behavior.judge",
     "ClassifierJudge": "behavior.classifier_judge",

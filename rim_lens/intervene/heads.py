@@ -44,7 +44,7 @@ def ablate_heads(
             `seed` and the request, so that batching does not matter).
         reference: a HeadRecording, of which the decision position is used, averaged over its prompts for "mean"; or,
             for "mean", the means themselves (`capture.activations.mean_head_outputs` gives those over all positions).
-        positions: "all", "decision", or "from_decision" (that and later ones).
+        positions: "all", "decision", "from_decision" (that and later ones), or a phase: "prompt", "cot", "answer".
         seed: for "resample".
         backend: how passes are changed; "auto" takes the fast way where there is one.
 

@@ -41,7 +41,7 @@ def ablate_neurons(
         method: "zero"; "mean", the values in `reference`; "resample", another prompt's values in `reference`.
         reference: [layer, d_mlp] for "mean", [prompt, layer, d_mlp] for "resample".
         requests: the request of each prompt in `reference`, for "resample".
-        positions: "all", "decision", or "from_decision" (that and later ones).
+        positions: "all", "decision", "from_decision" (that and later ones), or a phase: "prompt", "cot", "answer".
         seed: for "resample".
         backend: how passes are changed; "auto" takes the fast way where there is one.
 

@@ -12,6 +12,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from rim_lens.chat.chat import Chat
+from rim_lens.chat.segments import segment_id
 from rim_lens.errors import RimLensError
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.taps import STILL_THINKING, Pass, Tap
@@ -20,7 +21,13 @@ from rim_lens.units import Head, Neuron, is_per_row, listed
 # Names, pairs, Head or Neuron: once for all rows, or a list of them per row.
 Heads = Sequence[Any]
 Neurons = Sequence[Any]
-Where = Literal["all", "decision", "from_decision"]
+Where = Literal["all", "decision", "from_decision", "prompt", "cot", "answer"]
+# The segments of a phase; a tag counts with what is written behind it.
+PHASES = {
+    "prompt": ("system", "user", "assistant_tag"),
+    "cot": ("think_open", "cot"),
+    "answer": ("think_close", "response"),
+}
 Chosen = dict[int, Bool[Tensor, "#row unit"]]
 
 
@@ -74,12 +81,16 @@ def _checked(unit: Any, n_layers: int, n_units: int, kind: type[Head] | type[Neu
 def selected(here: Pass, where: Where, what: str) -> Bool[Tensor, "row pos"] | None:
     """True at the positions of this pass that are changed; None where all are.
 
-    "decision" is the decision position of each row, "from_decision" that and every later one, generated ones included.
+    "decision" is the decision position of each row, "from_decision" that and every later one, generated ones included;
+    "prompt", "cot" and "answer" are the positions of a phase (`PHASES`), generated ones included.
     While a CoT is being decoded its row has no decision position yet; then each token of the close tag counts as one,
     since any may be the last.
     """
     if where == "all":
         return None
+    if where in PHASES:
+        ids = torch.tensor([segment_id(name) for name in PHASES[where]], device=here.device)
+        return torch.isin(here.segments(here.start, here.stop, what), ids)
     batch = here.known_batch(what)
     decision = batch.decision.to(here.device)[:, None]
     columns = here.columns()[None]
@@ -88,7 +99,8 @@ def selected(here: Pass, where: Where, what: str) -> Bool[Tensor, "row pos"] | N
     elif where == "from_decision":
         at = columns >= decision
     else:
-        raise RimLensError(f"unknown positions {where!r}: use 'all', 'decision' or 'from_decision'.")
+        known = ("all", "decision", "from_decision", *PHASES)
+        raise RimLensError(f"unknown positions {where!r}: use one of {', '.join(map(repr, known))}.")
     if here.start > 0:
         latest = here.segments(here.stop - 1, here.stop, what)
         at = at & ~torch.isin(latest, torch.tensor(STILL_THINKING, device=here.device))

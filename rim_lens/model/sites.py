@@ -14,6 +14,11 @@ from rim_lens.errors import RimLensError
 ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 OUTPUT = ("o_proj", "out_proj", "c_proj", "dense", "wo", "o")
 MLP = ("mlp", "feed_forward", "ffn")
+LINEAR_ATTENTION = ("linear_attn",)
+# Norms on what a sublayer writes. "post_attention_layernorm" is one only beside a norm behind the MLP: elsewhere it
+# stands in front of the MLP.
+MLP_NORM = ("post_feedforward_layernorm", "post_mlp_layernorm")
+ATTENTION_NORM = ("post_self_attn_layernorm", "post_attention_layernorm")
 DOWN = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "w2", "wo", "proj_2", "fc_out", "out_proj")
 
 
@@ -25,6 +30,10 @@ class Layer:
     attention: nn.Module | None
     output: nn.Module | None  # its input is the heads' outputs, [row, pos, head * d_head]
     down: nn.Module | None  # its input is the neurons, [row, pos, d_mlp]
+    attention_norm: nn.Module | None  # on the attention's output, in the architectures that have one
+    mlp_norm: nn.Module | None
+    attention_write: nn.Module | None  # its output is added to the residual stream
+    mlp_write: nn.Module | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +66,17 @@ def _layer(block: nn.Module) -> Layer:
     attention = _child(block, ATTENTION)
     mlp = _child(block, MLP) or block
     is_mixture = hasattr(mlp, "experts")
+    mlp_norm = _child(block, MLP_NORM)
+    attention_norm = None if mlp_norm is None else _child(block, ATTENTION_NORM)
     return Layer(
         block=block,
         attention=attention,
         output=None if attention is None else _child(attention, OUTPUT),
         down=None if is_mixture else find_down(mlp),
+        attention_norm=attention_norm,
+        mlp_norm=mlp_norm,
+        attention_write=attention_norm or attention or _child(block, LINEAR_ATTENTION),
+        mlp_write=mlp_norm or (None if mlp is block else mlp),
     )
 
 

@@ -1,7 +1,8 @@
 """Taps: the one way a forward pass is read or changed.
 
 A tap is attached with `model.tap(...)` and called at fixed sites of every pass inside the block, in this order in a
-layer: `on_residual` (entering), `on_keys` and `on_attention` (the attention pattern), `on_head_output`, `on_neurons`.
+layer: `on_residual` (entering), `on_keys` and `on_attention` (the attention pattern), `on_head_output`,
+`on_attention_write`, `on_neurons`, `on_mlp_write`; in blocks with parallel attention and MLP the two mix.
 Two backends call the same methods with the same tensors: "fast" (the plain transformers tree, `taps_fast`) and "hooks"
 (TransformerLens hook points, `taps_hooks`). Taps stack in the order of attachment; leaving a block removes its own taps
 only.
@@ -161,6 +162,16 @@ class Tap:
 
     def on_neurons(self, layer: int, post: Float[Tensor, "row pos d_mlp"]) -> Float[Tensor, "row pos d_mlp"] | None:
         """Neurons, the inputs of the MLP's down projection (TransformerLens `mlp.hook_post`)."""
+
+    def on_attention_write(
+        self, layer: int, written: Float[Tensor, "row pos d_model"]
+    ) -> Float[Tensor, "row pos d_model"] | None:
+        """What a layer's attention adds to the residual stream, behind a norm of its own where there is one."""
+
+    def on_mlp_write(
+        self, layer: int, written: Float[Tensor, "row pos d_model"]
+    ) -> Float[Tensor, "row pos d_model"] | None:
+        """What a layer's MLP, or its mixture of experts, adds to the residual stream; as above."""
 
     def wants(self, site: str, layer: int) -> bool:
         """Whether this tap overrides `site` ("on_attention", ...) and covers `layer`."""

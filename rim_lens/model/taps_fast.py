@@ -111,6 +111,12 @@ def _install_layer(
     if outputs and _has_site(layer.output, outputs, index, "heads whose outputs could be read or changed"):
         hook = partial(_head_output, outputs, index, model.n_heads)
         keep(undo, layer.output.register_forward_pre_hook(hook))  # type: ignore[union-attr]
+    for site, module in (("on_attention_write", layer.attention_write), ("on_mlp_write", layer.mlp_write)):
+        writing = wanting(taps, site, index)
+        if writing and module is None:
+            raise RimLensError(f"layer {index} of {model.name} has no {site[3:]} to the residual stream that is known.")
+        if writing:
+            keep(undo, module.register_forward_hook(partial(_written, writing, site, index)))  # type: ignore[union-attr]
     neurons = wanting(taps, "on_neurons", index)
     if neurons:
         if layer.down is None:
@@ -140,9 +146,13 @@ def _residual_in(
 
 
 def _residual_out(taps: Sequence[Tap], index: int, block: nn.Module, args: Any, output: Any) -> Any:
+    return _written(taps, "on_residual", index, block, args, output)
+
+
+def _written(taps: Sequence[Tap], site: str, index: int, module: nn.Module, args: Any, output: Any) -> Any:
     if isinstance(output, Tensor):
-        return changed(taps, "on_residual", index, output)
-    return (changed(taps, "on_residual", index, output[0]), *output[1:])
+        return changed(taps, site, index, output)
+    return (changed(taps, site, index, output[0]), *output[1:])
 
 
 def _head_output(

@@ -1,7 +1,7 @@
 """Taps on TransformerLens hook points: a TransformerBridge, a HookedTransformer, or any object with their hook names.
 
-    blocks.L.hook_resid_pre · attn.hook_attn_scores (hide keys) · attn.hook_pattern (read) · attn.hook_z · mlp.hook_post
-    and hook_resid_post of the last block
+    blocks.L.hook_resid_pre · attn.hook_attn_scores (hide keys) · attn.hook_pattern (read) · attn.hook_z · hook_attn_out
+    · mlp.hook_post · hook_mlp_out, and hook_resid_post of the last block
 
 The general way: attention is computed eagerly, with T×T patterns. Where an architecture's attention is delegated to its
 original module, TransformerLens offers the finished pattern only: it can be read, and hiding keys is refused.
@@ -28,6 +28,8 @@ NEEDS = {
     "attn.hook_attn_scores": "attention scores",
     "attn.hook_z": "head outputs",
     "mlp.hook_post": "neurons",
+    "hook_attn_out": "attention write",
+    "hook_mlp_out": "MLP write",
 }
 
 
@@ -140,6 +142,10 @@ def _install_layer(
     outputs = wanting(taps, "on_head_output", layer)
     if outputs and _offered(points, layer, "attn.hook_z", outputs):
         points.hook(layer, "attn.hook_z", lambda z: _head_output(outputs, layer, model.n_heads, z))
+    for site, name in (("on_attention_write", "hook_attn_out"), ("on_mlp_write", "hook_mlp_out")):
+        writing = wanting(taps, site, layer)
+        if writing:
+            points.hook(layer, name, _changing(writing, site, layer))
     neurons = wanting(taps, "on_neurons", layer)
     if neurons and model.is_moe:
         raise RimLensError(
