@@ -29,6 +29,10 @@ TagsOption = Annotated[
         metavar="OPEN CLOSE", help=r"Texts around a CoT, if not the template's own or <think>; \n is a line break."
     ),
 ]
+VariablesOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="A variable of the chat template, as reasoning_effort=high; repeatable."),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -70,6 +74,7 @@ def audit(
     samples: Annotated[int, typer.Option(help="Answers per prompt.")] = 1,
     cot_budget: Annotated[str, typer.Option(help="Longest own CoT in tokens; auto: what fits the context.")] = "96",
     think_tags: TagsOption = None,
+    template_variable: VariablesOption = None,
 ) -> None:
     """Measure everything in order and write one report; run it again to go on after an interruption."""
     from rim_lens.audit.plan import AuditPlan
@@ -98,6 +103,7 @@ def audit(
         samples=samples,
         cot_budget=read_budget(cot_budget),
         think_tags=think_tags,
+        template_variables=tuple(template_variable or ()),
     )
     try:
         audit = run_audit(plan, out, processes=2)
@@ -133,15 +139,17 @@ def chat_segments(
     cot: Annotated[str | None, typer.Option(help="The CoT to prefill.")] = None,
     system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
     think_tags: TagsOption = None,
+    template_variable: VariablesOption = None,
 ) -> None:
     """Show in colour how a prompt is cut into segments, and where the decision position is."""
     from rich.console import Console
 
     from rim_lens.chat.segments_view import segments_text
     from rim_lens.chat.tags import read_tags
+    from rim_lens.chat.template import read_variables
     from rim_lens.model.load import load_chat_format
 
-    chat_format = load_chat_format(model, read_tags(think_tags))
+    chat_format = load_chat_format(model, read_tags(think_tags), read_variables(template_variable or ()))
     chat = chat_format.render(prompt, thinking=thinking, cot=cot, system=system)  # type: ignore[arg-type]
     Console().print(segments_text(chat))
     Console().print(f"\nthink tags: {chat_format.tags_from}", *chat_format.notes, sep="\n", markup=False)
@@ -153,14 +161,17 @@ def check(
     device: Annotated[str | None, typer.Option(help="cuda, cpu, …; CUDA where there is one by default.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     think_tags: TagsOption = None,
+    template_variable: VariablesOption = None,
 ) -> None:
     """Say what holds on a model, by computing it a second time; exit status 1 where something does not."""
     from rim_lens.chat.tags import read_tags
+    from rim_lens.chat.template import read_variables
     from rim_lens.check.model_check import check_model
     from rim_lens.check.show import print_check
     from rim_lens.model.load import load_model
 
-    loaded = load_model(model, device=device, dtype=dtype, tags=read_tags(think_tags))
+    variables = read_variables(template_variable or ())
+    loaded = load_model(model, device=device, dtype=dtype, tags=read_tags(think_tags), template_variables=variables)
     found = check_model(loaded)
     print_check(found, loaded.name)
     if not found.holds:
@@ -204,9 +215,11 @@ def finetune(
     safety_prompts: Annotated[str, typer.Option(help="Requests that the shift is measured on.")] = "harmful",
     device: Annotated[str | None, typer.Option(help="cuda, cpu, …; CUDA where there is one by default.")] = None,
     think_tags: TagsOption = None,
+    template_variable: VariablesOption = None,
 ) -> None:
     """Train on CoT data and save steps as a series for `audit --checkpoints` (extra: train)."""
     from rim_lens.chat.tags import read_tags
+    from rim_lens.chat.template import read_variables
     from rim_lens.patterns.finetune import finetune as run
     from rim_lens.patterns.training_plan import TrainingSettings, read_numbers
 
@@ -230,6 +243,7 @@ def finetune(
         safety_prompts=safety_prompts,
         device=device,
         tags=read_tags(think_tags),
+        template_variables=read_variables(template_variable or ()),
     )
     typer.echo(done.caption())
 

@@ -52,9 +52,9 @@ _SHOWN_ROWS = 10
 class Manifest:
     """How a result came about.
 
-    ``versions`` {package: version}, "absent" for one that is not installed; ``model`` {name, fingerprint,
-    dtype, device, think_tags}; ``data`` {prompt set: {"sha256", "n"}}; ``command`` the command line; ``created`` UTC in
-    ISO 8601; ``seconds`` {stage: wall time}; ``extra`` whatever else decides the numbers (JSON values).
+    ``versions`` {package: version}, "absent" for one that is not installed; ``model`` {name, fingerprint, dtype,
+    device, think_tags, template_variables}; ``data`` {prompt set: {"sha256", "n"}}; ``command`` the command line;
+    ``created`` UTC in ISO 8601; ``seconds`` {stage: wall time}; ``extra`` whatever else decides the numbers (JSON values).
     """
 
     versions: Mapping[str, str]
@@ -77,8 +77,8 @@ class Manifest:
     ) -> Manifest:
         """The manifest of this process.
 
-        ``model`` needs ``name`` and may have ``fingerprint``, ``dtype``, ``device``, ``think_tags``; ``data`` is one
-        prompt set or several, each with ``name``, ``sha256`` and a length. ``extra`` is kept as it is.
+        ``model`` needs ``name`` and may have ``fingerprint``, ``dtype``, ``device``, ``think_tags`` and
+        ``template_variables``; ``data`` is one prompt set or several, each with ``name``, ``sha256`` and a length. ``extra`` is kept as it is.
         """
         return cls(
             versions={"python": platform.python_version()} | {name: _version(pip) for name, pip in _PACKAGES.items()},
@@ -218,7 +218,10 @@ def _version(package: str) -> str:
 
 
 def _describe_model(model: Any) -> dict[str, str]:
-    told = {name: getattr(model, name, None) for name in ("name", "fingerprint", "dtype", "device", "think_tags")}
+    told = {
+        name: getattr(model, name, None)
+        for name in ("name", "fingerprint", "dtype", "device", "think_tags", "template_variables")
+    }
     return {name: str(value).removeprefix("torch.") for name, value in told.items() if value is not None}
 
 

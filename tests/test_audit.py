@@ -36,6 +36,7 @@ from rim_lens.audit.run import run_audit
 from rim_lens.audit.stage import Context
 from rim_lens.audit.stages import STAGES
 from rim_lens.model.lens_model import LensModel
+from rim_lens.results import Manifest
 
 
 @pytest.fixture(scope="module")
@@ -296,6 +297,19 @@ def test_think_tags_of_a_plan_reach_its_model(plan):
     chat = Context(told).model.render("Hi", thinking="prefilled", cot="hm")[0]
     assert chat.segment_text("think_open") == "<reason>\n"
     assert chat.segment_text("think_close") == "\n</reason>\n"
+
+
+def test_template_variables_of_a_plan_reach_every_prompt_and_the_manifest(plan):
+    told = replace(plan, checkpoints=None, device="cpu", template_variables=("mood=calm", "depth=3"))
+    model = Context(told).model
+    model.tokenizer.chat_template = (
+        "{{ '[' ~ mood ~ (depth + 1) ~ ']' }}{% for m in messages %}{{ '<' + m.role + '>' + m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+    )
+    assert "[calm4]" in model.render("Hi", thinking="off")[0].text
+    assert json.loads(Manifest.collect(model).model["template_variables"]) == {"mood": "calm", "depth": 3}
+    with pytest.raises(RimLensError, match="A template variable is NAME=VALUE, as reasoning_effort=high, got 'mood'"):
+        Context(replace(told, template_variables=("mood",))).model  # noqa: B018
 
 
 @pytest.mark.slow

@@ -108,9 +108,11 @@ def test_every_option_of_an_audit_reaches_its_plan(monkeypatch):
     monkeypatch.setattr("rim_lens.audit.show.print_findings", lambda audit: None)
     words = [["--" + name.replace("_", "-"), *map(str, np.atleast_1d(value))] for name, value in given.items()]
     switches = ["--no-patterns", "--no-heads", "--no-neurons"]
+    switches += ["--template-variable", "reasoning_effort=low", "--template-variable", "depth=3"]
     done = CliRunner().invoke(app, ["audit", "model", "--out", "here", *switches, *chain.from_iterable(words)])
     assert done.exit_code == 0, done.output
-    plan = AuditPlan("model", **given, patterns=False, heads=False, neurons=False)
+    variables = ("reasoning_effort=low", "depth=3")
+    plan = AuditPlan("model", **given, patterns=False, heads=False, neurons=False, template_variables=variables)
     assert seen == [(plan, Path("here"))]
 
 
@@ -140,10 +142,13 @@ def test_every_option_of_fine_tuning_reaches_the_run(monkeypatch):
         "--think-tags",
         "<a>",
         "</a>",
+        "--template-variable",
+        "depth=3",
     ]
     done = CliRunner().invoke(app, call)
     assert done.exit_code == 0, done.output
     expected = {"settings": TrainingSettings(**settings), "tags": ThinkTags("<a>", "</a>")} | options
+    expected["template_variables"] = {"depth": 3}
     assert seen == [(("model", "rows.jsonl", Path("here")), expected)]
 
 

@@ -73,11 +73,12 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, step, answer):
         status = step if isinstance(step, int) else 200
         grade = {"no": REFUSED, "sure": COMPLIED}.get(answer.split()[0].lower().strip(".,") if answer else "", NONSENSE)
-        text = step[5:] if isinstance(step, str) and step.startswith("text:") else json.dumps(grade)
+        named = isinstance(step, str) and step.split(":")[0] in ("text", "cut")
+        text = step.partition(":")[2] if named else json.dumps(grade)
         message = {"role": "assistant", "content": text}
         if isinstance(step, dict):
             message |= {"content": step.get("content")} | step
-        cut = isinstance(step, str) and step.startswith("text:<think>") and "</think>" not in step
+        cut = isinstance(step, str) and (step.startswith("cut:") or ("<think>" in step and "</think>" not in step))
         payload = {"choices": [{"message": message, "finish_reason": "length" if cut else "stop"}]}
         data = json.dumps(payload).encode() if step != "bare" else b"not json"
         self.send_response(status)
@@ -271,6 +272,15 @@ def test_a_thought_cut_by_its_length_gets_more_room(server):
     server.plan["a"] = ["text:<think>Let me see", "text:<think>Let me see", "ok"]
     assert judge(server, max_tokens=100)(["a"], ["No."])[0].label == "refused"
     assert [body["max_tokens"] for _, body in server.bodies] == [100, 200, 400]
+
+
+def test_a_reply_cut_by_its_length_names_max_tokens(server):
+    """An answer that never fits is unjudged with the number of tokens that it had, and what to raise."""
+    server.plan["a"] = ['cut:{"score": 1, "refused": tr'] * 5
+    (given,) = judge(server, max_tokens=100)(["a"], ["No."])
+    assert given.label == "unjudged"
+    assert "cut after 800 tokens" in given.evidence
+    assert "raise max_tokens=100" in given.evidence
 
 
 def test_strong_reject_grades_are_its_formula(server):

@@ -14,6 +14,7 @@ import pytest
 from families import tiny_tokenizer
 
 from rim_lens import LLMAnnotator, LLMWriter, RimLensError, annotate_reasoning, make_cot_pairs, rewrite_cot
+from rim_lens.patterns.drafts import RewriteTask
 
 pytest.importorskip("httpx")
 TOKENIZER = tiny_tokenizer()
@@ -37,7 +38,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.asked, self.slow, self.written = [], set(), {}
+        self.asked, self.slow, self.written, self.forms = [], set(), {}, []
         self.lock, self.given_up = threading.Lock(), threading.Event()
 
     @property
@@ -55,6 +56,7 @@ class Handler(BaseHTTPRequestHandler):
         item = json.loads(question[question.index("{") :])
         with self.server.lock:
             self.server.asked.append(item["request"])
+            self.server.forms.append(body.get("response_format"))
         if item["request"] in self.server.slow:
             self.server.given_up.wait(60)
         content = json.dumps(self.server.written.get(item["request"], labels(item) or draft(item)))
@@ -102,6 +104,23 @@ def writer(server, **options):
 
 def pairs_of(server, rows=ROWS, **options):
     return make_cot_pairs(rows, tokenizer=TOKENIZER, writer=writer(server, **options))
+
+
+def test_the_form_of_the_reply_goes_along_as_a_schema(server):
+    """An independent validator takes the replies that are read, and refuses others."""
+    jsonschema = pytest.importorskip("jsonschema")
+    writer(server)([RewriteTask("p", "It is 3.", "3", ("heuristic",))], len)
+    annotate_reasoning(["It is 3."], LLMAnnotator(server.url, "m", backoff=0.01), problems=["p"])
+    for form, right, wrong in zip(
+        server.forms,
+        [{"target": "a", "control": "b"}, {"found": [{"sentence": 1, "pattern": "heuristic", "evidence": "It"}]}],
+        [{"target": "a"}, {"found": [{"sentence": 1, "pattern": "lazy", "evidence": "It"}]}],
+        strict=True,
+    ):
+        assert form["type"] == "json_schema"
+        jsonschema.validate(right, form["json_schema"]["schema"])
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, form["json_schema"]["schema"])
 
 
 def test_pairs_are_written_by_the_endpoint(server):

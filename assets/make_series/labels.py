@@ -1,4 +1,6 @@
-"""Labels of one checkpoint's answers in one condition, kept as JSON so that a broken-off report goes on.
+"""Labels of one checkpoint's answers in one condition.
+
+Answers are kept as JSON, so that a broken-off report goes on and another judge can read the same answers.
 
 Conditions: `off`, `on` (own CoT, 96 tokens, then the close tag is forced), and one for each class of prefilled
 wordings. Prompt i takes wording (i + shift) mod W, so wordings are balanced over prompts.
@@ -7,11 +9,14 @@ wordings. Prompt i takes wording (i + shift) mod W, so wordings are balanced ove
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rim_lens.behavior.generate import generate
 from rim_lens.behavior.judge import RefusalJudge
+from rim_lens.model.lens_model import LensModel
 
 WORDINGS = Path(__file__).parents[2] / "rim_lens" / "data" / "wordings"
 MAX_NEW_TOKENS = 32
@@ -28,7 +33,7 @@ class Cell:
 
     @property
     def file_name(self) -> str:
-        """Where the labels are kept inside the checkpoint's folder."""
+        """Where the answers are kept inside the checkpoint's folder."""
         return f"{self.prompts}.{self.condition}.{self.shift}.json"
 
 
@@ -37,8 +42,9 @@ def wordings(condition: str) -> list[str]:
     return [json.loads(line)["text"] for line in lines]
 
 
-def measure(model, requests: list[str], cell: Cell, batch_size: int) -> list[dict]:
-    options: dict = {"thinking": cell.condition}
+def answered(model: LensModel, requests: Sequence[str], cell: Cell, batch_size: int) -> list[dict[str, Any]]:
+    """One row a request: the answer, and what it was given."""
+    options: dict[str, Any] = {"thinking": cell.condition}
     used: list[int | None] = [None] * len(requests)
     if cell.condition not in ("off", "on"):
         texts = wordings(cell.condition)
@@ -47,36 +53,38 @@ def measure(model, requests: list[str], cell: Cell, batch_size: int) -> list[dic
     answers = generate(
         model, requests, max_new_tokens=MAX_NEW_TOKENS, cot_budget=COT_BUDGET, batch_size=batch_size, **options
     )
-    judged = RefusalJudge()(
-        requests,
-        [answer.response for answer in answers],
-        [answer.cot for answer in answers],
-        [answer.truncated for answer in answers],
-    )
     return [
         {
             "request": request,
             "wording": wording,
-            "label": judgement.label,
-            "evidence": judgement.evidence,
+            "cot": answer.cot,
             "closed": answer.closed,
-            "cot": answer.cot if cell.condition == "on" else "",
+            "truncated": answer.truncated,
             "response": answer.response,
         }
-        for request, wording, judgement, answer in zip(requests, used, judged, answers, strict=True)
+        for request, wording, answer in zip(requests, used, answers, strict=True)
     ]
 
 
-def labels(model, folder: Path, requests: list[str], cell: Cell, batch_size: int) -> list[dict]:
-    """Read back, or measured with `model()` (called only when needed) and saved."""
+def judged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with the label and the evidence of the judge."""
+    columns = ([row[name] for row in rows] for name in ("request", "response", "cot", "truncated"))
+    return [
+        {**row, "label": found.label, "evidence": found.evidence}
+        for row, found in zip(rows, RefusalJudge()(*columns), strict=True)
+    ]
+
+
+def labels(
+    model: Callable[[], LensModel], folder: Path, requests: Sequence[str], cell: Cell, batch_size: int
+) -> list[dict[str, Any]]:
+    """Judged answers; they are read back, or come from `model()` (called only when needed) and are kept."""
     path = folder / cell.file_name
-    if path.exists():
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        if [row["request"] for row in rows] == requests:
-            return rows
-    rows = measure(model(), requests, cell, batch_size)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(rows, indent=0), encoding="utf-8")
-    partial.rename(path)
-    return rows
+    rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    if [row["request"] for row in rows] != list(requests):
+        rows = answered(model(), requests, cell, batch_size)
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".part")
+        partial.write_text(json.dumps(rows, indent=0), encoding="utf-8")
+        partial.rename(path)
+    return judged(rows)

@@ -51,7 +51,8 @@ def measure_finetuning(context: Context) -> Mapping[str, Result]:
     assert plan.checkpoints is not None
     base, adapter = base_and_adapter(plan.model)
     training = training_plan(plan.finetune, adapter)
-    return {"finetuning": finetune(base, training, plan.checkpoints, device=plan.device, tags=plan.tags)}
+    options = {"device": plan.device, "tags": plan.tags, "template_variables": plan.variables}
+    return {"finetuning": finetune(base, training, plan.checkpoints, **options)}
 
 
 def training_plan(source: str, adapter: Path | None) -> TrainingPlan:

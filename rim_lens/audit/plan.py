@@ -10,6 +10,7 @@ from typing import Any
 from rim_lens.audit.files import write_json
 from rim_lens.behavior.limits import Budget
 from rim_lens.chat.tags import ThinkTags, read_tags
+from rim_lens.chat.template import read_variables
 from rim_lens.errors import RimLensError
 
 PLAN_FILE = "plan.json"
@@ -26,7 +27,8 @@ class AuditPlan:
     training time run; `prefilled` are the given CoTs of harmful requests where the first does not. `cot_budget`,
     `temperature`, `top_p` and `samples`: as for `measure_rim`; what is measured inside the model reads each prompt's
     first answer. `n_controls`: random head or neuron sets per causal test. `device` and `dtype`: as for `load_model`.
-    `think_tags`: the texts that open and close a CoT, where the template's own are not found.
+    `think_tags`: the texts that open and close a CoT, where the template's own are not found. `template_variables`:
+    variables of the chat template, each NAME=VALUE.
     """
 
     model: str
@@ -52,6 +54,7 @@ class AuditPlan:
     device: str | None = None
     dtype: str | None = None
     think_tags: tuple[str, str] | None = None
+    template_variables: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.n < SMALLEST_SET:
@@ -66,6 +69,11 @@ class AuditPlan:
     def tags(self) -> ThinkTags | None:
         """The think tags as `load_model` takes them."""
         return read_tags(self.think_tags)
+
+    @property
+    def variables(self) -> dict[str, object]:
+        """The template variables as `load_model` takes them."""
+        return read_variables(self.template_variables)
 
     @property
     def digest(self) -> str:

@@ -49,7 +49,10 @@ class Context:
         A series' adapters stand on the base: an adapter that the plan names as its model is left out beside them.
         """
         name = self.plan.model if self.checkpoints is None else base_and_adapter(self.plan.model)[0]
-        model = load_model(name, device=self.plan.device, dtype=self.plan.dtype, tags=self.plan.tags)
+        plan = self.plan
+        model = load_model(
+            name, device=plan.device, dtype=plan.dtype, tags=plan.tags, template_variables=plan.variables
+        )
         if self.checkpoints is not None:
             self.checkpoints.check(model)
             self.checkpoints.load(model, self.checkpoints.reference)

@@ -173,9 +173,8 @@ class Endpoint(Generic[Answer]):
                 if reply.status_code == 200:
                     served = True
                     text, cut = content_of(reply)
-                    if cut:
-                        max_tokens = min(2 * max_tokens, LONGEST * self.max_tokens)
-                    answer = read_reply(text, self.read)
+                    room, max_tokens = max_tokens, min((1 + cut) * max_tokens, LONGEST * self.max_tokens)
+                    answer = self._read(text, room if cut else None)
                     check(question, answer)
                     self.cache.add(key, answer)
                     self._readable.set()
@@ -200,6 +199,15 @@ class Endpoint(Generic[Answer]):
         if not served:
             raise RimLensError(self._nothing(name, reason))
         self.unanswered[key] = Unanswered(reason)
+
+    def _read(self, text: str, cut_at: int | None) -> Answer:
+        """The answer in a reply, which was cut after so many tokens; raises `Unreadable`."""
+        try:
+            return read_reply(text, self.read)
+        except Unreadable as error:
+            if cut_at is None:
+                raise
+            raise Unreadable(f"cut after {cut_at} tokens ({error}); raise max_tokens={self.max_tokens}") from error
 
     def _body(self, question: str, attempt: int, max_tokens: int) -> dict[str, Any]:
         body = {

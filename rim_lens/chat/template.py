@@ -5,6 +5,7 @@ What a template does besides writing messages is made visible here: a date is pi
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -45,6 +46,25 @@ SWITCHES = (
     Switch("reasoning_effort", "none", "high"),
 )
 TAKES_NO_EFFORT = re.compile(r"reasoning_effort[^%}]{0,80}['\"]none['\"]|['\"]none['\"][^%}]{0,80}reasoning_effort")
+
+
+def read_variables(written: Sequence[str]) -> dict[str, object]:
+    """Template variables from NAME=VALUE as a command line gives them; a value that is JSON is read as JSON.
+
+    Raises:
+        RimLensError: an entry without a name or without `=`.
+
+    """
+    read = dict[str, object]()
+    for one in written:
+        name, equals, value = one.partition("=")
+        if not equals or not name.isidentifier():
+            raise RimLensError(f"A template variable is NAME=VALUE, as reasoning_effort=high, got {one!r}.")
+        try:
+            read[name] = json.loads(value)
+        except ValueError:
+            read[name] = value
+    return read
 
 
 class Template:

@@ -9,7 +9,8 @@ its hooks.
 import copy
 import hashlib
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -43,6 +44,7 @@ class LensModel:
         hf: Any = None,
         bridge: Any = None,
         tags: ThinkTags | None = None,
+        template_variables: Mapping[str, object] | None = None,
     ) -> None:
         if hf is None and bridge is None:
             raise RimLensError("A LensModel needs a transformers model or an object with TransformerLens' hooks.")
@@ -54,7 +56,8 @@ class LensModel:
         self.hf: Any = hf.eval() if hf is not None else None  # torch's mode without dropout
         self._bridge = bridge
         generation = getattr(hf, "generation_config", None)
-        self.chat_format = ChatFormat(tokenizer, tags, generation_eos=getattr(generation, "eos_token_id", None))
+        eos = getattr(generation, "eos_token_id", None)
+        self.chat_format = ChatFormat(tokenizer, tags, variables=template_variables, generation_eos=eos)
         self.shape: ModelShape = shape_of(hf if hf is not None else bridge)
         self.merged_adapter: str | None = None  # the one it was loaded with
         self.active_batch: Batch | None = None
@@ -167,6 +170,12 @@ class LensModel:
         except RimLensError as error:  # a model without a chat template can be measured on tokens
             return f"none: {error}"
         return f"{tags.open!r} … {tags.close!r} ({tags_from})"
+
+    @property
+    def template_variables(self) -> str | None:
+        """Variables that every prompt's chat template gets, as JSON; None where there are none."""
+        variables = self.chat_format.template.variables
+        return json.dumps(variables, sort_keys=True, default=str) if variables else None
 
     @property
     def fingerprint(self) -> str:

@@ -1,6 +1,7 @@
 """load_model: from a name, a folder, an adapter, a GGUF file or a hooked object to a LensModel."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def load_model(
     device_map: Any = None,
     tags: ThinkTags | None = None,
     chat_template: str | None = None,
+    template_variables: Mapping[str, object] | None = None,
     tokenizer: Any = None,
 ) -> LensModel:
     """Load a chat model and wrap it for analysis.
@@ -59,6 +61,8 @@ def load_model(
         device_map: handed to transformers, for models larger than one device ("auto").
         tags: the tags that open and close thinking, where they are not `<think>` and `</think>`.
         chat_template: a Jinja template to use in place of the tokenizer's own.
+        template_variables: variables of the chat template, such as `{"reasoning_effort": "high"}`; one that switches
+            thinking holds for every prompt.
         tokenizer: for objects that carry none.
 
     Raises:
@@ -68,7 +72,7 @@ def load_model(
     """
     join()  # one of several processes gets its own accelerator, before a device is chosen
     if not isinstance(source, str | Path):
-        return checked_at_load(wrap_object(source, tokenizer, tags, chat_template))
+        return checked_at_load(wrap_object(source, tokenizer, tags, chat_template, template_variables))
     device = chosen_device(device) if device_map is None else None
     folder = Path(source).expanduser()
     if folder.is_dir() and is_adapter(folder):
@@ -94,6 +98,7 @@ def load_model(
         with_template(tokenizer or loaded_tokenizer, chat_template),
         hf=hf.requires_grad_(False),
         tags=tags,
+        template_variables=template_variables,
     )
     if adapter is not None:
         model.merged_adapter, model.shown = str(adapter), f"+ {adapter.name}"
@@ -135,7 +140,9 @@ def adapter_tokenizer(adapter: Path, base: Any) -> Any:
     return own
 
 
-def load_chat_format(source: str, tags: ThinkTags | None = None) -> ChatFormat:
+def load_chat_format(
+    source: str, tags: ThinkTags | None = None, template_variables: Mapping[str, object] | None = None
+) -> ChatFormat:
     """The chat format of a model without its weights, for looking at how prompts are cut."""
     from transformers import AutoTokenizer
 
@@ -145,7 +152,8 @@ def load_chat_format(source: str, tags: ThinkTags | None = None) -> ChatFormat:
         check_reachable(location, None)
     with translated_hub_errors(location):
         tokenizer = AutoTokenizer.from_pretrained(location)
-    return ChatFormat(tokenizer if adapter is None else adapter_tokenizer(adapter, tokenizer), tags)
+    own = tokenizer if adapter is None else adapter_tokenizer(adapter, tokenizer)
+    return ChatFormat(own, tags, variables=template_variables)
 
 
 def resolve(source: str) -> tuple[str, str]:
@@ -209,7 +217,13 @@ def read_weights(
     return hf, tokenizer
 
 
-def wrap_object(source: Any, tokenizer: Any, tags: ThinkTags | None, chat_template: str | None) -> LensModel:
+def wrap_object(
+    source: Any,
+    tokenizer: Any,
+    tags: ThinkTags | None,
+    chat_template: str | None,
+    variables: Mapping[str, object] | None,
+) -> LensModel:
     """A LensModel around a transformers model or an object with TransformerLens' hooks."""
     from transformers import PreTrainedModel
 
@@ -217,15 +231,16 @@ def wrap_object(source: Any, tokenizer: Any, tags: ThinkTags | None, chat_templa
     if tokenizer is None:
         raise RimLensError(f"The {type(source).__name__} carries no tokenizer; pass tokenizer=.")
     tokenizer = with_template(tokenizer, chat_template)
+    options: dict[str, Any] = {"tags": tags, "template_variables": variables}
     if isinstance(source, PreTrainedModel):
-        return LensModel(source.config._name_or_path or type(source).__name__, tokenizer, hf=source, tags=tags)
+        return LensModel(source.config._name_or_path or type(source).__name__, tokenizer, hf=source, **options)
     if not (hasattr(source, "hook_dict") and hasattr(source, "cfg")):
         raise RimLensError(
             f"A {type(source).__name__} is neither a name, a path, a transformers model nor an object with "
             "TransformerLens' hooks (hook_dict and cfg); pass one of these."
         )
     name = getattr(source.cfg, "model_name", None) or type(source).__name__
-    return LensModel(name, tokenizer, bridge=source, tags=tags)
+    return LensModel(name, tokenizer, bridge=source, **options)
 
 
 def with_template(tokenizer: Any, chat_template: str | None) -> Any:

@@ -11,7 +11,7 @@ the rows of neurons stand still only where they were zero.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
@@ -75,6 +75,7 @@ def finetune(
     safety_prompts: str = "harmful",
     device: str | None = None,
     tags: ThinkTags | None = None,
+    template_variables: Mapping[str, object] | None = None,
 ) -> FinetuneRun:
     """Fine-tune a model on CoT data, one run an arm and seed, and write the series to `out`.
 
@@ -89,6 +90,7 @@ def finetune(
         safety_prompts: a prompt set's name or file; requests only, nothing is learned from them.
         device: CUDA where there is one by default.
         tags: as for `load_model`.
+        template_variables: as for `load_model`.
 
     Raises:
         RimLensError: trl is missing, a file or setting is wrong, rows without CoT or with answers that disagree with
@@ -100,11 +102,16 @@ def finetune(
     if (holding or plan.settings.merge_start) and plan.adapter and not plan.settings.full:
         plain_lora_config(plan.adapter)
     require_trl()
-    chat_format = load_chat_format(model, tags)
+    chat_format = load_chat_format(model, tags, template_variables)
     runs = runs_of(plan, chat_format)
     rows = {run.name: tokenized(chat_format, run.rows) for run in runs}
     held = [] if holding is None else holding.neurons.tolist()
-    notes = {"held_neurons": held, "penalize_shift": penalize_shift, "think_tags": list(astuple(chat_format.tags))}
+    notes = {
+        "held_neurons": held,
+        "penalize_shift": penalize_shift,
+        "think_tags": list(astuple(chat_format.tags)),
+        "template_variables": dict(template_variables or {}),
+    }
     series = begin_series(Path(out), model, plan, runs, notes)
     for run in runs:
         if not series.is_whole(run):

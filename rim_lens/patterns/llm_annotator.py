@@ -25,6 +25,28 @@ class Marks:
     found: list[dict[str, Any]]
 
 
+MARKS = {
+    "type": "object",
+    "properties": {
+        "found": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "sentence": {"type": "integer", "minimum": 1},
+                    "pattern": {"type": "string", "enum": list(NAMES)},
+                    "evidence": {"type": "string"},
+                },
+                "required": ["sentence", "pattern", "evidence"],
+                "additionalProperties": False,
+            },
+        }
+    },
+    "required": ["found"],
+    "additionalProperties": False,
+}
+
+
 class LLMAnnotator:
     """Labels sentences by asking `model` at `base_url`; options as for `LLMJudge` (key_env, cache, retries, …)."""
 
@@ -41,6 +63,7 @@ class LLMAnnotator:
             model,
             system=instruction(),
             read=read_marks,
+            schema=MARKS,
             role="annotator",
             wanted="labels",
             cache=cache,

@@ -26,6 +26,13 @@ The patterns:
 Reply with one JSON object and nothing else:
 {{"target": "<text>", "control": "<text>"}}"""
 
+DRAFT = {
+    "type": "object",
+    "properties": {"target": {"type": "string"}, "control": {"type": "string"}},
+    "required": ["target", "control"],
+    "additionalProperties": False,
+}
+
 
 class LLMWriter:
     """Rewrites CoTs by asking `model` at `base_url`; options as for `LLMJudge` (key_env, cache, retries, …)."""
@@ -39,6 +46,7 @@ class LLMWriter:
             model,
             system=_SYSTEM.format(patterns=patterns),
             read=read_draft,
+            schema=DRAFT,
             role="writer",
             wanted="draft",
             cache=cache,
