@@ -51,8 +51,15 @@ def measure_finetuning(context: Context) -> Mapping[str, Result]:
     assert plan.checkpoints is not None
     base, adapter = base_and_adapter(plan.model)
     training = training_plan(plan.finetune, adapter)
-    options = {"device": plan.device, "tags": plan.tags, "template_variables": plan.variables}
-    return {"finetuning": finetune(base, training, plan.checkpoints, **options)}
+    done = finetune(
+        base,
+        training,
+        plan.checkpoints,
+        device=plan.device,
+        tags=plan.tags,
+        template_variables=plan.variables,
+    )
+    return {"finetuning": done}
 
 
 def training_plan(source: str, adapter: Path | None) -> TrainingPlan:
