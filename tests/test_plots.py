@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 import pytest
 from families import tiny_tokenizer
 from made_arms import made_arms, made_maths, made_run
+from made_directions import made_directions
 from made_heads import (
     HEADS,
     LAYERS,
@@ -73,6 +74,7 @@ def results(tmp_path_factory):
     more |= {"judge": judge_report(RefusalJudge(), labelled)}
     more |= {"series_maths": made_maths(), "arms": compare_arms(made_arms(), made_maths()), "finetuning": made_run()}
     more |= made_patterns(tmp_path_factory.mktemp("arms"), behavior, tiny_tokenizer())
+    more |= made_directions()
     return {"behavior": behavior, "series": series, **more, **made_inference(), **made_training()}
 
 

@@ -7,11 +7,11 @@ Of a direction r with unit vector u, at the chosen positions x of the residual s
 
 add           x ← x + add · r          where x enters the layers
 clamp         x ← x − (x · u) u + clamp · u        where x enters the layers
-project_out   x ← x − (x · u) u        of everything that is written to the stream: embedding, attention and MLP of every
-              layer; at all positions this is the same as taking u out of the matrices (and biases) that write
+project_out   x ← x − (x · u) u        of everything that is written to the stream: embedding, attention and MLP of
+              every layer; at all positions this is the same as taking u out of the matrices (and biases) that write
 
-Source: Arditi et al. 2024, "Refusal in Language Models Is Mediated by a Single Direction" (activation addition, directional
-ablation, weight orthogonalization).
+Source: Arditi et al. 2024, "Refusal in Language Models Is Mediated by a Single Direction" (activation addition,
+directional ablation, weight orthogonalization).
 """
 
 from collections.abc import Iterable, Sequence
@@ -49,8 +49,8 @@ def steer(
         add: how many times the direction, in its own length, is added.
         project_out: take the direction out of all that is written to the stream.
         clamp: the component along the unit vector that the stream gets, in the stream's units.
-        layers: the layers at whose entry the stream is changed; `n_layers` is behind the last one. For `add` and `clamp`
-            by default the direction's own `layer`; for `project_out` by default all writes, in all layers.
+        layers: the layers at whose entry the stream is changed; `n_layers` is behind the last one. By default for `add`
+            and `clamp` the direction's own `layer`; for `project_out` all writes, in all layers.
         positions: "all", "decision", "from_decision", or a phase: "prompt", "cot", "answer" (a tag counts with what is
             written behind it).
         backend: how passes are changed; "auto" takes the fast way where there is one.

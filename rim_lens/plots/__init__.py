@@ -11,6 +11,8 @@ figure of a result is the one that its class names, and what `result.plot()` ret
 from rim_lens.plots.arms import arm_changes, loss_curves
 from rim_lens.plots.attention import attention_contrast, length_curve, segment_map
 from rim_lens.plots.behavior import rates
+from rim_lens.plots.direct import attribution_map, direct_against_total
+from rim_lens.plots.direction import direction_effects, direction_map
 from rim_lens.plots.forgetting import forgetting_scatter, predictors, ras_by_layer, ras_over_series
 from rim_lens.plots.head_map import head_map
 from rim_lens.plots.images import image_bytes, save_image
@@ -32,9 +34,13 @@ __all__ = [
     "ablation_map",
     "arm_changes",
     "attention_contrast",
+    "attribution_map",
     "cliff_heads",
     "cost_by_category",
     "cost_by_class",
+    "direct_against_total",
+    "direction_effects",
+    "direction_map",
     "dose_curve",
     "forgetting_scatter",
     "head_map",

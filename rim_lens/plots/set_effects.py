@@ -125,6 +125,6 @@ def told(row: pd.Series, head: str) -> str:
     if row["n_controls"]:
         lines.append(
             f"random sets {style.interval(row['control_low'], row['control_high'])}, percentile "
-            f"{row['percentile']:.0f}, {style.p_value(row['p'])}, q = {row['q']:.2g}"
+            f"{row['percentile']:.0f}, {style.p_value(row['p'])}" + (f", q = {row['q']:.2g}" if "q" in row else "")
         )
     return "<br>".join(lines)

@@ -1,0 +1,67 @@
+"""A refusal direction, direct effects and self-repair for tests of figures; tables are computed from random numbers."""
+
+import numpy as np
+import pandas as pd
+from made_results import MANIFEST
+
+from rim_lens.causal.set_effects import set_effect
+from rim_lens.inference_time.direct_attribution import DirectAttribution, LogitDifference, SelfRepair
+from rim_lens.inference_time.refusal_direction import RefusalDirection
+
+LAYERS, POSITIONS, HEADS = 6, 3, 4
+
+
+def made_direction(seed=0, n=20):
+    """A direction whose removal lowers refusal; controls do nothing."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for change, where, effect in (("project_out", "harmful", -6.0), ("add", "harmless", 5.0)):
+        for controls in ("random directions", "shuffled labels"):
+            before = rng.normal(size=n)
+            null = before + rng.normal(0, 0.3, (15, n))
+            row = set_effect(before, before + effect + rng.normal(0, 0.5, n), null, is_share=False)
+            rows.append({"change": change, "measure": f"refusal score, {where}", "controls": controls} | row)
+    layer, position = np.indices((LAYERS, POSITIONS)).reshape(2, -1)
+    numbers = {name: rng.normal(size=len(layer)) for name in ("bypass", "induce", "kl", "norm")}
+    candidates = pd.DataFrame({"layer": layer, "position": position, "token": "<|x|>"} | numbers)
+    candidates["allowed"] = True
+    candidates["chosen"] = candidates.index == 7
+    names = ["last request token", "<|im_end|>", "\n"]
+    place = (2, 1)
+    vector = rng.normal(size=8)
+    return RefusalDirection(
+        pd.DataFrame(rows), candidates, vector, *place, names, (20, 20), (10, 10), "R", manifest=MANIFEST
+    )
+
+
+def made_attribution(seed=0, n=20):
+    """Direct effects of heads and an embedding."""
+    rng = np.random.default_rng(seed)
+    effects = rng.normal(size=(n, LAYERS * HEADS + 1))
+    layer, head = np.indices((LAYERS, HEADS)).reshape(2, -1)
+    table = pd.DataFrame({"kind": "head", "layer": layer, "head": head})
+    table = pd.concat([pd.DataFrame({"kind": ["embedding"], "layer": [-1], "head": [-1]}), table], ignore_index=True)
+    table["name"] = [f"L{one.layer}H{one.head}" if one.layer >= 0 else one.kind for one in table.itertuples()]
+    mean, spread = effects.mean(0), effects.std(0) / n**0.5
+    table = table.assign(n=n, effect=mean, low=mean - 2 * spread, high=mean + 2 * spread)
+    heads = effects[:, 1:].reshape(n, LAYERS, HEADS)
+    neurons = pd.DataFrame({"layer": [0], "neuron": [1], "n": [n], "effect": [0.5], "low": [0.4], "high": [0.6]})
+    metric = LogitDifference((3,), (4,))
+    grid = np.zeros((LAYERS, 5))
+    return DirectAttribution(table, heads, effects, grid, neurons, effects.sum(1), metric, "R", 1e-6, manifest=MANIFEST)
+
+
+def made_repair(seed=0):
+    """Half of each head's direct effect is made up for."""
+    heads = made_attribution(seed).table.iloc[1:].reset_index(drop=True)
+    table = heads[["layer", "head", "name", "n"]].copy()
+    for name, factor in (("direct", -1.0), ("total", -0.5), ("response", 0.5)):
+        ends = np.sort(np.stack([factor * heads["low"], factor * heads["high"]]), axis=0)
+        table[name], table[f"{name}_low"], table[f"{name}_high"] = factor * heads["effect"], *ends
+    table = table.assign(p=0.5, q=0.5, repaired=0.5)
+    return SelfRepair(table, "logit difference", "decision", manifest=MANIFEST)
+
+
+def made_directions():
+    """Every one by name."""
+    return {"direction": made_direction(), "attribution": made_attribution(), "repair": made_repair()}
