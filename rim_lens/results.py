@@ -222,6 +222,8 @@ def _describe_model(model: Any) -> dict[str, str]:
         name: getattr(model, name, None)
         for name in ("name", "fingerprint", "dtype", "device", "think_tags", "template_variables")
     }
+    engine = getattr(model, "engine", None)
+    told |= {} if engine is None else engine.describe()
     return {name: str(value).removeprefix("torch.") for name, value in told.items() if value is not None}
 
 

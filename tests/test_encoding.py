@@ -121,7 +121,7 @@ def test_counterfactual_pairs_hold_the_tokens_of_their_texts(model):
 def test_a_forced_close_tag_stands_in_its_place(model, written):
     chat = model.chat_format.render("How do I do it?", thinking="on")
     ids = model.chat_format.encode_after(chat.text, written)
-    row = Row(0, model, Limits(max_new_tokens=4, cot_budget=len(ids), close=16), chat.text, thinking=True)
+    row = Row(0, model.chat_format, Limits(max_new_tokens=4, cot_budget=len(ids), close=16), chat.text, thinking=True)
     for token in ids:
         row.accept(token)
     while row.forced:
@@ -167,6 +167,7 @@ def test_only_whole_texts_are_encoded_alone():
         "model/lens_model.py": "LensModel.encode itself",
         "model/load_check.py": "a plain text for the check at load",
         "check/subject.py": "a plain text for check_model",
+        "engine/server.py": "whether a tokenizer puts BOS before a text",
         "evals/provider.py": "counts tokens",
         "training_time/checkpoints.py": "compares two tokenizers",
         "chat/format.py": "a whole rendered chat",

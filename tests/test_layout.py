@@ -25,6 +25,7 @@ ROOMS = (
     "results",
     "data",
     "chat",
+    "engine",
     "model",
     "capture",
     "intervene",

@@ -8,7 +8,6 @@ twice.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,19 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from rim_lens.behavior.replies import Entry, ReplyCache, Unreadable, content_of, default_cache, question_key, read_reply
+from rim_lens.behavior.replies import Unreadable, content_of, default_cache, read_reply
+from rim_lens.cache_lines import Entry, LineCache, key_of
+from rim_lens.engine.http import RETRY_STATUS, import_httpx, key_headers, seconds_of
 from rim_lens.errors import RimLensError
 from rim_lens.processes import gather_items, once, share
 from rim_lens.progress import track
 
 Answer = TypeVar("Answer")
 
-KEY_VARIABLE = "RIM_LENS_API_KEY"
 GIVE_UP = 20  # so many questions in a row without one readable reply: the model does not write the form at all
 HOTTER = 0.25  # temperature added with every attempt, up to 1
 LONGEST = 8  # a reply cut by max_tokens is asked for again with twice as many, up to so many times max_tokens
 
-_RETRY_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _QUESTION_STATUS = frozenset({400, 413, 422})  # refused for what one question holds, its length for example
 _OPTIONAL = (
     "response_format",
@@ -86,16 +85,16 @@ class Endpoint(Generic[Answer]):
             raise RimLensError(f"The {role}'s address {base_url!r} must begin with http:// or https://.")
         self.url, self.model = base_url.rstrip("/") + "/chat/completions", model
         self.system, self.read, self.role, self.wanted, self.schema = system, read, role, wanted, schema
-        self.headers = _headers(key_env, role)
+        self.headers = key_headers(key_env, role)
         self.retries, self.timeout, self.concurrency = retries, timeout, concurrency
         self.backoff, self.longest_wait, self.max_tokens = backoff, longest_wait, max_tokens
         if cache is None or cache is True:
             cache = default_cache(role, self.url, model, system)
-        self.cache = ReplyCache(Path(cache) if cache else None, read)
+        self.cache = LineCache(Path(cache) if cache else None, read)
         self.unanswered: dict[str, Unanswered] = {}
         self._without: set[str] = set()  # optional parts of a request that this server has refused
         self._readable = threading.Event()
-        self._httpx = _import_httpx(role)
+        self._httpx = import_httpx(role)
 
     def ask(
         self,
@@ -131,7 +130,7 @@ class Endpoint(Generic[Answer]):
             RimLensError: none of the first 20 questions got a readable answer, or the server cannot be used.
 
         """
-        keys = [question_key(self.url, self.model, self.system, question) for question in questions]
+        keys = [key_of(self.url, self.model, self.system, question) for question in questions]
         known = once(lambda: {k: self.cache[k] for k in keys if k in self.cache})
         missing = {k: (q, n) for k, q, n in zip(keys, questions, names, strict=True) if k not in known}
         order = list(missing)
@@ -183,12 +182,12 @@ class Endpoint(Generic[Answer]):
                 if reply.status_code in _QUESTION_STATUS:
                     self.unanswered[key] = Unanswered(reason)
                     return
-                if reply.status_code not in _RETRY_STATUS:
+                if reply.status_code not in RETRY_STATUS:
                     raise RimLensError(
                         f"The {self.role} at {self.url} refused the question on {name[:60]!r} ({reason}); "
                         "check the address, the model name and the key."
                     )
-                served, pause = False, _seconds(reply.headers.get("retry-after"), pause)
+                served, pause = False, seconds_of(reply.headers.get("retry-after"), pause)
             except Unreadable as error:
                 reason = f"unreadable reply: {error}"
                 continue  # the server is well, so there is nothing to wait for
@@ -241,30 +240,3 @@ class Endpoint(Generic[Answer]):
             f"The {self.role} at {self.url} gave no {self.wanted} for {others}the request {name[:60]!r} in "
             f"{self.retries + 1} attempts (last: {reason}); run again, answers so far are {place}."
         )
-
-
-def _headers(key_env: str | None, role: str) -> dict[str, str]:
-    """The key from the environment; only a variable that was asked for by name has to be there."""
-    key = os.environ.get(key_env or KEY_VARIABLE)
-    if key_env and not key:
-        raise RimLensError(
-            f"The {role}'s key should stand in the environment variable {key_env}, which is empty; set it."
-        )
-    return {"Authorization": f"Bearer {key}"} if key else {}
-
-
-def _seconds(header: str | None, otherwise: float) -> float:
-    try:
-        return max(0.0, float(header)) if header else otherwise
-    except ValueError:
-        return otherwise  # Retry-After may also be a date
-
-
-def _import_httpx(role: str) -> Any:
-    try:
-        import httpx
-    except ImportError as error:
-        raise RimLensError(
-            f"A {role} behind an endpoint needs httpx; install it with: pip install 'rim-lens[judge]'."
-        ) from error
-    return httpx

@@ -11,18 +11,19 @@ answers.
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from rim_lens.behavior.limits import Budget, Limits, is_thinking, limits_for
+from rim_lens.behavior.row import Row, Written
 from rim_lens.behavior.sampling import Picker, sampling_for
+from rim_lens.behavior.through_engine import written_through
 from rim_lens.chat.chat import Chat
-from rim_lens.chat.segments import Thinking, segment_id
+from rim_lens.chat.segments import Thinking
 from rim_lens.chat.tags import ThinkTags
 from rim_lens.chat.thoughts import split_thoughts
 from rim_lens.errors import RimLensError
@@ -34,8 +35,6 @@ from rim_lens.model.lens_model import LensModel
 from rim_lens.model.requests import Prompts
 from rim_lens.processes import gather_items, share
 from rim_lens.progress import track
-
-COT, CLOSE, RESPONSE = map(segment_id, ("cot", "think_close", "response"))
 
 DROP_BELOW = 0.75  # share of unfinished rows under which finished ones are dropped; copying the cache costs a step
 
@@ -68,25 +67,15 @@ class Generation:
         return self.chat.extend(self.response_ids, "response")
 
 
-@dataclass(frozen=True)
-class Written:
-    """The tokens that a model wrote after a chat, and what a `Generation` tells of them besides."""
-
-    cot_ids: tuple[int, ...]
-    close_ids: tuple[int, ...]
-    response_ids: tuple[int, ...]
-    closed: bool | None
-    truncated: bool
-    score: float | None
-    cut: bool | None
-
-    def after(self, chat: Chat, decode: Callable[[Sequence[int]], str], tags: ThinkTags) -> Generation:
-        """The generation that it makes with its chat; what it thinks once more after the CoT is no answer."""
-        if self.cot_ids or self.close_ids:
-            chat = chat.extend(self.cot_ids, "cot").extend(self.close_ids, "think_close")
-        later, response, _ = split_thoughts(decode(self.response_ids), tags, opened=False)
-        cot = "\n\n".join(part for part in (chat.segment_text("cot").strip(), later) if part)
-        return Generation(chat, response, self.response_ids, cot, self.closed, self.truncated, self.score, self.cut)
+def generation_of(chat: Chat, written: Written, decode: Callable[[Sequence[int]], str], tags: ThinkTags) -> Generation:
+    """What was written after a chat, with that chat; what it thinks once more after the CoT is no answer."""
+    if written.cot_ids or written.close_ids:
+        chat = chat.extend(written.cot_ids, "cot").extend(written.close_ids, "think_close")
+    later, response, _ = split_thoughts(decode(written.response_ids), tags, opened=False)
+    cot = "\n\n".join(part for part in (chat.segment_text("cot").strip(), later) if part)
+    return Generation(
+        chat, response, written.response_ids, cot, written.closed, written.truncated, written.score, written.cut
+    )
 
 
 @halves_batches
@@ -143,20 +132,50 @@ def generate(
         raise RimLensError(f"{len(seed)} seeds were given for {len(asked)} prompts; pass one for all or one each.")
     limits = limits_for(model, asked, max_new_tokens, cot_budget)
     chats = [chat for chat in asked for _ in range(samples)]
-    longest = max(len(chat) + limits.room(chat) for chat in chats)
-    batches = model.shared_batches(chats, min(batch_size, rows_that_fit(model, longest)))
-    pick, counted = Picker(sampling, seed), Counter()
-    answers: Iterator[tuple[int, Written]] = (
-        one
-        for rows, batch in batches
-        for one in decode_batch(model, batch, rows, limits, pick, decision_score, counted)
-    )
+    counted = Counter()
+    answers: Iterator[tuple[int, Written]]
+    if model.engine is not None:
+        if decision_score is not None and not model.engine.inside:
+            raise RimLensError(
+                f"decision_score needs logits, which the server of {model.name} does not show: leave it out, and ask "
+                "refusal_score."
+            )
+        answers = written_through(model, chats, share(len(chats)), limits, sampling, seed, counted.add)
+    else:
+        longest = max(len(chat) + limits.room(chat) for chat in chats)
+        batches = model.shared_batches(chats, min(batch_size, rows_that_fit(model, longest)))
+        pick = Picker(sampling, seed)
+        answers = (
+            one
+            for rows, batch in batches
+            for one in decode_batch(model, batch, rows, limits, pick, decision_score, counted)
+        )
     if progress:
         answers = track(answers, "answers", len(share(len(chats))), note=counted.told)
     written = dict(answers)
     every = gather_items(len(chats), list(written), list(written.values()))
     chat_format = model.chat_format
-    return [one.after(chat, chat_format.decode, chat_format.tags) for chat, one in zip(chats, every, strict=True)]
+    generations = [
+        generation_of(chat, one, chat_format.decode, chat_format.tags) for chat, one in zip(chats, every, strict=True)
+    ]
+    if model.engine is None or decision_score is None:
+        return generations
+    scores = scores_at_decisions(model, [one.chat for one in generations], decision_score, batch_size)
+    return [replace(one, score=score) for one, score in zip(generations, scores, strict=True)]
+
+
+@torch.no_grad()
+def scores_at_decisions(model: LensModel, chats: Sequence[Chat], decision_score: Score, batch_size: int) -> list[float]:
+    """Scores of the decision positions of chats that an engine has written, by passes of their own."""
+    scores = [0.0] * len(chats)
+    by_row = any(
+        getattr(tap, "n_given", 1) > 1 for tap in model.active_taps
+    )  # then all rows are one batch in their order
+    every = [(list(range(len(chats))), model.batch(chats))] if by_row else model.batches(chats, batch_size)
+    for rows, batch in every:
+        for row, score in zip(rows, decision_score(model.decision_logits(batch)).tolist(), strict=True):
+            scores[row] = score
+    return scores
 
 
 class Counter:
@@ -165,97 +184,13 @@ class Counter:
     def __init__(self) -> None:
         self.tokens, self.start = 0, time.monotonic()
 
+    def add(self, n_tokens: int) -> None:
+        """Count more tokens."""
+        self.tokens += n_tokens
+
     def told(self) -> str:
         """How many tokens, and how many a second."""
         return f"{self.tokens:,} tokens, {self.tokens / max(time.monotonic() - self.start, 1e-9):,.0f} a second"
-
-
-@dataclass
-class Row:
-    """Where one row, a sample of a prompt, is: in its CoT, in its answer, or done."""
-
-    number: int
-    model: LensModel
-    limits: Limits
-    before: str  # the text of its chat
-    thinking: bool
-    forced: deque[int] = field(default_factory=deque)
-    cot_ids: list[int] = field(default_factory=list)
-    close_ids: list[int] = field(default_factory=list)
-    response_ids: list[int] = field(default_factory=list)
-    closed: bool | None = None
-    done: bool = False
-    truncated: bool = False
-    score: float | None = None
-    cut: bool | None = None
-
-    @property
-    def at_decision(self) -> bool:
-        """Whether the next token is the first of the answer."""
-        return not (self.thinking or self.forced or self.response_ids or self.done)
-
-    def accept(self, chosen: int) -> tuple[int, int]:
-        """Take the row's next token, forced or chosen by the model; say which one it was and its segment id."""
-        if self.forced:
-            self.close_ids.append(self.forced.popleft())
-            return self.close_ids[-1], CLOSE
-        if self.thinking and chosen in self.model.chat_format.eos_ids:
-            self._close(by_itself=False)
-            return self.accept(chosen)
-        if self.thinking:
-            self._think(chosen)
-            return chosen, COT if self.thinking or not self.closed else CLOSE
-        if not self.done:
-            self._answer(chosen)
-        return chosen, RESPONSE
-
-    def _think(self, token: int) -> None:
-        self.cot_ids.append(token)
-        mark = self.model.chat_format.tags.close_mark
-        if mark in self.model.chat_format.decode(self.cot_ids[-len(mark) :]):
-            self._split_at(mark)
-            self._close(by_itself=True)
-        elif len(self.cot_ids) >= self.limits.cot_budget:
-            self._close(by_itself=False)
-            self.cut = True
-
-    def _split_at(self, mark: str) -> None:
-        """Move the tokens of the close tag, and the white space before it, from the CoT to the close tag."""
-        decode = self.model.chat_format.decode
-        start = len(self.cot_ids) - 1
-        while mark not in decode(self.cot_ids[start:]):
-            start -= 1
-        while start > 0 and not decode(self.cot_ids[start - 1 : start]).strip():
-            start -= 1
-        self.close_ids, self.cot_ids = self.cot_ids[start:], self.cot_ids[:start]
-
-    def _close(self, *, by_itself: bool) -> None:
-        self.thinking, self.closed, self.cut = False, by_itself, False
-        chat_format = self.model.chat_format
-        if not by_itself:
-            self.forced.extend(chat_format.encode_after(self._text(self.cot_ids), chat_format.tags.close))
-            return
-        mark = chat_format.tags.close_mark
-        written = chat_format.decode(self.close_ids).partition(mark)[2]
-        rest = chat_format.tags.close.partition(mark)[2].removeprefix(written)
-        if rest:
-            self.forced.extend(chat_format.encode_after(self._text([*self.cot_ids, *self.close_ids]), rest))
-
-    def _text(self, written: Sequence[int]) -> str:
-        """The chat's text with what was written after it."""
-        return self.before + self.model.chat_format.decode(written)
-
-    def _answer(self, token: int) -> None:
-        if token in self.model.chat_format.eos_ids:
-            self.done = True
-            return
-        self.response_ids.append(token)
-        self.done = self.truncated = len(self.response_ids) >= self.limits.max_new_tokens
-
-    def finished(self) -> Written:
-        """What this row has written."""
-        cot, close, response = tuple(self.cot_ids), tuple(self.close_ids), tuple(self.response_ids)
-        return Written(cot, close, response, self.closed, self.truncated, self.score, self.cut)
 
 
 @torch.no_grad()
@@ -274,7 +209,7 @@ def decode_batch(
     """
     steps = decoder(model, batch)
     live = [
-        Row(i, model, limits, chat.text, thinking=is_thinking(chat))
+        Row(i, model.chat_format, limits, chat.text, thinking=is_thinking(chat))
         for i, chat in zip(numbers, batch.chats, strict=True)
     ]
     logits = steps.first()
@@ -284,7 +219,7 @@ def decode_batch(
         before = [row.done for row in live]
         chosen = pick(logits, [row.number for row in live]).tolist()
         taken = [row.accept(token) for row, token in zip(live, chosen, strict=True)]
-        counted.tokens += before.count(False)
+        counted.add(before.count(False))
         yield from ((row.number, row.finished()) for row, was in zip(live, before, strict=True) if row.done and not was)
         going = [i for i, row in enumerate(live) if not row.done]
         if not going:

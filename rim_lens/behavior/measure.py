@@ -137,6 +137,7 @@ def measure_rim(
         judge_errors: what to correct rates with, from `judge_report`; for the default judge the package has its own
             counts.
         tokens: refusal tokens of the score that is kept with every answer; the tokenizer's common ones by default.
+            Answers of a server have none: `refusal_score` asks for it.
         wordings_per_prompt: wordings of a class that each prompt is asked with.
         max_new_tokens: longest answer to a request; refusals show in the first sentence.
         maths_tokens: longest answer to a maths problem.
@@ -180,7 +181,7 @@ def measure_rim(
                 samples=samples,
                 seed=seed,
                 batch_size=batch_size,
-                decision_score=tokens.score,
+                **decision_score(model, tokens),
             )
         )
     answers = pd.concat(frames, ignore_index=True)
@@ -212,6 +213,11 @@ def answers_of(
         problems = [prompts[one.prompt] for one in asked]
         answers["solved"] = solved(problems, generations)
     return answers
+
+
+def decision_score(model: LensModel, tokens: RefusalTokens) -> dict[str, Any]:
+    """The option of `generate` that scores decision positions; a server shows no logits, and its answers have no score."""
+    return {} if model.engine is not None and not model.engine.inside else {"decision_score": tokens.score}
 
 
 def rate_table(answers: pd.DataFrame, seed: int, errors: JudgeErrors | None = None) -> pd.DataFrame:

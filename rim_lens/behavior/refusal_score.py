@@ -16,6 +16,8 @@ from torch import Tensor
 
 from rim_lens.behavior.generate import Generation
 from rim_lens.behavior.judge import Judgement
+from rim_lens.chat.chat import Chat
+from rim_lens.engine.dialogue import Ask, Engine
 from rim_lens.errors import RimLensError
 from rim_lens.model.as_chats import as_chats
 from rim_lens.model.batch import Batch
@@ -165,15 +167,30 @@ def refusal_score(
 ) -> Float64[np.ndarray, " prompt"]:
     """Refusal score of every chat at its decision position, in nats; higher means refusal.
 
-    Active taps apply, so this is also the score under an ablation.
+    Active taps apply, so this is also the score under an ablation. A server has to give the log-probabilities of R,
+    whose float32 bounds the precision: about 1e-7 / (1 − p(R)).
+
+    Raises:
+        RimLensError: a server that does not give them.
     """
     chats = as_chats(model, chats)
     tokens = tokens or refusal_tokens(model)
+    if model.engine is not None and not model.engine.inside:
+        return scores_by_logprobs(model.engine, chats, tokens)
     scores, seen = np.empty(len(chats), dtype=np.float64), list[int]()
     for indices, batch in model.shared_batches(chats, batch_size):
         scores[indices] = tokens.score(model.decision_logits(batch)).cpu().numpy()
         seen += indices
     return all_rows(scores, seen)
+
+
+def scores_by_logprobs(engine: Engine, chats: Sequence[Chat], tokens: RefusalTokens) -> Float64[np.ndarray, " prompt"]:
+    """The score from log p of the refusal tokens alone."""
+    cut = [chat.token_ids[: chat.decision_position + 1].tolist() for chat in chats]
+    texts = ["" if chat.decode is None else chat.decode(ids) for chat, ids in zip(chats, cut, strict=True)]
+    asks = [Ask(tuple(ids), text, max_tokens=1) for ids, text in zip(cut, texts, strict=True)]
+    inside = torch.tensor(engine.token_logprobs(asks, tokens.ids), dtype=torch.float64).logsumexp(-1)
+    return (inside - (-torch.expm1(inside)).log()).numpy()
 
 
 @halves_batches

@@ -5,19 +5,16 @@ A thinking model may think first: what stands before the end of its thought is s
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import re
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from rim_lens.cache import cache_folder
+from rim_lens.cache_lines import Entry, key_of
 
 Answer = TypeVar("Answer")
-Entry = dict[str, Any]
 
 _FENCE = re.compile(r"\A\s*```(?:json)?\s*(.*?)\s*```\s*\Z", re.DOTALL)
 _THOUGHT_ENDS = re.compile(
@@ -66,52 +63,9 @@ def content_of(reply: Any) -> tuple[str, bool]:
     return (texts[0] if texts else ""), choice.get("finish_reason") == "length"
 
 
-def question_key(*parts: str) -> str:
-    """The hash under which an answer is kept: server, model, instruction and question."""
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
 def default_cache(role: str, url: str, model: str, system: str) -> Path:
     """The file for the answers of one model to one instruction, in the package's cache folder."""
-    return cache_folder() / "replies" / f"{role}-{question_key(url, model, system)[:16]}.jsonl"
-
-
-class ReplyCache(Generic[Answer]):
-    """Answers by question hash, one JSON line each; a line cut by a crash is ignored and asked for again."""
-
-    def __init__(self, path: Path | None, read: Callable[[Entry], Answer]) -> None:
-        self.path, self._answers, self._lock = path, dict[str, Answer](), threading.Lock()
-        if path is None or not path.exists():
-            return
-        text = path.read_text(encoding="utf-8")
-        for line in text.split("\n"):
-            entry = _json_object(line)
-            with contextlib.suppress(Unreadable):
-                if entry is not None and "key" in entry:
-                    self._answers[entry["key"]] = read(entry)
-        if text and not text.endswith("\n"):
-            with path.open("a", encoding="utf-8") as file:
-                file.write("\n")
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._answers
-
-    def __getitem__(self, key: str) -> Answer:
-        return self._answers[key]
-
-    def remember(self, answers: Mapping[str, Answer]) -> None:
-        """Keep these answers in memory; whoever asked for them has written them down."""
-        self._answers |= answers
-
-    def add(self, key: str, answer: Answer) -> None:
-        """Keep an answer; on disk before it counts as answered."""
-        line = json.dumps({"key": key, **vars(answer)}, ensure_ascii=False) + "\n"
-        with self._lock:
-            if self.path:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(line)
-            self._answers[key] = answer
+    return cache_folder() / "replies" / f"{role}-{key_of(url, model, system)[:16]}.jsonl"
 
 
 def _json_object(text: str) -> Entry | None:

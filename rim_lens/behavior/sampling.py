@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.random import SeedSequence
 from torch import Tensor
 
 from rim_lens.errors import RimLensError
@@ -64,7 +65,7 @@ def sampling_for(
 
 def own_sampling(model: LensModel) -> Sampling:
     """What the `generation_config` of a natively thinking model samples with; greedy of any other model."""
-    config = getattr(model.hf, "generation_config", None)
+    config = model.generation_config
     if config is None or not config.do_sample or not thinks_natively(model):
         return Sampling()
     temperature = 1.0 if config.temperature is None else float(config.temperature)
@@ -101,10 +102,15 @@ class Picker:
 
     def _stream(self, row: int) -> np.random.Generator:
         if row not in self._streams:
-            prompt, sample = divmod(row, self.sampling.samples)
-            source = self.seed[prompt] if isinstance(self.seed, Sequence) else (self.seed, prompt)
-            self._streams[row] = np.random.default_rng(np.random.SeedSequence(source, spawn_key=(sample,)))
+            self._streams[row] = np.random.default_rng(row_seed(self.sampling, self.seed, row))
         return self._streams[row]
+
+
+def row_seed(sampling: Sampling, seed: int | Sequence[int], row: int, part: tuple[int, ...] = ()) -> SeedSequence:
+    """What one sample of one prompt is drawn from; `part` for one of several draws."""
+    prompt, sample = divmod(row, sampling.samples)
+    source = seed[prompt] if isinstance(seed, Sequence) else (seed, prompt)
+    return SeedSequence(source, spawn_key=(sample, *part))
 
 
 def warper(sampling: Sampling):  # type: ignore[no-untyped-def]

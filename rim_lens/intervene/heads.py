@@ -10,12 +10,13 @@ decision position.
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rim_lens.chat.chat import Chat
 from rim_lens.errors import RimLensError
 from rim_lens.intervene.recording import HeadRecording, donor_rows
 from rim_lens.intervene.selection import Chosen, Heads, UnitTap, Where, chosen_heads
@@ -91,6 +92,7 @@ class ZeroHeads(UnitTap):
     """z ← 0."""
 
     what = "zero ablation of heads"
+    site = "heads"
 
     def on_head_output(self, layer: int, z: Float[Tensor, "row pos head d_head"]) -> Tensor | None:
         """See the class."""
@@ -101,6 +103,7 @@ class ScaledHeads(UnitTap):
     """z ← factor · z."""
 
     what = "scaling of heads"
+    site = "heads"
 
     def __init__(self, chosen: Chosen, where: Where, factor: float) -> None:
         super().__init__(chosen, where)
@@ -115,10 +118,15 @@ class MeanHeads(UnitTap):
     """z ← the mean over a reference set."""
 
     what = "mean ablation of heads"
+    site = "heads"
 
     def __init__(self, chosen: Chosen, where: Where, means: Float[Tensor, "layer head d_head"]) -> None:
         super().__init__(chosen, where)
         self.means = means
+
+    def replacement(self, layer: int, chat: Chat) -> Tensor:
+        """The means."""
+        return self.means[layer]
 
     def on_head_output(self, layer: int, z: Float[Tensor, "row pos head d_head"]) -> Tensor | None:
         """See the class."""
@@ -129,10 +137,19 @@ class ResampledHeads(UnitTap):
     """z ← another prompt's, at its decision position."""
 
     what = "resample ablation of heads"
+    site = "heads"
 
     def __init__(self, chosen: Chosen, where: Where, reference: HeadRecording, seed: int) -> None:
         super().__init__(chosen, where)
         self.donated, self.requests, self.seed = reference.at(0), reference.requests, seed
+
+    def edit_key(self, row: int, chat: Chat) -> tuple[Any, ...]:
+        """Each request has its donor."""
+        return (chat.request, *super().edit_key(row, chat))
+
+    def replacement(self, layer: int, chat: Chat) -> Tensor:
+        """The donor's."""
+        return self.donated[donor_rows(self.requests, [chat.request], self.seed)[0], layer]
 
     def on_pass(self, here: Pass) -> None:
         """Choose each row's donor."""

@@ -7,12 +7,13 @@ zeroed.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rim_lens.chat.chat import Chat
 from rim_lens.errors import RimLensError
 from rim_lens.intervene.experts import ablate_expert_neurons
 from rim_lens.intervene.recording import donor_rows
@@ -86,6 +87,7 @@ class ZeroNeurons(UnitTap):
     """a ← 0."""
 
     what = "zero ablation of neurons"
+    site = "neurons"
 
     def on_neurons(self, layer: int, post: Float[Tensor, "row pos d_mlp"]) -> Tensor | None:
         """See the class."""
@@ -96,6 +98,7 @@ class ScaledNeurons(UnitTap):
     """a ← factor · a."""
 
     what = "scaling of neurons"
+    site = "neurons"
 
     def __init__(self, chosen: Chosen, where: Where, factor: float) -> None:
         super().__init__(chosen, where)
@@ -110,10 +113,15 @@ class ReplacedNeurons(UnitTap):
     """a ← given values, one set for all rows or one a row."""
 
     what = "mean ablation of neurons"
+    site = "neurons"
 
     def __init__(self, chosen: Chosen, where: Where, values: Float[Tensor, "#row layer d_mlp"]) -> None:
         super().__init__(chosen, where)
         self.values = values
+
+    def replacement(self, layer: int, chat: Chat) -> Tensor:
+        """The values, one set for all rows."""
+        return self.values[0, layer]
 
     def on_neurons(self, layer: int, post: Float[Tensor, "row pos d_mlp"]) -> Tensor | None:
         """See the class."""
@@ -137,6 +145,14 @@ class ResampledNeurons(ReplacedNeurons):
     ) -> None:
         super().__init__(chosen, where, reference)
         self.reference, self.requests, self.seed = reference, requests, seed
+
+    def edit_key(self, row: int, chat: Chat) -> tuple[Any, ...]:
+        """Each request has its donor."""
+        return (chat.request, *super().edit_key(row, chat))
+
+    def replacement(self, layer: int, chat: Chat) -> Tensor:
+        """The donor's."""
+        return self.reference[donor_rows(self.requests, [chat.request], self.seed)[0], layer]
 
     def on_pass(self, here: Pass) -> None:
         """Choose each row's donor."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import segment_id
+from rim_lens.engine.edit import Edit, Site
 from rim_lens.errors import RimLensError
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.taps import STILL_THINKING, Pass, Tap
@@ -111,6 +112,8 @@ class UnitTap(Tap):
     """Base of taps that change chosen units at some positions."""
 
     what = "an intervention"
+    site: Site | None = None  # where an engine can make the change while it writes; None: nowhere
+    factor = 0.0  # of the chosen units' own values
 
     def __init__(self, chosen: Chosen, where: Where) -> None:
         self.layers = frozenset(chosen)
@@ -147,6 +150,36 @@ class UnitTap(Tap):
                 "apart when some end before others."
             )
         return [index[id(chat)] for chat in here.known_batch(self.what).chats]
+
+    def replacement(self, layer: int, chat: Chat) -> Tensor | None:
+        """What is added to factor · value in a row with this chat, [unit] or [unit, d_head]; None for nothing."""
+        return None
+
+    def edit_key(self, row: int, chat: Chat) -> tuple[Any, ...]:
+        """Equal for rows whose `as_edit` is equal."""
+        masks = ((layer, mask[row if len(mask) > 1 else 0]) for layer, mask in self.chosen.items())
+        return tuple((layer, mine.cpu().numpy().tobytes()) for layer, mine in masks)
+
+    def as_edit(self, row: int, chat: Chat) -> Edit:
+        """The change of one row, for an engine that writes many answers at once.
+
+        Raises:
+            RimLensError: it depends on more than the units' own values.
+        """
+        if self.site is None:
+            raise RimLensError(
+                f"{self.what} cannot be made while vLLM writes: load the model with load_model(name) for generation."
+            )
+        factor, shift = {}, {}
+        for layer, mask in self.chosen.items():
+            mine = mask[row if len(mask) > 1 else 0].cpu()
+            if not bool(mine.any()):
+                continue
+            factor[layer] = torch.where(mine, self.factor, 1.0)
+            added = self.replacement(layer, chat)
+            if added is not None:
+                shift[layer] = (added.cpu().float().view(len(mine), -1) * mine[:, None]).contiguous()
+        return Edit(self.site, factor, shift)
 
     def units(self, layer: int) -> Bool[Tensor, "#row unit"]:
         """True at the chosen units of each row of this pass."""

@@ -30,11 +30,14 @@ from rim_lens.model.shape import ModelShape, shape_of
 from rim_lens.processes import share
 
 if TYPE_CHECKING:
+    from rim_lens.engine.dialogue import Engine
     from rim_lens.model.taps import Tap
 
 
 class LensModel:
     """A chat model as the analyzers see it: rendering, batches, forward passes, taps. Made by `load_model`."""
+
+    engine: "Engine | None" = None  # of a model whose weights another program holds
 
     def __init__(
         self,
@@ -113,6 +116,11 @@ class LensModel:
     def is_moe(self) -> bool:
         """Whether its MLPs are mixtures of experts."""
         return self.shape.n_experts > 0
+
+    @property
+    def generation_config(self) -> Any:
+        """What the model is published to be sampled with; None where nobody says."""
+        return getattr(self.hf, "generation_config", None)
 
     @property
     def module(self) -> Any:

@@ -15,6 +15,7 @@ from rim_lens.model.hub import check_reachable, translated_hub_errors
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.load_check import checked_at_load
 from rim_lens.model.peft_merge import merge_adapter
+from rim_lens.model.served_model import served_model
 from rim_lens.model.whole_weights import check_loaded
 from rim_lens.processes import join
 
@@ -25,6 +26,11 @@ SOURCES = (
     ("local folder", "./my-model", "config, safetensors weights and tokenizer as transformers saves them"),
     ("adapter folder", "./my-lora", "a LoRA adapter: its base model is loaded and the adapter merged"),
     (".gguf file", "./model.Q4_1.gguf", "dequantized to float32 once and kept in the cache"),
+    (
+        "address",
+        "http://127.0.0.1:8000/v1",
+        "behind a server with /v1/completions: behaviour only; model= names it there, tokenizer= its tokenizer",
+    ),
     (
         "object",
         "TransformerBridge, HookedTransformer",
@@ -46,13 +52,15 @@ def load_model(
     chat_template: str | None = None,
     template_variables: Mapping[str, object] | None = None,
     tokenizer: Any = None,
+    model: str | None = None,
+    engine_options: Mapping[str, Any] | None = None,
 ) -> LensModel:
     """Load a chat model and wrap it for analysis.
 
     Args:
         source: a hub id; a local folder; a folder with a LoRA adapter (its base is loaded and the adapter merged); a
             `.gguf` file; the name `smollm2-135m-instruct` (no hub needed); a transformers model; a TransformerBridge or
-            any object with TransformerLens' hook surface.
+            any object with TransformerLens' hook surface; the address of a server, "http://127.0.0.1:8000/v1".
         adapter: folder of a LoRA adapter to merge into `source`.
         device: for example "cuda" or "cpu"; CUDA where there is one by default, of several processes each its own.
         dtype: weights' type, a torch.dtype or its name; bfloat16 on CUDA and float32 on CPU by default.
@@ -63,7 +71,10 @@ def load_model(
         chat_template: a Jinja template to use in place of the tokenizer's own.
         template_variables: variables of the chat template, such as `{"reasoning_effort": "high"}`; one that switches
             thinking holds for every prompt.
-        tokenizer: for objects that carry none.
+        tokenizer: for objects that carry none; for a server the tokenizer, or the name or folder it is loaded from.
+        model: the model's name on the server.
+        engine_options: of a server, as in `engine.server.CompletionsServer`: `key_env`,
+            `cache`, `retries`, `concurrency`, `timeout`.
 
     Raises:
         RimLensError: unknown or unreachable model, damaged file, adapter of another base, no chat template, CUDA
@@ -71,6 +82,14 @@ def load_model(
 
     """
     join()  # one of several processes gets its own accelerator, before a device is chosen
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        return served_model(
+            source,
+            model,
+            tokenizer,
+            chat_template,
+            **{"tags": tags, "template_variables": template_variables, **(engine_options or {})},
+        )
     if not isinstance(source, str | Path):
         return checked_at_load(wrap_object(source, tokenizer, tags, chat_template, template_variables))
     device = chosen_device(device) if device_map is None else None
@@ -93,7 +112,7 @@ def load_model(
     if adapter is not None:
         hf = merge_adapter(hf, adapter)
         loaded_tokenizer = adapter_tokenizer(adapter, loaded_tokenizer)
-    model = LensModel(
+    lens_model = LensModel(
         name,
         with_template(tokenizer or loaded_tokenizer, chat_template),
         hf=hf.requires_grad_(False),
@@ -101,8 +120,8 @@ def load_model(
         template_variables=template_variables,
     )
     if adapter is not None:
-        model.merged_adapter, model.shown = str(adapter), f"+ {adapter.name}"
-    return checked_at_load(model)
+        lens_model.merged_adapter, lens_model.shown = str(adapter), f"+ {adapter.name}"
+    return checked_at_load(lens_model)
 
 
 def adapter_folder(adapter: str | Path) -> Path:

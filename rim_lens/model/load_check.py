@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rim_lens.errors import RimLensError
+from rim_lens.model.batch import Batch
 from rim_lens.model.taps import AttentionCall, Tap
 from rim_lens.model.taps_fast import serves
 
@@ -91,6 +92,10 @@ def first_tokens(model: "LensModel") -> Tensor:
 
 def plain_logits(model: "LensModel", tokens: Tensor) -> Float[Tensor, "row pos vocab"]:
     """One pass over tokens without padding, through the way that is in use."""
+    if model.engine is not None:
+        row = torch.zeros_like(tokens)
+        last = torch.full((len(tokens),), tokens.shape[1] - 1)
+        return model.raw_logits(Batch(tokens, row == 0, row - 1, torch.arange(tokens.shape[1]) + row, last, ()))
     if model.hf is None or model.through_hooks:
         return model.bridge(tokens, return_type="logits")
     return model.hf(tokens, use_cache=False).logits
