@@ -1,10 +1,11 @@
-"""A refusal direction, direct effects and self-repair for tests of figures; tables are computed from random numbers."""
+"""A refusal direction, direct effects, self-repair and sentences of CoTs for tests of figures, from random numbers."""
 
 import numpy as np
 import pandas as pd
-from made_results import MANIFEST
+from made_results import HOSTILE, MANIFEST
 
 from rim_lens.causal.set_effects import set_effect
+from rim_lens.inference_time.cot_importance import CotImportance
 from rim_lens.inference_time.direct_attribution import DirectAttribution, LogitDifference, SelfRepair
 from rim_lens.inference_time.refusal_direction import RefusalDirection
 
@@ -62,6 +63,19 @@ def made_repair(seed=0):
     return SelfRepair(table, "logit difference", "decision", manifest=MANIFEST)
 
 
+def made_importance(seed=0):
+    """Two CoTs of three sentences."""
+    rng = np.random.default_rng(seed)
+    effects = {name: rng.normal(size=6) for name in ("hidden", "cut", "brings", "resampled")}
+    places = {"chat": np.repeat([0, 1], 3), "sentence": np.tile(np.arange(3), 2), "place": np.tile([0.2, 0.5, 0.8], 2)}
+    table = pd.DataFrame({**places, "text": [HOSTILE, *"abcde"], "n_tokens": 4, **effects, "n_other": 3, "n_same": 3})
+    scores = pd.DataFrame({"chat": [0, 1], "request": [HOSTILE, "b"], "score": [1.0, -1.0]})
+    row = {"third": "first third", "effect": "hidden", "n": 2, "mean": 0.1, "low": -0.5, "high": 0.7}
+    summary = pd.DataFrame([row])
+    return CotImportance(table, summary, scores, "answer", None, "shared prefix", 3, "R", manifest=MANIFEST)
+
+
 def made_directions():
     """Every one by name."""
-    return {"direction": made_direction(), "attribution": made_attribution(), "repair": made_repair()}
+    first = {"direction": made_direction(), "attribution": made_attribution(), "repair": made_repair()}
+    return first | {"importance": made_importance()}

@@ -1,12 +1,12 @@
-"""Direct logit attribution: what each head, neuron, bias and the embedding writes to the refusal tokens' logits by itself.
+"""Direct logit attribution: what each head, neuron, bias and the embedding writes to the refusal tokens' logits.
 
     difference = mean logit of `toward` − mean logit of `against` (by default of the whole vocabulary)
     x          = embedding + Σ over layers ( Σ heads z W_O + bias  +  Σ neurons a w_out + bias )
     difference = W_d · ( scale ⊙ c(x) / σ + bias_norm ) + bias_d         W_d: the same difference of the unembedding's rows
 
-With σ, the length that the final norm divides by, taken from the prompt's own pass (*frozen*), and so with the norms that
-some architectures have on what a layer writes, this is a sum with one term per component. It is exact, and is compared
-with the model's own logits each time. Experts and linear attention enter as one component per layer.
+With σ, the length that the final norm divides by, taken from the prompt's own pass (*frozen*), and so with the norms
+that some architectures have on what a layer writes, this is a sum with one term per component. It is exact, and is
+compared with the model's own logits each time. Experts and linear attention enter as one component per layer.
 
 What a component does through later layers is not in its term. `self_repair` compares it with the total effect of zero
 ablation: where later layers make up for the head, the total is smaller than the direct effect.
@@ -70,9 +70,9 @@ class DirectAttribution(Result):
     """What every component writes to the logit difference by itself, prompt by prompt.
 
     `table`: one row per component (embedding; per layer its heads, attention bias, MLP neurons together, MLP bias; final
-    bias) with mean `effect` over n prompts in nats and its 95 % interval. `neurons`: mean effect of every neuron (NaN in
-    layers of experts), `neuron_table` the largest ones with intervals. The rows of `effects` sum to `logits`, the model's
-    own logit differences; `gap` is the largest difference.
+    bias) with mean `effect` over n prompts in nats and its 95 % interval. `neurons`: mean effect of every neuron (NaN
+    in layers of experts), `neuron_table` the largest ones with intervals. The rows of `effects` sum to `logits`, the
+    model's own logit differences; `gap` is the largest deviation.
     """
 
     figure: ClassVar = "direct:attribution_map"
@@ -216,7 +216,7 @@ class SelfRepair(Result):
     """Direct against total effect of zeroing each head, and what the rest of the model makes of its absence.
 
     `table`: one row per head with `direct` (minus its attribution), `total` (the sweep's effect on the same logit
-    difference) and `response` = total − direct, each with its 95 % interval over n prompts, p (`stats.mean_test`) and
+    difference) and `response` = total − direct, each with its 95 % interval over n prompts, `p` (`stats.mean_test`) and
     Benjamini-Hochberg `q` of the response; `repaired` is −response / direct where the interval of `direct` leaves out 0.
     """
 
@@ -249,8 +249,8 @@ def self_repair(
         model: a transformers model.
         chats: prompts, up to the decision position.
         attribution: `direct_attribution` of the same chats; measured here by default.
-        positions: where heads are zeroed; at "decision" the response is that of later layers at this position and of the
-            final norm, elsewhere also what other positions would have carried.
+        positions: where heads are zeroed; at "decision" the response is that of later layers at this position and of
+            the final norm, elsewhere also what other positions would have carried.
         n_permutations: sign flips of the test.
         seed: of permutations and bootstraps.
 

@@ -4,7 +4,7 @@ A norm is linear once the length σ of what goes into it is taken as given (*fro
 
     norm(x) = scale ⊙ c(x) / σ(x) + bias        c takes the mean away where the norm centres
 
-Scale, bias, centring and σ are found by asking the norm itself, so that every architecture's own (1 + w) or ε is in them.
+Scale, bias, centring and σ are found by asking the norm itself: every architecture's own (1 + w) or ε is in them.
 """
 
 from dataclasses import dataclass

@@ -11,6 +11,7 @@ figure of a result is the one that its class names, and what `result.plot()` ret
 from rim_lens.plots.arms import arm_changes, loss_curves
 from rim_lens.plots.attention import attention_contrast, length_curve, segment_map
 from rim_lens.plots.behavior import rates
+from rim_lens.plots.cot import shaded_sentences
 from rim_lens.plots.direct import attribution_map, direct_against_total
 from rim_lens.plots.direction import direction_effects, direction_map
 from rim_lens.plots.forgetting import forgetting_scatter, predictors, ras_by_layer, ras_over_series
@@ -69,6 +70,7 @@ __all__ = [
     "save_image",
     "segment_map",
     "set_effects",
+    "shaded_sentences",
     "shares_by_arm",
     "shift_by_layer",
     "shift_by_layer_and_checkpoint",
