@@ -122,7 +122,7 @@ def test_whole_passes_give_the_same_as_the_shared_prefix(family, queries):
 def test_hiding_from_no_head_changes_nothing():
     model = shared_model("llama")
     importance = cot_importance(model, chats_of(model), tokens=TOKENS, heads=[])
-    assert importance.table["hidden"].abs().max() == 0
+    assert importance.table["hidden"].abs().max() < 1e-5  # rows of one pass round otherwise than a row alone
 
 
 def test_no_continuations_leave_everything_else_as_it_is():
