@@ -56,6 +56,7 @@ class SentenceScores:
             inputs = model.hf_inputs(torch.ones_like(positions), positions)
             model.hf.base_model(self.tokens[None, : self.stop], **inputs, past_key_values=self.cache, use_cache=True)
 
+    @torch.no_grad()
     def clean(self) -> Float[Tensor, " vocab"]:
         """Nothing hidden, nothing cut."""
         if self.cache is None:
