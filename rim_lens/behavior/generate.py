@@ -28,10 +28,10 @@ from rim_lens.chat.tags import ThinkTags
 from rim_lens.chat.thoughts import split_thoughts
 from rim_lens.errors import RimLensError
 from rim_lens.model.as_chats import as_chats
-from rim_lens.model.batch import Batch
-from rim_lens.model.decode import decoder, rows_that_fit
+from rim_lens.model.decode import Decoder, decoder, rows_that_fit
 from rim_lens.model.fitting import halves_batches
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.prompt_cache import PromptCache
 from rim_lens.model.requests import Prompts
 from rim_lens.processes import gather_items, share
 from rim_lens.progress import track
@@ -94,6 +94,7 @@ def generate(
     samples: int = 1,
     seed: int | Sequence[int] = 0,
     decision_score: Score | None = None,
+    started: Sequence[PromptCache] = (),
     progress: bool = True,
 ) -> list[Generation]:
     """Answer every prompt, `samples` times.
@@ -116,6 +117,7 @@ def generate(
             Given one a prompt, the other prompts of the call make none either.
         decision_score: a function from logits [row, vocab] to [row], applied at each decision position: the refusal
             score costs no pass of its own this way.
+        started: this process's prompts where a pass over the same chats has computed them before.
         progress: show a progress bar when it takes long.
 
     Returns:
@@ -143,12 +145,17 @@ def generate(
         answers = written_through(model, chats, share(len(chats)), limits, sampling, seed, counted.add)
     else:
         longest = max(len(chat) + limits.room(chat) for chat in chats)
-        batches = model.shared_batches(chats, min(batch_size, rows_that_fit(model, longest)))
+        size = min(batch_size, rows_that_fit(model, longest))
+        begun: Iterator[tuple[list[int], Decoder]]
+        if started:
+            begun = continued(started, samples, size)
+        else:
+            begun = ((rows, decoder(model, batch)) for rows, batch in model.shared_batches(chats, size))
         pick = Picker(sampling, seed)
         answers = (
             one
-            for rows, batch in batches
-            for one in decode_batch(model, batch, rows, limits, pick, decision_score, counted)
+            for rows, steps in begun
+            for one in decode_rows(model, steps, rows, limits, pick, decision_score, counted)
         )
     if progress:
         answers = track(answers, "answers", len(share(len(chats))), note=counted.told)
@@ -178,6 +185,15 @@ def scores_at_decisions(model: LensModel, chats: Sequence[Chat], decision_score:
     return scores
 
 
+def continued(started: Sequence[PromptCache], samples: int, size: int) -> Iterator[tuple[list[int], Decoder]]:
+    """The numbers of some rows at a time, and their decoder, from prompts that were computed before."""
+    for part in started:
+        rows = [(row, prompt * samples + k) for row, prompt in enumerate(part.indices) for k in range(samples)]
+        for first in range(0, len(rows), size):
+            places, numbers = (list(column) for column in zip(*rows[first : first + size], strict=True))
+            yield numbers, part.decoder(places)
+
+
 class Counter:
     """Tokens decoded so far and since when, for the display of progress."""
 
@@ -194,23 +210,22 @@ class Counter:
 
 
 @torch.no_grad()
-def decode_batch(
+def decode_rows(
     model: LensModel,
-    batch: Batch,
+    steps: Decoder,
     numbers: Sequence[int],
     limits: Limits,
     pick: Picker,
     decision_score: Score | None,
     counted: Counter,
 ) -> Iterator[tuple[int, Written]]:
-    """Decode one left-padded batch, whose rows have these numbers.
+    """Decode the rows of one batch, which have these numbers.
 
     Each number with what its row wrote, once it is done.
     """
-    steps = decoder(model, batch)
     live = [
         Row(i, model.chat_format, limits, chat.text, thinking=is_thinking(chat))
-        for i, chat in zip(numbers, batch.chats, strict=True)
+        for i, chat in zip(numbers, steps.batch.chats, strict=True)
     ]
     logits = steps.first()
     while True:

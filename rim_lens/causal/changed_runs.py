@@ -20,48 +20,56 @@ from rim_lens.model.lens_model import LensModel
 from rim_lens.model.taps import Tap
 
 ROWS_AT_ONCE = 8  # of a whole pass
-_TRIED: WeakKeyDictionary[Any, dict[tuple[bool, bool], str | None]] = (
+_TRIED: WeakKeyDictionary[Any, dict[tuple[bool, ...], str | None]] = (
     WeakKeyDictionary()
-)  # model -> {(with a prefix, template shared): why not}
+)  # model -> {(with a prefix, last column alone, template shared): why not}
 
 
 def why_not(model: LensModel, batch: Batch, runs: Runs, start: int, template: int = 0) -> str | None:
-    """Why runs of a model cannot be resumed, or None where they can; the first time, one run is computed both ways."""
+    """Why runs of a model cannot be resumed, or None where they can; the first time, some are computed both ways."""
     reason = unfit(model, start or template)
     if reason is None:
-        tried, way = _TRIED.setdefault(model.hf, {}), (bool(start), bool(template))
+        last_alone = start == batch.tokens.shape[1] - 1
+        tried, way = _TRIED.setdefault(model.hf, {}), (bool(start), last_alone, bool(template))
         if way not in tried:
-            tried[way] = _differing(model, batch, runs, start, template)
+            tried[way] = _differing(model, batch, SomeRuns(runs, tried_runs(runs, last_alone)), start, template)
         reason = tried[way]
     return reason
 
 
-def _differing(model: LensModel, batch: Batch, runs: Runs, start: int, template: int) -> str | None:
-    """Compare the run that changes the earliest layer, resumed and in a whole pass."""
-    earliest = int(entry_layers(runs, model.n_layers).argmin())
-    one, logits = OneRun(runs, earliest), list[Tensor]()
+def tried_runs(runs: Runs, last_alone: bool) -> Int[Tensor, " run"]:
+    """The run that changes the earliest layer; where runs of a prompt share a pass, two changes in every prompt."""
+    earliest = int(entry_layers(runs, runs.changed.shape[1]).argmin())
+    if not last_alone:
+        return torch.tensor([earliest])
+    two = torch.stack([runs.number[earliest], runs.number[earliest - 1]])
+    return torch.isin(runs.number, two).nonzero()[:, 0]
 
-    def take(rows: Tensor, of_run: Tensor) -> None:
-        logits.append(of_run)
+
+def _differing(model: LensModel, batch: Batch, runs: "SomeRuns", start: int, template: int) -> str | None:
+    """Compare runs, resumed and in whole passes."""
+    resumed, whole = dict[int, Tensor](), dict[int, Tensor]()
+
+    def into(found: dict[int, Tensor]) -> TakeLogits:
+        return lambda rows, logits: found.update(zip(rows.tolist(), logits, strict=True))
 
     try:
-        ResumablePass(model, batch, start, template=template).give_logits(one, take)
+        ResumablePass(model, batch, start, template=template).give_logits(runs, into(resumed))
     except (RimLensError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
         if out_of_memory(error):
             raise  # says nothing about the layers
         return f"its layers cannot be called one by one ({type(error).__name__}: {error})"
-    whole_passes(model, batch, one, take)
-    resumed, whole = logits
+    whole_passes(model, batch, runs, into(whole))
     tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 5e-2
-    off = float((resumed - whole).abs().max() / whole.std())
+    off = max(float((resumed[run] - whole[run]).abs().max() / whole[run].std()) for run in whole)
     return None if off < tolerance else f"resumed logits differ from those of a whole pass (by {off:.2g} sd)"
 
 
-class OneRun:
-    """One of several runs, alone."""
+class SomeRuns:
+    """Some of the runs."""
 
-    def __init__(self, runs: Runs, index: int) -> None:
-        self.runs, self.index = runs, torch.tensor([index])
+    def __init__(self, runs: Runs, index: Int[Tensor, " run"]) -> None:
+        self.runs, self.index = runs, index
         self.prompt, self.changed, self.number = (of[self.index] for of in (runs.prompt, runs.changed, runs.number))
 
     def change(self, layer: int, runs: Int[Tensor, " row"], z: Tensor) -> Tensor:

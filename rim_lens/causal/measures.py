@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from rim_lens.behavior.generate import generate
+from rim_lens.behavior.generate import Generation, generate
 from rim_lens.behavior.judge import LABELS, Judge
 from rim_lens.behavior.maths import solved
 from rim_lens.behavior.refusal_score import RefusalTokens, log_odds, refusal_score
@@ -125,30 +125,25 @@ class AnswerMeasure:
 
     def _one_after_the_other(self, sets: Sequence[HeadSet], change: Change) -> np.ndarray:
         labels = np.empty((len(sets), len(self.chats)), dtype="U12")
-        requests = [chat.request for chat in self.chats]
         for i, heads in enumerate(track(sets, f"answers under head sets, {self.where}")):
             with change(heads) if heads else nullcontext():
-                answers = generate(self.model, list(self.chats), temperature=0, progress=False, **self.options)
-            judged = self.judge(
-                requests, [a.response for a in answers], [a.cot for a in answers], [a.truncated for a in answers]
-            )
-            labels[i] = [one.label for one in judged]
+                labels[i] = self._labels(
+                    generate(self.model, list(self.chats), temperature=0, progress=False, **self.options)
+                )
         return labels
 
     def _from_decision(self, sets: Sequence[HeadSet], change: Ablation) -> np.ndarray:
         """Prompts are computed once, and every set costs the tokens of its answer."""
         limit, what = self.options["max_new_tokens"], f"answers under sets, {self.where}"
         answers = answers_of_sets(self.model, self.chats, sets, change, limit, what)
-        labels = np.empty((len(sets), len(self.chats)), dtype="U12")
-        requests, cots = (
-            [chat.request for chat in self.chats],
-            [chat.segment_text("cot").strip() for chat in self.chats],
+        return np.array([self._labels([of[one] for of in answers]) for one in range(len(sets))], dtype="U12")
+
+    def _labels(self, answers: Sequence[Generation]) -> list[str]:
+        requests = [chat.request for chat in self.chats]
+        judged = self.judge(
+            requests, [a.response for a in answers], [a.cot for a in answers], [a.truncated for a in answers]
         )
-        for one in range(len(sets)):
-            texts = [self.model.chat_format.decode(of[one]).strip() for of in answers]
-            cut = [len(of[one]) >= limit for of in answers]
-            labels[one] = [judged.label for judged in self.judge(requests, texts, cots, cut)]
-        return labels
+        return [one.label for one in judged]
 
 
 @dataclass(frozen=True)

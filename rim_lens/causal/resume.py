@@ -7,6 +7,7 @@
    from `start` on, and weights are read once for all runs. Tokens that all prompts begin with (the template and its
    system prompt) do not depend on the prompt, whatever is changed at all positions: where they are shared, they are
    computed once per change and not once per run (`template`).
+   Runs that change the last column only are laid side by side as columns of one row (`side_by_side`).
 3. Of the last layer only the attention sees all columns; its MLP, the final norm and the unembedding see the last one.
 
 Exact: a run's logits are those of a whole pass with the same change; `changed_runs` compares the two once a model. The
@@ -23,13 +24,15 @@ from typing import Any, Protocol
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache
+from transformers import Cache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from rim_lens.causal import side_by_side
 from rim_lens.errors import RimLensError
 from rim_lens.model.batch import Batch
 from rim_lens.model.fitting import AtOnce
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.shared_prefix import columns_cache
 from rim_lens.model.sites import Layer
 from rim_lens.model.taps_fast import serves, sites_of
 
@@ -148,18 +151,12 @@ class ResumablePass:
         batch, model = self.batch, self.model
         cache = None
         if self.start:
-            cache = DynamicCache(config=model.hf.config)
-            before, rows = slice(0, self.start), slice(0, 1) if self.template else slice(None)
             with ExitStack() as stack:
                 stack.enter_context(model.during(batch))
-                stack.enter_context(torch.no_grad())
                 if self.template:
                     self._keep_calls(stack)
-                inputs = model.hf_inputs(batch.mask[rows, before], batch.positions[rows, before])
-                model.hf.base_model(batch.tokens[rows, before], **inputs, past_key_values=cache, use_cache=True)
-            if self.template:
-                self.template_calls, self.calls = self.calls, []
-                cache.batch_repeat_interleave(len(batch))
+                cache = columns_cache(model, batch, self.start, once=bool(self.template))
+            self.template_calls, self.calls = self.calls, []
             self.prefixes = [_prefix(layer, model) for layer in cache.layers]
         after = slice(self.start, None)
         with ExitStack() as stack:
@@ -220,11 +217,17 @@ class ResumablePass:
         """Give decision logits of every run to `take`, some runs at a time; fewer at a time where memory runs out."""
         entry = entry_layers(runs, len(self.layers))
         example = self.calls[0].entering
-        most = max(1, STATE_BYTES // (example[0].numel() * example.element_size()))
+        most = max(1, STATE_BYTES // (example[0].numel() * example.element_size()) // len(example)) * len(example)
+
+        together = side_by_side.fits(self)
 
         def climb(some: Sequence[int]) -> None:
             group = torch.tensor(some)
-            last = self._climb(runs, group, entry[group].tolist())
+            layers = entry[group].tolist()
+            if together and side_by_side.is_grid(self, runs, group):
+                last = side_by_side.climb(self, runs, group, layers)
+            else:
+                last = self._climb(runs, group, layers)
             for rows in torch.arange(len(group)).split(ROWS_OF_LOGITS):
                 take(group[rows], self._unembedded(last[rows]))
 
@@ -254,7 +257,7 @@ class ResumablePass:
                 else:
                     cache = self.cached(index, prompts[rows])
                 if index < top:
-                    stream[rows] = self._layer(index, stream[rows], prompts[rows], change, cache)
+                    stream[rows] = self.layer(index, stream[rows], prompts[rows], change, cache)
                 else:
                     stream[rows, -1:] = self._last_layer(stream[rows], prompts[rows], change, cache)
         return stream[:, -1:]
@@ -287,29 +290,30 @@ class ResumablePass:
         """The last layer, whose MLP is run for the last column only."""
         layer, top = self.layers[-1], len(self.layers) - 1
         if layer.attention is None:
-            return self._layer(top, stream, prompts, change, cache)[:, -1:]
+            return self.layer(top, stream, prompts, change, cache)[:, -1:]
         with _replaced_forward(layer.attention, _reached):
             try:
-                self._layer(top, stream, prompts, None, cache)
+                self.layer(top, stream, prompts, None, cache)
             except AttentionReached as reached:
                 args, kwargs = reached.call
         with _changed_heads(layer, self.model.n_heads, change):
             attended = layer.attention(*args, **kwargs)
         last = attended[:, -1:] if isinstance(attended, Tensor) else (attended[0][:, -1:], *attended[1:])
         with _replaced_forward(layer.attention, lambda *args, **kwargs: last):
-            return self._layer(top, stream[:, -1:], prompts, None, cache)
+            return self.layer(top, stream[:, -1:], prompts, None, cache)
 
-    def _layer(
+    def layer(
         self,
         index: int,
         stream: Float[Tensor, "row pos d_model"],
         prompts: Int[Tensor, " row"],
         change: Callable[[Tensor], Tensor] | None,
         cache: "Prefix | None",
+        **others: Tensor,
     ) -> Float[Tensor, "row pos d_model"]:
-        """One layer over some runs."""
+        """One layer over some runs; `others` are arguments to call it with in place of the clean pass's."""
         call, layer = self.calls[index], self.layers[index]
-        args, kwargs = _for_rows((call.args, call.kwargs), prompts, len(self.batch), cache)
+        args, kwargs = _for_rows((call.args, call.kwargs | others), prompts, len(self.batch), cache)
         with _changed_heads(layer, self.model.n_heads, change):
             out = layer.block(stream.to(call.entering.device), *args, **kwargs)
         return out if isinstance(out, Tensor) else out[0]

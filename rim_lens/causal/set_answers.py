@@ -17,15 +17,17 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64
 
-from rim_lens.behavior.generate import is_thinking
+from rim_lens.behavior.generate import Counter, Generation, Written, decode_rows
+from rim_lens.behavior.limits import is_thinking, limits_for
 from rim_lens.behavior.refusal_score import mean_log_likelihood
-from rim_lens.causal.prompt_cache import Continued, PromptCache, can_prefill
+from rim_lens.behavior.sampling import Picker, Sampling
 from rim_lens.causal.run_scores import cut_at_decision
 from rim_lens.causal.set_scores import ROWS, ChangeAt, Part, over_parts, rows_at_once, rows_under_sets
 from rim_lens.chat.chat import Chat
 from rim_lens.model.batch import Batch
 from rim_lens.model.fitting import over_batches
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.prompt_cache import PromptCache, can_prefill
 from rim_lens.processes import gather_items, n_processes, sum_over_processes
 from rim_lens.progress import track
 
@@ -44,39 +46,27 @@ def prefillable(model: LensModel, chats: Sequence[Chat]) -> bool:
 
 def answers_of_sets(
     model: LensModel, chats: Sequence[Chat], sets: Sequence[Any], change: ChangeAt, limit: int, what: str
-) -> list[list[list[int]]]:
-    """Token ids of the greedy answer to every chat under every set, [chat][set]; `continues` must hold."""
-    at_once = rows_at_once(what, inside=True)
+) -> list[list[Generation]]:
+    """The greedy answer to every chat under every set, [chat][set]; `continues` must hold."""
+    at_once, limits = rows_at_once(what, inside=True), limits_for(model, chats, limit, 1)
+    pick, chat_format = Picker(Sampling(), 0), model.chat_format
 
-    def written(part: Part) -> list[tuple[int, list[list[int]]]]:
+    def answered(part: PromptCache, rows: Sequence[int]) -> list[Written]:
+        found = dict(decode_rows(model, part.decoder(rows), range(len(rows)), limits, pick, None, Counter()))
+        return [found[row] for row in range(len(rows))]
+
+    def written(part: Part) -> list[tuple[int, list[Generation]]]:
         assert isinstance(part, PromptCache)  # prefillable
-        found: dict[int, dict[int, list[int]]] = {prompt: {} for prompt in part.indices}
-        run = partial(greedy, part, limit=limit)
-        for rows, chosen, answers in rows_under_sets(part, sets, change, run, at_once):
-            for row, one, ids in zip(rows, chosen, answers, strict=True):
-                found[part.indices[row]][one] = ids
+        found: dict[int, dict[int, Generation]] = {prompt: {} for prompt in part.indices}
+        for rows, chosen, answers in rows_under_sets(part, sets, change, partial(answered, part), at_once):
+            for row, one, answer in zip(rows, chosen, answers, strict=True):
+                prompt = part.indices[row]
+                found[prompt][one] = answer.after(chats[prompt], chat_format.decode, chat_format.tags)
         return [(prompt, [of[one] for one in range(len(sets))]) for prompt, of in found.items()]
 
     parts = track(over_parts(model, chats, ROWS, written, what), what, math.ceil(len(chats) / ROWS / n_processes()))
     mine = [pair for part in parts for pair in part]
-    return gather_items(len(chats), [prompt for prompt, _ in mine], [ids for _, ids in mine])
-
-
-def greedy(part: PromptCache, rows: Sequence[int], limit: int) -> list[list[int]]:
-    """The most likely tokens of every row, until it ends its turn or reaches the limit."""
-    model, run = part.model, Continued(part, rows)
-    found: list[list[int]] = [[] for _ in range(len(run.logits))]
-    going = [True] * len(found)
-    while any(going):
-        chosen = run.logits.argmax(-1)
-        for row, token in enumerate(chosen.tolist()):
-            going[row] = going[row] and token not in model.chat_format.eos_ids
-            if going[row]:
-                found[row].append(token)
-                going[row] = len(found[row]) < limit
-        if any(going):
-            run.step(chosen)
-    return found
+    return gather_items(len(chats), [prompt for prompt, _ in mine], [answers for _, answers in mine])
 
 
 @torch.no_grad()
@@ -131,7 +121,7 @@ def _by_whole_passes(
 def likelihood(
     part: PromptCache, answers: Sequence[Sequence[int]], rows: Sequence[int]
 ) -> Float64[torch.Tensor, " row"]:
-    """Mean log-probability of each row's prompt's answer; `answers` has one a prompt of the part."""
+    """Mean log-probability of each row's prompt's answer; `answers` has one per prompt of the part."""
     wanted = [answers[row] for row in rows]
     lengths = torch.tensor([len(ids) for ids in wanted])
     filled = torch.tensor([[*ids, *[ids[-1]] * (int(lengths.max()) - len(ids))] for ids in wanted])

@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float, Float64
 
 from rim_lens.behavior.refusal_score import RefusalTokens
-from rim_lens.causal.prompt_cache import PromptCache, can_prefill, prefill
 from rim_lens.causal.run_scores import cut_at_decision
 from rim_lens.chat.chat import Chat
 from rim_lens.intervene.heads import ablate_heads
@@ -23,6 +22,7 @@ from rim_lens.intervene.selection import Where
 from rim_lens.model.batch import Batch
 from rim_lens.model.fitting import AtOnce, over_batches
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.prompt_cache import PromptCache, can_prefill, prefill
 from rim_lens.processes import n_processes, sum_over_processes
 from rim_lens.progress import track
 from rim_lens.units import Head

@@ -15,13 +15,15 @@ from rim_lens.chat.segments import SEGMENTS
 from rim_lens.model.batch import Batch
 from rim_lens.model.finite import check_finite
 from rim_lens.model.lens_model import LensModel
-from rim_lens.model.shared_prefix import prefix_first, shared_length
+from rim_lens.model.shared_prefix import columns_cache, prefix_first, shared_length
 
 USED_MEMORY = 0.7  # of what is free: appending to the cache and the pass itself need some too
 
 
 class Decoder(Protocol):
-    """A left-padded batch whose rows grow by one token a step."""
+    """A batch whose rows end at the same column and grow by one token a step."""
+
+    batch: Batch
 
     def first(self) -> Float[Tensor, "row vocab"]:
         """Logits after the prompts."""
@@ -96,14 +98,21 @@ def rows_that_fit(model: LensModel, length: int) -> int:
 
 
 class CachedDecoder:
-    """Decoding with transformers' KV cache; a step costs one token a row."""
+    """Decoding with transformers' KV cache; a step costs one token a row.
 
-    def __init__(self, model: LensModel, batch: Batch) -> None:
-        self.model, self.batch = model, batch
-        self.cache: Any = None
+    `cache`: keys and values of the batch's first columns, where these were computed before.
+    """
 
-    def first(self) -> Float[Tensor, "row vocab"]:
-        """Logits after the prompts; fills the cache. A chat that stands in several rows is computed once."""
+    def __init__(self, model: LensModel, batch: Batch, cache: Any = None) -> None:
+        self.model, self.batch, self.cache = model, batch, cache
+
+    def first(self, done: int | None = None) -> Float[Tensor, "row vocab"]:
+        """Logits after the prompts; fills the cache. `done`: columns in it, by default all but the last if there is one.
+
+        A chat that stands in several rows is computed once.
+        """
+        if self.cache is not None or done is not None:
+            return self._last(self.batch.tokens.shape[1] - done if done is not None else 1)[:, -1]
         firsts, copies = distinct(self.batch)
         if len(firsts) == len(copies) or self.model.active_taps:  # a tap may differ by row
             return self._first()
@@ -115,25 +124,22 @@ class CachedDecoder:
     def _first(self) -> Float[Tensor, "row vocab"]:
         shared = shared_length(self.model, self.batch)
         if shared:
-            self._share(shared)
-        return self._forward(self.batch.tokens[:, shared:], self.batch.positions[:, shared:])
-
-    def _share(self, length: int) -> None:
-        """Compute the tokens that all rows begin with once, for all of them."""
-        self.batch = prefix_first(self.batch, length)
-        alone = selected(self.batch, [0])
-        self.cache = self.model.hf(
-            alone.tokens[:, :length],
-            **self.model.hf_inputs(alone.mask[:, :length], alone.positions[:, :length]),
-            **self.model.last_logit_only,
-            use_cache=True,
-        ).past_key_values
-        self.cache.batch_repeat_interleave(len(self.batch))
+            self.batch = prefix_first(self.batch, shared)
+            self.cache = columns_cache(self.model, self.batch, shared, once=True)
+        return self._last(self.batch.tokens.shape[1] - shared)[:, -1]
 
     def step(self, tokens: Int[Tensor, " row"], segments: Int[Tensor, " row"]) -> Float[Tensor, "row vocab"]:
         """Logits after one more token in every row."""
         self.batch = grown(self.batch, tokens, segments)
-        return self._forward(tokens[:, None], self.batch.positions[:, -1:])
+        return self._last(1)[:, -1]
+
+    def read(
+        self, tokens: Int[Tensor, "row new"], segments: Int[Tensor, "row new"]
+    ) -> Float[Tensor, "row one_more vocab"]:
+        """Logits at the last column of the prompts and at each of these tokens, which come after them, in one pass."""
+        for token, segment in zip(tokens.unbind(1), segments.unbind(1), strict=True):
+            self.batch = grown(self.batch, token, segment)
+        return self._last(1 + tokens.shape[1], every=True)
 
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows of the batch and the cache alone; a row may be named more than once."""
@@ -141,18 +147,20 @@ class CachedDecoder:
         # transformers' selection for beams: its batch_select_indices is missing for recurrent layers
         self.cache.reorder_cache(torch.tensor(rows, device=self.batch.tokens.device))
 
-    def _forward(self, tokens: Int[Tensor, "row new"], positions: Int[Tensor, "row new"]) -> Float[Tensor, "row vocab"]:
-        with self.model.during(self.batch):
+    def _last(self, n: int, *, every: bool = False) -> Float[Tensor, "row new vocab"]:
+        """Compute the last n columns; logits of the last of them, or of `every` one."""
+        batch = self.batch
+        with self.model.during(batch):
             output = self.model.hf(
-                tokens,
-                **self.model.hf_inputs(self.batch.mask, positions),
-                **self.model.last_logit_only,
+                batch.tokens[:, -n:],
+                **self.model.hf_inputs(batch.mask, batch.positions[:, -n:]),
+                **({} if every else self.model.last_logit_only),
                 past_key_values=self.cache,
                 use_cache=True,
             )
         self.cache = output.past_key_values
-        logits = output.logits[:, -1].float()
-        check_finite(self.model, self.batch, logits)
+        logits = output.logits.float()
+        check_finite(self.model, batch, logits[:, -1])
         return logits
 
 

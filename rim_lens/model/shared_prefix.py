@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
+from rim_lens.model.attached_taps import detached
 from rim_lens.model.batch import Batch
 from rim_lens.model.lens_model import LensModel
 
@@ -70,3 +72,15 @@ def prefix_first(batch: Batch, length: int) -> Batch:
         segments=moved(batch.segments, -1),
         positions=moved(batch.positions, 0),
     )
+
+
+@torch.no_grad()
+def columns_cache(model: LensModel, batch: Batch, n_columns: int, *, once: bool = False) -> DynamicCache:
+    """Keys and values of the first columns of a batch, untapped; with `once` of the first row, repeated for all rows."""
+    cache, rows = DynamicCache(config=model.hf.config), slice(0, 1) if once else slice(None)
+    inputs = model.hf_inputs(batch.mask[rows, :n_columns], batch.positions[rows, :n_columns])
+    with detached(model):
+        model.hf.base_model(batch.tokens[rows, :n_columns], **inputs, past_key_values=cache, use_cache=True)
+    if once:
+        cache.batch_repeat_interleave(len(batch))
+    return cache

@@ -19,13 +19,13 @@ from rim_lens.capture.attention import MassTap
 from rim_lens.capture.neuron_activations import NeuronActivations
 from rim_lens.capture.neuron_readers import NeuronReader, neuron_reader
 from rim_lens.capture.neurons import AtDecision, Positions, chosen_positions, finished
-from rim_lens.causal.prompt_cache import PromptCache, can_prefill, prefilled, prefilling_pass
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import SEGMENTS
 from rim_lens.errors import RimLensError
 from rim_lens.model.batch import Batch
 from rim_lens.model.fitting import halves_batches, out_of_memory
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.prompt_cache import PromptCache, can_prefill, prefilled, prefilling_pass
 from rim_lens.model.shared_prefix import prefix_first, shared_length
 from rim_lens.processes import share, sum_over_processes
 

@@ -1,0 +1,82 @@
+"""Runs that differ in the last column only, laid side by side: the runs of a prompt are the columns of one row.
+
+Keys and values of the columns before are the clean pass's and the same for all runs of a prompt. A mask lets each run's
+column see them and itself, at the same position, so that nothing is copied or computed per run but that column.
+"""
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from rim_lens.causal.resume import Prefix, ResumablePass, Runs
+
+
+def fits(clean: "ResumablePass") -> bool:
+    """Whether runs can be laid side by side: one column after a prefix, and masks that say which keys each query sees."""
+    if clean.template or not clean.start or clean.calls[0].entering.shape[1] != 1:
+        return False
+    way = getattr(clean.model.hf.config, "_attn_implementation", None)
+    masks = [call.kwargs.get("attention_mask") for call in clean.calls]
+    return way in ("sdpa", "eager") and all(
+        prefix is not None
+        and (way == "sdpa" if mask is None else mask.ndim == 4 and mask.shape[-1] == prefix.get_seq_length() + 1)
+        for mask, prefix in zip(masks, clean.prefixes, strict=True)
+    )
+
+
+def is_grid(clean: "ResumablePass", runs: "Runs", group: Int[Tensor, " run"]) -> bool:
+    """Whether the runs are whole changes: each of them in every prompt, prompt after prompt."""
+    n = len(clean.batch)
+    if len(group) % n:
+        return False
+    numbers, prompts = runs.number[group].view(-1, n), runs.prompt[group].view(-1, n)
+    return bool((numbers == numbers[:, :1]).all() and (prompts == torch.arange(n)).all())
+
+
+def climb(
+    clean: "ResumablePass", runs: "Runs", group: Int[Tensor, " run"], entry: list[int]
+) -> Float[Tensor, "run one d_model"]:
+    """Residual stream of a grid of runs after the last layer; `entry` is sorted."""
+    n_prompts, example = len(clean.batch), clean.calls[0].entering
+    grid, first = group.view(-1, n_prompts), entry[::n_prompts]
+    stream = example.new_empty(n_prompts, len(grid), example.shape[-1])
+    at_once, n_begun = max(1, clean.tokens_at_once // n_prompts), 0
+    for index in range(first[0], len(clean.layers)):
+        begun = sum(layer <= index for layer in first)
+        stream[:, n_begun:begun] = clean.calls[index].entering
+        n_begun, cache = begun, clean.prefixes[index]
+        assert cache is not None  # `fits`
+        for start in range(0, begun, at_once):
+            columns = slice(start, min(start + at_once, begun))
+            rows = grid[columns]
+            change = partial(changed_columns, runs, index, rows) if bool(runs.changed[rows, index].any()) else None
+            mask = mask_of(clean.calls[index].kwargs.get("attention_mask"), cache, n_prompts, len(rows))
+            stream[:, columns] = clean.layer(
+                index, stream[:, columns], torch.arange(n_prompts), change, cache, attention_mask=mask
+            )
+    return stream.transpose(0, 1).reshape(len(group), 1, -1)
+
+
+def changed_columns(
+    runs: "Runs", layer: int, rows: Int[Tensor, "column prompt"], z: Float[Tensor, "prompt column head d_head"]
+) -> Float[Tensor, "prompt column head d_head"]:
+    """Head outputs after each column's change."""
+    alone = z.transpose(0, 1).reshape(-1, 1, *z.shape[2:])
+    return runs.change(layer, rows.reshape(-1), alone).view(*rows.shape, *z.shape[2:]).transpose(0, 1)
+
+
+def mask_of(clean: Any, cache: "Prefix", n_prompts: int, n: int) -> Tensor:
+    """What each of n columns sees: the keys before as in the clean pass, and itself."""
+    if clean is None:
+        clean = torch.ones(1, 1, 1, cache.get_seq_length() + 1, dtype=torch.bool, device=cache.keys.device)
+    itself = torch.eye(n, dtype=torch.bool, device=clean.device)
+    if clean.dtype != torch.bool:
+        itself = torch.zeros(n, n, dtype=clean.dtype, device=clean.device).masked_fill(
+            ~itself, torch.finfo(clean.dtype).min
+        )
+    before = clean[..., :-1].expand(n_prompts, -1, n, -1)
+    return torch.cat([before, itself.expand(n_prompts, before.shape[1], n, n)], dim=-1)
