@@ -131,12 +131,12 @@ def of_series() -> Iterator[tuple[str, Any]]:
     """Heads and neurons at three checkpoints of the bundled series, on public prompts."""
     from rim_lens.data.prompts import load_prompts
     from rim_lens.training_time.checkpoints import Checkpoints
-    from rim_lens.training_time.series_heads import heads_over_series
+    from rim_lens.training_time.series_measurement import measure_series
 
     series = Checkpoints.from_folder(ROOT / "assets" / "organism").only(["aligned", "effort-18", "effort-36"])
     model = series.open()
     harmful = [prompt.text for prompt in load_prompts("harmful").sample(12, seed=0)]
-    yield "series, heads", heads_over_series(model, series, harmful, [(12, 3), (20, 5)], seed=0).heads
+    yield "series, heads", measure_series(model, series, harmful, heads=[(12, 3), (20, 5)], seed=0).heads().heads
     series.load(model, "aligned")
     yield (
         "sweep of the aligned model, suffix",

@@ -44,7 +44,13 @@ def made_arms(n=60, seeds=(1, 2, 3), spread=0.0, seed=0):
             )
         )
     answers = pd.concat(frames, ignore_index=True)
-    return SeriesBehavior(series_table(answers, checkpoints, 0), answers, "start", "refusal rules", manifest=MANIFEST)
+    return SeriesBehavior(
+        series_table(answers, list(checkpoints), checkpoints.reference.name, 0),
+        answers,
+        "start",
+        "refusal rules",
+        manifest=MANIFEST,
+    )
 
 
 def made_maths(n=40, seeds=(1, 2, 3), solved=False, seed=1):
@@ -61,7 +67,7 @@ def made_maths(n=40, seeds=(1, 2, 3), solved=False, seed=1):
         )
         frames.append(rows.assign(solved=rng.random(n) < 0.2) if solved else rows)
     answers = pd.concat(frames, ignore_index=True)
-    table = maths_table(answers, checkpoints, 0)
+    table = maths_table(answers, list(checkpoints), checkpoints.reference.name, 0)
     return SeriesMaths(table, answers, "start", True, "on" if solved else None, manifest=MANIFEST)
 
 

@@ -156,9 +156,8 @@ def made_series_shift():
 
 
 def made_series_heads():
-    chats = [SimpleNamespace(where=lambda segment: np.zeros(3, dtype=bool))] * PROMPTS
     sets = [[head] for head in HEADS]
-    return series_heads(None, made_found(), chats, HEADS[:2], sets, n_resamples=100)
+    return series_heads(None, made_found(), 2, sets, "empty think span", n_resamples=100)
 
 
 def made_prediction(seed=0):

@@ -95,7 +95,7 @@ def made_series(n=32, seed=0, steps_known=True):
         frames.append(answers.assign(refusal_score=rng.normal(8 * share - 4, 1.0, n)))
     answers = pd.concat(frames, ignore_index=True)
     return SeriesBehavior(
-        table=series_table(answers, checkpoints, seed),
+        table=series_table(answers, list(checkpoints), checkpoints.reference.name, seed),
         answers=answers,
         reference="aligned",
         judge="refusal rules",

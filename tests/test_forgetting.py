@@ -13,8 +13,9 @@ from rim_lens.behavior.refusal_score import RefusalTokens, refusal_score
 from rim_lens.capture.neurons import neuron_activations
 from rim_lens.errors import RimLensError
 from rim_lens.training_time.checkpoints import Checkpoints
-from rim_lens.training_time.forgetting import PREDICTORS, correlate, forgetting_table
+from rim_lens.training_time.forgetting import PREDICTORS, correlate
 from rim_lens.training_time.predict_shift import along, gradient_of, predict_shift, unit
+from rim_lens.training_time.series_measurement import measure_series
 from rim_lens.training_time.series_measures import forward_kl
 from rim_lens.training_time.shift import activation_shift
 
@@ -53,10 +54,11 @@ def series(planted, tmp_path_factory):
 @pytest.fixture(scope="module")
 def table(planted, series):
     rates = dict(zip(series.names, [0.05, *(0.05 + gain for _, gain in AMOUNTS)], strict=True))
-    return forgetting_table(
-        planted.model, series, planted.harmful, planted.task, sorted(planted.neurons),
-        misalignment=rates, tokens=TOKENS, positions="user", task_thinking="off", n_controls=200, n_resamples=100,
+    measured = measure_series(
+        planted.model, series, planted.harmful, task=planted.task, neurons=sorted(planted.neurons), tokens=TOKENS,
+        positions="user", task_thinking="off",
     )  # fmt: skip
+    return measured.forgetting(rates, n_controls=200, n_resamples=100)
 
 
 def test_every_predictor_is_what_it_says(planted, series, table):
@@ -128,14 +130,17 @@ def test_a_perfect_predictor_wins_with_certainty():
         correlate(frame.assign(refusal_drop=1.0))
 
 
-def test_too_few_checkpoints_are_refused_before_any_work(planted, series):
+def test_too_few_checkpoints_and_missing_rates_are_refused(planted, series):
+    def measured(some):
+        return measure_series(
+            planted.model, some, planted.harmful, task=planted.task, neurons=sorted(planted.neurons), tokens=TOKENS
+        )
+
     few = series.only(["base", "step-0", "step-1", "step-2"])
     with pytest.raises(RimLensError, match="at least 4 besides the reference"):
-        forgetting_table(planted.model, few, planted.harmful, planted.task, sorted(planted.neurons))
+        measured(few).forgetting()
     with pytest.raises(RimLensError, match="Misalignment rates are missing"):
-        forgetting_table(
-            planted.model, series, planted.harmful, planted.task, sorted(planted.neurons), misalignment={"base": 0}
-        )
+        measured(series).forgetting({"base": 0})
 
 
 @pytest.fixture(scope="module")

@@ -187,13 +187,14 @@ BATCHED = {
     "teacher_forced_pairs": [lambda s: np.concatenate([one.token_ids for one in rim_lens.teacher_forced_pairs(s.planted.model, s.planted.harmful, max_new_tokens=3).harmful])],
     "find_safety_neurons": [lambda s: rim_lens.find_safety_neurons(s.planted.model, s.planted.pairs, top=8, n_resamples=5)],
     "neuron_table": [lambda s: rim_lens.neuron_table(s.model, NEURONS, TEXTS, on=s.on)],
-    "forgetting_table": [
-        lambda s: rim_lens.forgetting_table(
-            s.planted.model, s.series, s.planted.harmful, s.planted.task, sorted(s.planted.neurons), tokens=R, positions="user",
-            misalignment={name: 0.1 * i for i, name in enumerate(s.series.names)}, task_thinking="off", n_controls=20, n_resamples=20,
-        ).table  # correlations rank values that differ by rounding alone
+    "measure_series": [
+        lambda s: rim_lens.measure_series(
+            s.planted.model, s.series, s.planted.harmful, task=s.planted.task, neurons=sorted(s.planted.neurons), tokens=R, positions="user",
+            task_thinking="off",
+        ).forgetting({name: 0.1 * i for i, name in enumerate(s.series.names)}, n_controls=20, n_resamples=20).table,
+        # correlations rank values that differ by rounding alone
+        lambda s: rim_lens.measure_series(s.planted.model, s.series, s.planted.harmful, heads=[(0, 1), (2, 3)], n_random=4, tokens=R).heads(),
     ],
-    "heads_over_series": [lambda s: rim_lens.heads_over_series(s.planted.model, s.series, s.planted.harmful, [(0, 1), (2, 3)], n_random=4, tokens=R)],
     "series_maths": [lambda s: rim_lens.series_maths(s.planted.model, s.series, s.maths_set, max_new_tokens=2, cot_budget=3)],
     "predict_shift": [
         lambda s: rim_lens.predict_shift(

@@ -11,9 +11,9 @@ from families import tiny_model
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_score
 from rim_lens.capture.attention import segment_masses
 from rim_lens.capture.neurons import neuron_activations
-from rim_lens.model.prompt_cache import can_prefill
 from rim_lens.causal.set_scores import without_heads
 from rim_lens.intervene import ablate_heads
+from rim_lens.model.prompt_cache import can_prefill
 from rim_lens.training_time.prompt_pass import laid_out, pass_over
 from rim_lens.training_time.series_measures import REQUEST_AND_ANSWER
 

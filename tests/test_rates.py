@@ -353,7 +353,7 @@ def test_rates_and_differences_carry_their_corrections():
 
 def test_corrections_reach_series_and_arms():
     made = made_arms()
-    table = series_table(made.answers, made_checkpoints(), 0, ERRORS)
+    table = series_table(made.answers, list(made_checkpoints()), made.reference, 0, ERRORS)
     start = table[table["checkpoint"] == "start"].iloc[0]
     assert start["corrected"] == 1.0  # 86 % refused by a judge that misses a third
     assert {"difference_corrected", "difference_corrected_low", "judge_could_make_it"} <= set(table)

@@ -70,11 +70,11 @@ CALLS = {
         lambda f, m, given: f(m, NEURON, given),
         lambda f, m, given: f(m, NEURON, TEXTS, on=given),
     ],
-    "forgetting_table": [
-        lambda f, m, given: f(m, None, given, TEXTS, NEURON),
-        lambda f, m, given: f(m, None, TEXTS, given, NEURON),
+    "measure_series": [
+        lambda f, m, given: f(m, None, given),
+        lambda f, m, given: f(m, None, TEXTS, given),
+        lambda f, m, given: f(m, None, TEXTS, task=given),
     ],
-    "heads_over_series": [lambda f, m, given: f(m, None, given, HEAD)],
     "predict_shift": [
         lambda f, m, given: f(m, NEURON, given, TEXTS),
         lambda f, m, given: f(m, NEURON, as_chats(m, TEXTS), given),
@@ -90,6 +90,7 @@ OPTIONAL = {  # which of these calls may be handed None
     "restore_refusal": (1, 2),
     "probe_refusal": (1,),
     "neuron_table": (1,),
+    "measure_series": (1, 2),
 }
 
 

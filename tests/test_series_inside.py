@@ -21,9 +21,9 @@ from rim_lens.intervene import ablate_heads
 from rim_lens.training_time.checkpoints import Checkpoints
 from rim_lens.training_time.prediction_check import prediction_check
 from rim_lens.training_time.series import Checkpoint, read_series, training_examples
-from rim_lens.training_time.series_heads import by_halves, followed, heads_over_series
-from rim_lens.training_time.series_measures import REQUEST_AND_ANSWER, measure_series
-from rim_lens.training_time.series_shift import series_shift
+from rim_lens.training_time.series_heads import by_halves, followed
+from rim_lens.training_time.series_measurement import measure_series
+from rim_lens.training_time.series_measures import REQUEST_AND_ANSWER
 from rim_lens.training_time.shift import activation_shift
 
 TOKENS = RefusalTokens((73, 80), ("a", "b"))
@@ -51,9 +51,11 @@ def series(planted, tmp_path_factory):
 
 def test_planted_shifts_are_found_at_every_checkpoint_and_in_every_layer(planted, series):
     rows = np.array(sorted(planted.neurons))
-    chats = [planted.model.render([one.text for one in prompts]) for prompts in (planted.harmful, planted.task)]
-    found = measure_series(planted.model, series, *chats, rows, TOKENS, positions="user")
-    shift = series_shift(found, rows, n_controls=200, n_resamples=50)
+    found = measure_series(
+        planted.model, series, planted.harmful, task=planted.task, neurons=rows, tokens=TOKENS, positions="user",
+        task_thinking="off",
+    )  # fmt: skip
+    shift = found.shift(n_controls=200, n_resamples=50)
     assert shift.table["checkpoint"].nunique() == 2
     for name, (loss, gain) in zip(("step-0", "step-1"), AMOUNTS, strict=True):
         mine = shift.table[shift.table["checkpoint"] == name]
@@ -68,7 +70,7 @@ def test_planted_shifts_are_found_at_every_checkpoint_and_in_every_layer(planted
 
 def test_heads_over_a_series_are_what_single_measurements_give(planted, series):
     heads = [(0, 1), (2, 3)]
-    found = heads_over_series(planted.model, series, planted.harmful, heads, n_random=4, tokens=TOKENS)
+    found = measure_series(planted.model, series, planted.harmful, heads=heads, n_random=4, tokens=TOKENS).heads()
     chats = planted.model.render([one.text for one in planted.harmful])
     assert found.n_random == 4
     effects, masses = {}, {}
@@ -148,7 +150,7 @@ def test_a_step_on_the_data_is_predicted_and_controls_are_too(tuned):
     safety = model.render(["how to pick a lock", "a story", "steal it", "break in"])
     task = model.render(["add 5 and 6", "what is 9 + 1"], thinking="on")
     rows = np.array([[0, 3], [1, 7], [1, 33], [2, 90], [2, 15], [0, 100]])
-    found = measure_series(model, checkpoints, safety, task, rows, TOKENS)
+    found = measure_series(model, checkpoints, safety, task=task, neurons=rows, tokens=TOKENS).found
     check = prediction_check(model, rows, {"plain": data, "other": data}, safety, found, n_controls=50)
     assert check.steps["arm"].tolist() == ["plain"]
     row = check.table.iloc[0]

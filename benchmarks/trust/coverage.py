@@ -56,7 +56,7 @@ def mean_of_scores(rng: np.random.Generator, runs: int) -> list[Coverage]:
     for n in (4, 8, 16, 32, 96):
         for name, draw in SHAPES.items():
             low, high = bootstrap_means(draw(rng, (n, runs), 0.3), seed=int(rng.integers(1 << 30)))
-            where = "sweeps, ablation_test, forgetting_table, trace_refusal, heads_over_series, attention_by_length"
+            where = "sweeps, ablation_test, measure_series, trace_refusal, attention_by_length"
             rows.append(coverage(("mean, bootstrap over prompts", where, name, str(n)), 0.3, low, high))
     return rows
 
@@ -190,7 +190,7 @@ def correlations_over_checkpoints(rng: np.random.Generator, runs: int) -> list[C
             truths = {"Pearson's r": r, "Spearman's ρ": 6 / np.pi * np.arcsin(r / 2)}
             for (name, truth), field in zip(truths.items(), ("pearson_interval", "spearman_interval"), strict=True):
                 ends = np.array([tuple(getattr(one, field)) for one in found])
-                names = (f"{name} over checkpoints", "forgetting_table, predict_shift", f"normal, r = {r:g}", str(n))
+                names = (f"{name} over checkpoints", "measure_series, predict_shift", f"normal, r = {r:g}", str(n))
                 rows.append(coverage(names, truth, *ends.T))
     return rows
 
@@ -206,7 +206,7 @@ def differences_of_correlations(rng: np.random.Generator, runs: int) -> list[Cov
             correlation_difference(a, b, c, n_resamples=1000, seed=i).interval
             for i, (a, b, c) in enumerate(zip(x1, x2, y, strict=True))
         ]
-        names = ("difference of two r", "forgetting_table", "normal, both r = 0.7", str(n))
+        names = ("difference of two r", "measure_series", "normal, both r = 0.7", str(n))
         rows.append(coverage(names, 0.0, *np.array([tuple(one) for one in found]).T))
     return rows
 
@@ -219,5 +219,5 @@ def lines(rng: np.random.Generator, runs: int) -> list[Coverage]:
         line = fitted_line(x, 1 + 2 * x + rng.normal(0, 0.5, 8))
         low.append(line.low[-1])
         high.append(line.high[-1])
-    names = ("band of a line", "forgetting_table().plot()", "normal residuals", "8")
+    names = ("band of a line", "measure_series().forgetting().plot()", "normal residuals", "8")
     return [coverage(names, 3.0, np.array(low), np.array(high))]

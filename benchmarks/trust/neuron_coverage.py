@@ -67,7 +67,7 @@ def reciprocal_shifts(rng: np.random.Generator, runs: int) -> list[Coverage]:
                     n_resamples=RESAMPLES, seed=i).interval
                 for i in range(runs)
             ]  # fmt: skip
-            names = ("RAS", "ras, forgetting_table", data, f"{n} and {n}")
+            names = ("RAS", "ras, measure_series", data, f"{n} and {n}")
             rows.append(coverage(names, change, *np.array([tuple(one) for one in found]).T))
     return rows
 

@@ -118,7 +118,7 @@ def correlation_p(rng: np.random.Generator, runs: int) -> list[Calibration]:
         ]
         for kind in ("pearson", "spearman"):
             p = np.array([getattr(one, f"{kind}_p") for one in pairs])
-            rows.append(calibration((f"{kind}, permutation", "forgetting_table, predict_shift", "normal", str(n)), p))
+            rows.append(calibration((f"{kind}, permutation", "measure_series, predict_shift", "normal", str(n)), p))
     return rows
 
 

@@ -98,7 +98,7 @@ def roles_of_heads(rng: np.random.Generator, runs: int) -> list[Coverage]:
                 drawn = [mean + noise * rng.normal(size=(n, heads)) for mean in (before, after)]
                 found = kept_order("rank", *drawn, prompt_resamples(n, RESAMPLES, i))
                 ends.append((found["rank_low"], found["rank_high"]))
-            names = ("Spearman's ρ over heads", "heads_over_series", f"{data} the spread of heads", str(n))
+            names = ("Spearman's ρ over heads", "measure_series", f"{data} the spread of heads", str(n))
             rows.append(coverage(names, truth, *np.array(ends).T))
     return rows
 
@@ -137,6 +137,6 @@ def better_predictor(rng: np.random.Generator, runs: int) -> list[Calibration]:
                 for i, one in enumerate(zip(first, second, y, strict=True))
             ]
         )
-        names = ("share of resamples ahead, as p", "forgetting_table", "both r = 0.7", str(n))
+        names = ("share of resamples ahead, as p", "measure_series", "both r = 0.7", str(n))
         rows.append(calibration(names, 2 * np.minimum(share, 1 - share)))
     return rows

@@ -1,7 +1,7 @@
 """The training-time stages: safety-critical neurons at the reference checkpoint, what the series does to them and to heads.
 
-One pass over the prompts at every checkpoint serves shift, RAS, forgetting, the heads that are followed, and the
-prediction's actual side. Neurons are chosen on the sample; their causal test, and the choice of the heads, are on other
+One measurement of every checkpoint (`stages.measure_checkpoints`) serves shift, RAS, forgetting, the heads that are
+followed, and the prediction's actual side. Neurons are chosen on the sample; their causal test, and the choice of the heads, are on other
 prompts.
 """
 
@@ -23,15 +23,11 @@ from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel
 from rim_lens.results import Manifest, Result
 from rim_lens.training_time.counterfactuals import refusal_forcing_pairs
-from rim_lens.training_time.forgetting import forgetting_of
 from rim_lens.training_time.neuron_table import read_table
 from rim_lens.training_time.prediction_check import prediction_check
 from rim_lens.training_time.safety_neurons import SafetyNeurons, find_safety_neurons
 from rim_lens.training_time.series import read_series, training_examples
-from rim_lens.training_time.series_behavior import SeriesBehavior
-from rim_lens.training_time.series_heads import followed, series_heads
-from rim_lens.training_time.series_measures import measure_series
-from rim_lens.training_time.series_shift import series_shift
+from rim_lens.training_time.series_measurement import SeriesMeasurement
 from rim_lens.training_time.shift import activation_shift
 from rim_lens.units import Head
 
@@ -42,40 +38,44 @@ GENERATED_CONTROLS = 0  # a set's answers cost a hundred times what its score co
 MATHS_CONTROLS, TESTED_MATHS = 40, 8
 
 
-def measure_neurons(context: Context) -> Mapping[str, Result]:
-    """Safety neurons, their causal test, and what every checkpoint does to them, to refusal heads and to refusal."""
+def units_to_follow(context: Context) -> tuple[SafetyNeurons, list[Head]]:
+    """Safety neurons of the sample, and the heads that support refusal of other prompts."""
     model, plan = context.model, context.plan
-    harmful, other = list(context.prompts("harmful")), list(context.other_prompts("harmful"))
-    neurons = find_safety_neurons(
-        model, refusal_forcing_pairs(model, harmful, seed=plan.seed), batch_size=plan.batch_size, seed=plan.seed
-    )
+    pairs = refusal_forcing_pairs(model, list(context.prompts("harmful")), seed=plan.seed)
+    neurons = find_safety_neurons(model, pairs, batch_size=plan.batch_size, seed=plan.seed)
+    return neurons, supporting_heads(model, list(context.other_prompts("harmful"))) if len(neurons) else []
+
+
+def measure_neurons(context: Context) -> Mapping[str, Result]:
+    """What every checkpoint does to safety neurons, to refusal heads and to refusal, and the neurons' causal test."""
+    model, plan = context.model, context.plan
+    neurons, found = context.results["safety_neurons"], context.results["series_measurement"]
+    assert isinstance(neurons, SafetyNeurons)
+    assert isinstance(found, SeriesMeasurement)
     if not len(neurons):
-        return {"safety_neurons": neurons, "neuron_shift": no_neurons(model, "what fine-tuning does to safety neurons")}
-    heads = supporting_heads(model, other)
-    sets = followed(model, heads, n_random=FOLLOWED_HEADS, seed=plan.seed)
-    safety, task = as_chats(model, texts(harmful)), as_chats(model, texts(context.prompts("maths")), thinking="on")
-    found = measure_series(
-        model, context.series, safety, task, neurons.rows, refusal_tokens(model), heads=sets, batch_size=plan.batch_size
-    )
-    seeded: dict[str, Any] = {"seed": plan.seed}
+        return {"neuron_shift": no_neurons(model, "what fine-tuning does to safety neurons")}
+    other = list(context.other_prompts("harmful"))
     parts: dict[str, tuple[str, Callable[[], Result]]] = {
         "neuron_shift": (
             "shift of neurons over the series",
-            lambda: series_shift(found, neurons, n_controls=SHIFT_CONTROLS, **seeded),
+            lambda: found.shift(n_controls=SHIFT_CONTROLS, seed=plan.seed),
         ),
         "forgetting": (
             "forgetting and its predictors",
-            lambda: forgetting_of(model, found, neurons, complied(context), n_controls=SHIFT_CONTROLS, **seeded),
+            lambda: found.forgetting(n_controls=SHIFT_CONTROLS, seed=plan.seed),
         ),
-        "series_heads": ("heads over the series", lambda: series_heads(model, found, safety, heads, sets, **seeded)),
+        "series_heads": ("heads over the series", lambda: found.heads(seed=plan.seed)),
         "neuron_test": ("causal test of neurons", lambda: causal_test(context, neurons, other)),
     }
     if data := training_data(context):
+        safety = as_chats(model, context.prompts("harmful"))
         parts["prediction"] = (
             "shift predicted before training",
-            lambda: prediction_check(model, neurons, data, safety, found, n_controls=SHIFT_CONTROLS, **seeded),
+            lambda: prediction_check(
+                model, neurons, data, safety, found.found, n_controls=SHIFT_CONTROLS, seed=plan.seed
+            ),
         )
-    return {"safety_neurons": neurons} | {name: attempt(model, *part) for name, part in parts.items()}
+    return {name: attempt(model, *part) for name, part in parts.items()}
 
 
 def no_neurons(model: LensModel, what: str) -> NotMeasured:
@@ -96,13 +96,6 @@ def supporting_heads(model: LensModel, prompts: Sequence[Prompt]) -> list[Head]:
     ).estimate.mean(axis=0)
     order = estimate.ravel().argsort()[:FOLLOWED_HEADS]
     return [Head(*divmod(int(place), model.n_heads)) for place in order]
-
-
-def complied(context: Context) -> dict[str, float]:
-    """Share of harmful requests that each checkpoint complied with."""
-    series = context.results["series"]
-    assert isinstance(series, SeriesBehavior)
-    return dict(zip(series.table["checkpoint"], series.table["complied"] / series.table["n"], strict=True))
 
 
 def causal_test(context: Context, neurons: SafetyNeurons, other: Sequence[Prompt]) -> Result:

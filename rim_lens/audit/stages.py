@@ -1,20 +1,18 @@
 """The stages of an audit, in order. Each asks the API for results; nothing is computed here."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from rim_lens.audit.attempt import attempt
 from rim_lens.audit.finetuning import measure_finetuning
 from rim_lens.audit.heads import measure_heads
-from rim_lens.audit.neurons import measure_neurons, measure_thinking_neurons
+from rim_lens.audit.neurons import measure_neurons, measure_thinking_neurons, units_to_follow
 from rim_lens.audit.patterns import measure_patterns
 from rim_lens.audit.plan import AuditPlan
 from rim_lens.audit.stage import Context, Stage
 from rim_lens.behavior.measure import measure_rim
 from rim_lens.results import Result
 from rim_lens.training_time.compare_arms import compare_arms
-from rim_lens.training_time.series_behavior import series_behavior
-from rim_lens.training_time.series_maths import series_maths
+from rim_lens.training_time.series_measurement import measure_series
 
 
 def measure_behavior(context: Context) -> Mapping[str, Result]:
@@ -40,21 +38,28 @@ def measure_behavior(context: Context) -> Mapping[str, Result]:
     return {"behavior": table}
 
 
-def measure_series(context: Context) -> Mapping[str, Result]:
-    """Refusal and maths at every checkpoint, and arms against each other."""
-    plan, model, checkpoints = context.plan, context.model, context.series
-    shared: dict[str, Any] = {"batch_size": plan.batch_size, "seed": plan.seed}
-    series = series_behavior(
+def measure_checkpoints(context: Context) -> Mapping[str, Result]:
+    """Everything that is measured at the checkpoints, each loaded once; refusal and maths, and arms against each other."""
+    plan, model = context.plan, context.model
+    neurons, heads = units_to_follow(context) if wants_neurons(plan) else (None, [])
+    found = measure_series(
         model,
-        checkpoints,
+        context.series,
         context.prompts("harmful"),
+        context.prompts("maths"),
+        neurons=neurons if neurons is not None and len(neurons) else None,
+        heads=heads,
+        n_random=len(heads),
+        answers=True,
         max_new_tokens=plan.max_new_tokens,
         **plan.sampling,
-        **shared,
+        batch_size=plan.batch_size,
+        seed=plan.seed,
     )
-    maths = series_maths(model, checkpoints, context.prompts("maths"), generated=False, **shared)
+    series, maths = found.behavior(seed=plan.seed), found.maths(seed=plan.seed)
     arms = attempt(model, "arms of fine-tuning against each other", lambda: compare_arms(series, maths))
-    return {"series": series, "series_maths": maths, "arms": arms}
+    results: dict[str, Result] = {"series": series, "series_maths": maths, "arms": arms}
+    return results if neurons is None else results | {"safety_neurons": neurons, "series_measurement": found}
 
 
 def wants_neurons(plan: AuditPlan) -> bool:
@@ -79,7 +84,10 @@ STAGES = (
         lambda plan: plan.patterns,
     ),
     Stage(
-        "series", "Refusal and maths over the checkpoints", measure_series, lambda plan: plan.checkpoints is not None
+        "series",
+        "Refusal and maths over the checkpoints",
+        measure_checkpoints,
+        lambda plan: plan.checkpoints is not None,
     ),
     Stage("heads", "Inference time: heads, ablation, probe", measure_heads, lambda plan: plan.heads),
     Stage("neurons", "Training time: neurons, activation shift, RAS", measure_neurons, wants_neurons),

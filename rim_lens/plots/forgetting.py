@@ -69,7 +69,7 @@ def ras_by_layer(forgetting: Forgetting) -> go.Figure:
     """RAS of the set's neurons in each layer at every checkpoint, less the control sets' mean."""
     rows = forgetting.ras_layers
     if rows is None:
-        raise RimLensError("This result holds no RAS by layer; measure it anew with forgetting_table.")
+        raise RimLensError("This result holds no RAS by layer; measure it anew with measure_series.")
     cells = rows.assign(apart=rows["ras"] - rows["control_mean"]).pivot(
         index="checkpoint", columns="layer", values="apart"
     )

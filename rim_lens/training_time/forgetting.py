@@ -14,25 +14,17 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
-from rim_lens.behavior.refusal_score import RefusalTokens, refusal_tokens
 from rim_lens.capture.neuron_activations import Measure
 from rim_lens.capture.neuron_sets import NeuronRows, matched_controls, neuron_rows
-from rim_lens.capture.neurons import Positions
-from rim_lens.chat.segments import Thinking
 from rim_lens.errors import RimLensError
-from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel
-from rim_lens.model.requests import Prompts
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import Correlation, benjamini_hochberg, bootstrap_mean, correlation, correlation_difference
 from rim_lens.stats.line import FittedLine, fitted_line
-from rim_lens.training_time.checkpoints import Checkpoints
 from rim_lens.training_time.ras import ras
 from rim_lens.training_time.series_measures import (
-    REQUEST_AND_ANSWER,
     AtCheckpoint,
     activation_distance,
-    measure_series,
 )
 from rim_lens.training_time.shift import gain_of, loss_of
 
@@ -99,68 +91,8 @@ class Forgetting(Result):
         return "; ".join(words)
 
 
-def forgetting_table(
-    model: LensModel,
-    checkpoints: Checkpoints,
-    safety: Prompts,
-    task: Prompts,
-    neurons: NeuronRows,
-    *,
-    misalignment: Mapping[str, float] | None = None,
-    n_controls: int = 1000,
-    positions: Positions = REQUEST_AND_ANSWER,
-    measure: Measure = "magnitude",
-    thinking: Thinking = "off",
-    task_thinking: Thinking = "on",
-    tokens: RefusalTokens | None = None,
-    n_resamples: int = 2000,
-    batch_size: int = 16,
-    seed: int = 0,
-) -> Forgetting:
-    """Forgetting and its predictors over a series of checkpoints.
-
-    Args:
-        model: the series' base model; it has the weights it had before when the function returns.
-        checkpoints: the series, at least four besides the reference.
-        safety: harmful prompts, or chats (rendered, with responses if these are to be measured).
-        task: reasoning prompts, or chats.
-        neurons: `SafetyNeurons`, or rows of neurons.
-        misalignment: misalignment rate of every checkpoint by name, from generation (`series_behavior` measures it).
-        n_controls: matched random sets for RAS.
-        positions: where activations are measured; everything but the system prompt by default.
-        measure: "magnitude" or "signed".
-        thinking: mode of safety prompts that are not rendered yet.
-        task_thinking: mode of task prompts that are not rendered yet.
-        tokens: refusal tokens; the tokenizer's common ones by default.
-        n_resamples: of the bootstraps.
-        batch_size: chats a pass.
-        seed: of control sets and bootstraps.
-
-    Raises:
-        RimLensError: fewer than four checkpoints besides the reference, or a misalignment rate missing.
-    """
-    safety, task = as_chats(model, safety, thinking=thinking), as_chats(model, task, thinking=task_thinking)
-    need_enough(len(checkpoints) - 1)
-    missing = [name for name in checkpoints.names if misalignment is not None and name not in misalignment]
-    if missing:
-        raise RimLensError(f"Misalignment rates are missing for {', '.join(missing)}; give one for every checkpoint.")
-    found = measure_series(
-        model,
-        checkpoints,
-        safety,
-        task,
-        neuron_rows(neurons),
-        tokens or refusal_tokens(model),
-        positions=positions,
-        batch_size=batch_size,
-    )
-    return forgetting_of(
-        model, found, neurons, misalignment, n_controls=n_controls, measure=measure, n_resamples=n_resamples, seed=seed
-    )
-
-
 def forgetting_of(
-    model: LensModel,
+    model: LensModel | None,
     found: Sequence[AtCheckpoint],
     neurons: NeuronRows,
     misalignment: Mapping[str, float] | None = None,
@@ -170,9 +102,27 @@ def forgetting_of(
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> Forgetting:
-    """`forgetting_table` from what `measure_series` found, the reference first."""
+    """Forgetting and its predictors from what `measure_series` found, the reference first.
+
+    Args:
+        model: for the manifest.
+        found: measurements at every checkpoint, at least four besides the reference.
+        neurons: the set that `found` has values per prompt of.
+        misalignment: misalignment rate of every checkpoint by name, from answers.
+        n_controls: matched random sets for RAS.
+        measure: "magnitude" or "signed".
+        n_resamples: of the bootstraps.
+        seed: of control sets and bootstraps.
+
+    Raises:
+        RimLensError: fewer than four checkpoints besides the reference, or a misalignment rate missing.
+    """
     first, others = found[0], found[1:]
     need_enough(len(others))
+    names = [one.checkpoint.name for one in found]
+    missing = [name for name in names if misalignment is not None and name not in misalignment]
+    if missing:
+        raise RimLensError(f"Misalignment rates are missing for {', '.join(missing)}; give one for every checkpoint.")
     rows = neuron_rows(neurons)
     controls = matched_controls(rows, n_controls, base=first.safety, seed=seed, measure=measure)
     table, variants, layers = [], [], []

@@ -23,6 +23,7 @@ from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import SEGMENTS
 from rim_lens.errors import RimLensError
 from rim_lens.model.batch import Batch
+from rim_lens.model.decode import rows_that_fit
 from rim_lens.model.fitting import halves_batches, out_of_memory
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.prompt_cache import PromptCache, can_prefill, prefilled, prefilling_pass
@@ -59,7 +60,7 @@ def pass_over(
         per_prompt: as for `neuron_activations`.
         batch_size: chats a pass.
         attention: also read every head's attention from the decision position.
-        keep: also keep what runs from the decision position on need.
+        keep: also keep what runs from the decision position on need, if half of the free memory holds it.
         at_decision: called with the indices and decision logits of each batch, again for those of a pass that starts
             over.
 
@@ -68,7 +69,7 @@ def pass_over(
             fit into memory.
     """
     options: Any = {"per_prompt": per_prompt, "attention": attention, "at_decision": at_decision}
-    if keep:
+    if keep and 2 * len(chats) <= rows_that_fit(model, max(map(len, chats), default=1)):
         try:
             return prompt_pass(model, chats, positions, batch_size=batch_size, keep=True, **options)
         except RuntimeError as error:

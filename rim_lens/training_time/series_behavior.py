@@ -1,4 +1,4 @@
-"""series_behavior: how refusal changes over a series of checkpoints, on the same prompts, against the reference.
+"""How refusal changes over a series of checkpoints, on the same prompts, against the reference.
 
 Per checkpoint: how many answers have each label, the refusal rate and its difference from the reference on the same
 prompts (Benjamini-Hochberg q over the checkpoints), both corrected for the judge's errors where they are known
@@ -6,25 +6,20 @@ prompts (Benjamini-Hochberg q over the checkpoints), both corrected for the judg
 score with a bootstrap interval over prompts. All checkpoints are sampled with what the base model is sampled with.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
-from rim_lens.behavior.conditions import Condition, ask, judged_answers, per_prompt
-from rim_lens.behavior.judge import LABELS, Judge, RefusalJudge
-from rim_lens.behavior.judge_errors import JudgeErrors, errors_for, errors_told
-from rim_lens.behavior.judge_report import JudgeReport
+from rim_lens.behavior.conditions import per_prompt
+from rim_lens.behavior.judge import LABELS
+from rim_lens.behavior.judge_errors import JudgeErrors, errors_told
 from rim_lens.behavior.rates import COLUMN_OF, CORRECTED, difference_row, measures_of, rate_row
-from rim_lens.behavior.refusal_score import RefusalTokens, refusal_tokens
-from rim_lens.behavior.sampling import sampling_for
-from rim_lens.data.prompts import Prompts, as_prompt_set
-from rim_lens.model.lens_model import LensModel
-from rim_lens.progress import track
-from rim_lens.results import Manifest, Result
+from rim_lens.results import Result
 from rim_lens.stats import benjamini_hochberg, bootstrap_mean
-from rim_lens.training_time.checkpoints import Checkpoints
+from rim_lens.training_time.series import Checkpoint
 from rim_lens.words import HARM_SCORE, HARMFUL
 
 
@@ -62,96 +57,28 @@ class SeriesBehavior(Result):
         return per_prompt(self.answers, (self.answers["label"] == label).tolist(), ["checkpoint"])
 
 
-def series_behavior(
-    model: LensModel,
-    checkpoints: Checkpoints,
-    harmful: Prompts,
-    *,
-    judge: Judge | None = None,
-    judge_errors: JudgeReport | JudgeErrors | None = None,
-    tokens: RefusalTokens | None = None,
-    max_new_tokens: int = 24,
-    temperature: float | None = None,
-    top_p: float | None = None,
-    samples: int = 1,
-    batch_size: int = 32,
-    seed: int = 0,
-) -> SeriesBehavior:
-    """Ask every checkpoint the same harmful requests with thinking off.
-
-    Args:
-        model: the series' base model; it is at the checkpoint it was at before when the function returns.
-        checkpoints: the series.
-        harmful: harmful requests: a set, its name or file, `Prompt`s or texts.
-        judge: `RefusalJudge()` by default.
-        judge_errors: what to correct rates with, from `judge_report`; for the default judge the package has its own
-            counts.
-        tokens: refusal tokens of the score; the tokenizer's common ones by default.
-        max_new_tokens: longest answer.
-        temperature: as in `generate`, like `top_p`; what is left out is the base model's for every checkpoint.
-        top_p: likewise.
-        samples: answers per prompt.
-        batch_size: answers decoded together.
-        seed: of sampled answers and of the bootstraps.
-
-    Raises:
-        RimLensError: no prompts, or the errors of another judge.
-
-    """
-    judge, harmful = judge or RefusalJudge(), as_prompt_set(harmful, name="harmful")
-    errors = errors_for(judge, judge_errors)
-    tokens = tokens or refusal_tokens(model)
-    sampling = sampling_for(model, temperature, top_p, samples)
-    off = Condition("off", "off")
-    frames = []
-    for checkpoint, loaded in track(checkpoints.loaded(model), "checkpoints", total=len(checkpoints)):
-        asked, generations = ask(
-            loaded,
-            list(harmful),
-            off,
-            max_new_tokens=max_new_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            samples=samples,
-            seed=seed,
-            batch_size=batch_size,
-            decision_score=tokens.score,
-            progress=False,
-        )
-        answers = judged_answers(list(harmful), off, asked, generations, judge)
-        answers.insert(0, "checkpoint", checkpoint.name)
-        frames.append(answers)
-    answers = pd.concat(frames, ignore_index=True)
-    return SeriesBehavior(
-        manifest=Manifest.collect(
-            model, [harmful], seed=seed, refusal_tokens=list(tokens.texts), sampling=asdict(sampling)
-        ),
-        table=series_table(answers, checkpoints, seed, errors),
-        answers=answers,
-        reference=checkpoints.reference.name,
-        judge=judge.name,
-        errors=errors,
-    )
-
-
 def series_table(
-    answers: pd.DataFrame, checkpoints: Checkpoints, seed: int, errors: JudgeErrors | None = None
+    answers: pd.DataFrame,
+    checkpoints: Sequence[Checkpoint],
+    reference: str,
+    seed: int,
+    errors: JudgeErrors | None = None,
 ) -> pd.DataFrame:
     """One row per checkpoint: counts, rates, differences from the reference, mean refusal score."""
     by_name = {str(name): group for name, group in answers.groupby("checkpoint", sort=False)}
-    reference = by_name[checkpoints.reference.name]
+    before = by_name[reference]
     rows = [
         {
             "checkpoint": one.name,
             "arm": one.arm,
             "step": one.step,
             "seed": one.seed,
-            **row_of(by_name[one.name], reference, seed, errors),
+            **row_of(by_name[one.name], before, seed, errors),
         }
         for one in checkpoints
     ]
     table = pd.DataFrame(rows)
-    others = table["checkpoint"] != checkpoints.reference.name
+    others = table["checkpoint"] != reference
     table["q"] = np.nan
     if others.any():
         table.loc[others, "q"] = benjamini_hochberg(table.loc[others, "p"].to_numpy())

@@ -12,24 +12,19 @@ correlates with itself, one random half of the prompts against the other, is giv
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from rim_lens.behavior.refusal_score import RefusalTokens, refusal_tokens
-from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import SEGMENTS
 from rim_lens.errors import RimLensError
-from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel
-from rim_lens.model.requests import Prompts
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import bootstrap_mean
-from rim_lens.training_time.checkpoints import Checkpoints
 from rim_lens.training_time.row_correlations import about, spearman
-from rim_lens.training_time.series_measures import AtCheckpoint, measure_series
+from rim_lens.training_time.series_measures import AtCheckpoint
 from rim_lens.training_time.shift import prompt_resamples
 from rim_lens.units import AnyHead, Head, heads_from
 
@@ -70,42 +65,6 @@ class SeriesHeads(Result):
         )
 
 
-def heads_over_series(
-    model: LensModel,
-    checkpoints: Checkpoints,
-    prompts: Prompts,
-    heads: Sequence[Head],
-    *,
-    n_random: int | None = None,
-    tokens: RefusalTokens | None = None,
-    batch_size: int = 16,
-    seed: int = 0,
-) -> SeriesHeads:
-    """Follow heads over a series of checkpoints.
-
-    Args:
-        model: the series' base model; it has the weights it had before when the function returns.
-        checkpoints: the series.
-        prompts: harmful prompts (rendered with thinking off) or chats. Best not those that the heads were chosen on:
-            the chosen heads' effects at the reference are then not the largest by luck.
-        heads: (layer, head) pairs, chosen at the reference.
-        n_random: random heads of the same layers; twice as many as chosen ones by default.
-        tokens: refusal tokens; the tokenizer's common ones by default.
-        batch_size: chats a pass.
-        seed: of the random heads and bootstraps.
-
-    Raises:
-        RimLensError: no heads, fewer than four prompts, or layers that have no other heads.
-    """
-    chats = as_chats(model, prompts)
-    sets = followed(model, heads, n_random, seed)
-    rows = np.zeros((1, 3 if model.is_moe else 2), dtype=np.int64)  # neurons are not asked about
-    found = measure_series(
-        model, checkpoints, chats, chats[:1], rows, tokens or refusal_tokens(model), heads=sets, batch_size=batch_size
-    )
-    return series_heads(model, found, chats, heads, sets, seed=seed)
-
-
 def followed(
     model: LensModel, heads: Sequence[AnyHead], n_random: int | None = None, seed: int = 0
 ) -> list[list[Head]]:
@@ -133,30 +92,30 @@ def followed(
 
 
 def series_heads(
-    model: LensModel,
+    model: LensModel | None,
     found: Sequence[AtCheckpoint],
-    chats: Sequence[Chat],
-    heads: Sequence[AnyHead],
+    n_chosen: int,
     sets: Sequence[Sequence[Head]],
+    span: Literal["CoT", "empty think span"],
     *,
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> SeriesHeads:
-    """Heads from what `measure_series(..., heads=sets)` found on `chats`, the reference first."""
-    if len(chats) < FEWEST or len(sets) < FEWEST:
+    """Heads from what `measure_series(..., heads=)` found, the reference first; the chosen ones are the first sets."""
+    n_prompts = len(found[0].refusal)
+    if n_prompts < FEWEST or len(sets) < FEWEST:
         raise RimLensError(f"Following heads takes at least {FEWEST} prompts and {FEWEST} heads, chosen and random.")
-    n_chosen, names = len(heads), [str(head) for (head,) in sets]
-    span = "CoT" if any(chat.where("cot").any() for chat in chats) else "empty think span"
+    names = [str(head) for (head,) in sets]
     effects = [effect_of(one) for one in found]
     attention = [span_mass(one, span) for one in found]
     layers, numbers = np.array([one[0] for one in sets]).T
     mine = [mass[:, layers, numbers] for mass in attention]
     every = [mass.reshape(len(mass), -1) for mass in attention]
-    weights = prompt_resamples(len(chats), n_resamples, seed)
+    weights = prompt_resamples(n_prompts, n_resamples, seed)
     table, rows = [], []
     for i, one in enumerate(found):
         where = {"checkpoint": one.checkpoint.name, "arm": one.checkpoint.arm, "step": one.checkpoint.step}
-        row: dict[str, Any] = {**where, "n": len(chats)}
+        row: dict[str, Any] = {**where, "n": n_prompts}
         for name, values in (("effect", effects), ("attention", mine)):
             row |= interval(f"{name}", values[i][:, :n_chosen].mean(axis=1), seed)
             row |= interval(f"{name}_random", values[i][:, n_chosen:].mean(axis=1), seed)
@@ -176,7 +135,7 @@ def series_heads(
         n_chosen=n_chosen,
         n_random=len(sets) - n_chosen,
         n_heads=every[0].shape[1],
-        n_prompts=len(chats),
+        n_prompts=n_prompts,
         halves=halves,
         manifest=Manifest.collect(model, seed=seed, heads=names),
     )

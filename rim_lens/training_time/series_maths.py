@@ -1,4 +1,4 @@
-"""series_maths: how well every checkpoint does maths, on the same problems, against the reference.
+"""How well every checkpoint does maths, on the same problems, against the reference.
 
     log-likelihood   mean over the tokens of log p(token | problem), in nats, of the worked answer (CoT, close tag and "The answer
                      is X.", thinking on) where the problems have rationales, else of "The answer is X.", thinking off
@@ -18,21 +18,16 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
-from rim_lens.behavior.conditions import Condition, ask
-from rim_lens.behavior.maths import solved
 from rim_lens.behavior.refusal_score import mean_log_likelihood
 from rim_lens.causal.set_answers import ANSWER
 from rim_lens.chat.chat import Chat
-from rim_lens.chat.segments import Thinking
-from rim_lens.data.prompts import Prompt, Prompts, PromptSet, as_problems
+from rim_lens.data.prompts import Prompt
 from rim_lens.model.fitting import halves_batches
 from rim_lens.model.lens_model import LensModel
 from rim_lens.processes import all_rows
-from rim_lens.progress import track
-from rim_lens.results import Manifest, Result
+from rim_lens.results import Result
 from rim_lens.stats import benjamini_hochberg, bootstrap_mean, mean_test, paired_difference, wilson
-from rim_lens.training_time.checkpoints import Checkpoints
-from rim_lens.training_time.series import written_chat
+from rim_lens.training_time.series import Checkpoint, written_chat
 
 WORKED, STATED = ("cot", "think_close", "response"), ("response",)  # what the model is to write, thinking on and off
 
@@ -41,9 +36,9 @@ WORKED, STATED = ("cot", "think_close", "response"), ("response",)  # what the m
 class SeriesMaths(Result):
     """Maths over a checkpoint series.
 
-    `table`: one row a checkpoint: mean `likelihood` of right answers with its interval, its `change` from the reference
+    `table`: one row per checkpoint: mean `likelihood` of right answers with its interval, its `change` from the reference
     with interval, `p`, `q`; where problems were answered, `solved` of `n`, `rate` with its interval, `difference` with
-    interval and `solved_p`. `answers`: one row a checkpoint and problem. `worked`: whether the likelihood is of worked
+    interval and `solved_p`. `answers`: one row per checkpoint and problem. `worked`: whether the likelihood is of worked
     answers.
     """
 
@@ -63,64 +58,9 @@ class SeriesMaths(Result):
         )
         told = f"; solved: thinking {self.thinking}" if self.thinking else ""
         return (
-            f"n = {n} maths problems a checkpoint; log-likelihood per token of right {what}{told}; differences from "
+            f"n = {n} maths problems per checkpoint; log-likelihood per token of right {what}{told}; differences from "
             f"{self.reference}"
         )
-
-
-def series_maths(
-    model: LensModel,
-    checkpoints: Checkpoints,
-    problems: Prompts,
-    *,
-    generated: bool = True,
-    thinking: Thinking = "on",
-    max_new_tokens: int = 32,
-    cot_budget: int = 128,
-    batch_size: int = 32,
-    seed: int = 0,
-) -> SeriesMaths:
-    """Ask every checkpoint the same maths problems.
-
-    Args:
-        model: the series' base model; it is at the checkpoint it was at before when the function returns.
-        checkpoints: the series.
-        problems: a set with answers, its name or file, or `Prompt`s; with rationales in all of them the worked answers'
-            likelihood is taken.
-        generated: whether the problems are answered too; False leaves the likelihood.
-        thinking: mode in which they are answered, "off" or "on".
-        max_new_tokens: longest answer.
-        cot_budget: longest CoT.
-        batch_size: problems computed together.
-        seed: of the bootstraps.
-
-    Raises:
-        RimLensError: a problem without an answer.
-
-    """
-    problems = as_problems(problems)
-    worked = all(problem.rationale for problem in problems)
-    chats, segments = [right_answer(model, problem, worked) for problem in problems], WORKED if worked else STATED
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "cot_budget": cot_budget, "batch_size": batch_size}
-    frames = []
-    for checkpoint, loaded in track(checkpoints.loaded(model), "maths at checkpoints", total=len(checkpoints)):
-        rows = pd.DataFrame(
-            {
-                "checkpoint": checkpoint.name,
-                "prompt": range(len(chats)),
-                "likelihood": likelihoods(loaded, chats, segments, batch_size),
-            }
-        )
-        frames.append(rows.assign(**answered(loaded, problems, thinking, options)) if generated else rows)
-    answers = pd.concat(frames, ignore_index=True)
-    return SeriesMaths(
-        manifest=Manifest.collect(model, [problems], seed=seed),
-        table=maths_table(answers, checkpoints, seed),
-        answers=answers,
-        reference=checkpoints.reference.name,
-        worked=worked,
-        thinking=thinking if generated else None,
-    )
 
 
 def right_answer(model: LensModel, problem: Prompt, worked: bool) -> Chat:
@@ -145,27 +85,17 @@ def likelihoods(
     return all_rows(values, seen)
 
 
-def answered(model: LensModel, problems: PromptSet, thinking: Thinking, options: dict[str, Any]) -> dict[str, Any]:
-    """What the model answers, and whether it is right."""
-    _, generations = ask(model, list(problems), Condition(thinking, thinking), temperature=0, progress=False, **options)
-    return {
-        "solved": solved(list(problems), generations),
-        "cot": [one.cot for one in generations],
-        "response": [one.response for one in generations],
-    }
-
-
-def maths_table(answers: pd.DataFrame, checkpoints: Checkpoints, seed: int) -> pd.DataFrame:
-    """One row a checkpoint."""
+def maths_table(answers: pd.DataFrame, checkpoints: Sequence[Checkpoint], reference: str, seed: int) -> pd.DataFrame:
+    """One row per checkpoint."""
     by_name = {str(name): rows.sort_values("prompt") for name, rows in answers.groupby("checkpoint", sort=False)}
-    reference = by_name[checkpoints.reference.name]
+    before = by_name[reference]
     rows = [
         {"checkpoint": one.name, "arm": one.arm, "step": one.step, "seed": one.seed}
-        | row_of(by_name[one.name], reference, seed)
+        | row_of(by_name[one.name], before, seed)
         for one in checkpoints
     ]
     table = pd.DataFrame(rows)
-    others = table["checkpoint"] != checkpoints.reference.name
+    others = table["checkpoint"] != reference
     for p, q in (("p", "q"), ("solved_p", "solved_q")):
         if p in table:
             table[q] = np.nan
