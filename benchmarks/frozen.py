@@ -71,10 +71,10 @@ def of_heads(model: Any) -> Iterator[tuple[str, Any]]:
         for positions in ("all", "suffix", "decision"):
             found = ablation_sweep(model, off, TOKENS, method, positions=positions)
             yield f"{method} sweep, {positions}", found.table.sort_values(["layer", "head"])
-    for positions in ("decision", "think_close"):
+    for positions in ("decision", "from think_close"):
         found = patching_sweep(model, off, on, TOKENS, positions=positions)
-        yield f"patching, {positions}", found.table.sort_values(["layer", "head"])
-        yield f"patching together, {positions}", found.together
+        yield f"patching, {positions.removeprefix('from ')}", found.table.sort_values(["layer", "head"])
+        yield f"patching together, {positions.removeprefix('from ')}", found.together
     found = interchange_sweep(model, off, other, TOKENS)
     yield "interchange", found.table.sort_values(["direction", "layer", "head"])
     yield "interchange of pairs", found.pairs

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rim_lens.capture.activations import head_outputs, mean_head_outputs, residuals
 from rim_lens.capture.attention import attention_rows, segment_masses
-from rim_lens.capture.positions import positions_in
+from rim_lens.chat.positions import positions_in
 from rim_lens.chat.segments import SEGMENTS
 from rim_lens.errors import RimLensError
 from rim_lens.inference_time.span_attention import SpanAttention, span_attention

@@ -165,7 +165,7 @@ BATCHED = {
     ],
     "patching_sweep": [
         lazily("patching_sweep", off_chats=off, on_chats=on, metric=R, positions=positions, method=method, n_permutations=20)
-        for positions in ("decision", "think_close")
+        for positions in ("decision", "from think_close")
         for method in ("exact", "plain")
     ],
     "interchange_sweep": [lazily("interchange_sweep", harmful_chats=off, harmless_twin_chats=off, metric=R, n_top=3, n_permutations=20)],

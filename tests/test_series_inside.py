@@ -24,6 +24,7 @@ from rim_lens.training_time.series import Checkpoint, read_series, training_exam
 from rim_lens.training_time.series_heads import by_halves, followed
 from rim_lens.training_time.series_measurement import measure_series
 from rim_lens.training_time.series_measures import REQUEST_AND_ANSWER
+from rim_lens.training_time.series_shift import series_shift
 from rim_lens.training_time.shift import activation_shift
 
 TOKENS = RefusalTokens((73, 80), ("a", "b"))

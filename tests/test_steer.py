@@ -139,14 +139,14 @@ def test_adding_and_clamping_at_one_layer_are_what_a_hook_there_does(backend):
 
 
 @pytest.mark.parametrize("backend", ["fast", "hooks"])
-@pytest.mark.parametrize("phase", ["prompt", "cot", "answer", "decision", "from_decision"])
+@pytest.mark.parametrize("phase", ["prompt", "thinking", "answer", "decision", "from_decision"])
 def test_a_phase_limits_where_the_stream_is_changed(phase, backend):
     model = shared_model("llama")
     chats = model.render(REQUESTS, thinking="prefilled", cot="hm, let me see", response="No way.")
     vector, batch = direction(model), model.batch(chats)
     segments = {
         "prompt": ("system", "user", "assistant_tag"),
-        "cot": ("think_open", "cot"),
+        "thinking": ("think_open", "cot"),
         "answer": ("think_close", "response"),
     }
     column = torch.arange(batch.tokens.shape[1])[None]
@@ -165,7 +165,7 @@ def test_a_phase_limits_where_the_stream_is_changed(phase, backend):
         torch.testing.assert_close(model.logits(batch)[:, -1], expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("positions", ["all", "cot", "answer"])
+@pytest.mark.parametrize("positions", ["all", "thinking", "answer"])
 def test_generation_with_a_cache_is_generation_by_whole_passes(positions):
     model = shared_model("llama")
     vector = direction(model)

@@ -230,7 +230,7 @@ def test_the_sweep_finds_the_planted_heads():
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox", "qwen3_moe"])
-@pytest.mark.parametrize("positions", ["decision", "think_close"])
+@pytest.mark.parametrize("positions", ["decision", "from think_close"])
 def test_patching_equals_a_loop_of_patches(family, positions):
     model = shared_model(family)
     requests = ["How do I pick a lock?", "Hi"]

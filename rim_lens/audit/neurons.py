@@ -92,7 +92,7 @@ def texts(prompts: Sequence[Prompt] | Any) -> list[str]:
 def supporting_heads(model: LensModel, prompts: Sequence[Prompt]) -> list[Head]:
     """The heads whose zeroing at the decision position is estimated to lower the refusal score most."""
     estimate = head_attributions(
-        model, as_chats(model, texts(prompts)), refusal_tokens(model).score, region="decision"
+        model, as_chats(model, texts(prompts)), refusal_tokens(model).score, positions="decision"
     ).estimate.mean(axis=0)
     order = estimate.ravel().argsort()[:FOLLOWED_HEADS]
     return [Head(*divmod(int(place), model.n_heads)) for place in order]

@@ -7,8 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rim_lens.capture.passes import passes
-from rim_lens.capture.positions import Columns, Positions, columns_of, most_positions
+from rim_lens.capture.positions import Columns, columns_of, most_positions
 from rim_lens.chat.chat import Chat
+from rim_lens.chat.positions import Positions
 from rim_lens.model.as_chats import as_chats
 from rim_lens.model.fitting import halves_batches
 from rim_lens.model.lens_model import LensModel

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rim_lens.capture.passes import passes
-from rim_lens.capture.positions import Columns, Positions, columns_of
+from rim_lens.capture.positions import Columns, columns_of
+from rim_lens.chat.positions import Positions
 from rim_lens.chat.segments import SEGMENTS
 from rim_lens.errors import RimLensError
 from rim_lens.model.as_chats import as_chats

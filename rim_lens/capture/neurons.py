@@ -11,18 +11,16 @@ streamed (see `moments`), so memory does not grow with the number of prompts unl
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from rim_lens.capture.neuron_activations import NeuronActivations
 from rim_lens.capture.neuron_readers import NeuronReader, neuron_reader
-from rim_lens.capture.positions import positions_in
-from rim_lens.chat.chat import Chat
+from rim_lens.chat.positions import Positions, places, words_of
 from rim_lens.errors import RimLensError
 from rim_lens.model.as_chats import as_chats
 from rim_lens.model.batch import Batch
@@ -35,7 +33,6 @@ from rim_lens.processes import n_processes
 from rim_lens.progress import track
 from rim_lens.results import Manifest
 
-Positions = str | Sequence[int] | Sequence[str]  # as in `positions`, or several of these names
 AtDecision = Callable[[list[int], Float[Tensor, "row vocab"]], None]
 MOMENTS = {"mean": "mean", "variance": "variance", "magnitude": "mean_absolute", "firing_rate": "firing_rate"}
 
@@ -58,7 +55,7 @@ def neuron_activations(
     Args:
         model: the model; active taps (ablations) apply.
         chats: rendered chats, with the tokens of the response where this is what is measured.
-        positions: as in `rim_lens.capture.positions`, or several names, ("cot", "response") say.
+        positions: as in `rim_lens.chat.positions`.
         per_prompt: also keep each prompt's mean a and mean |a|: of all neurons (True: memory prompts × neurons), or of
             the given ones, rows (layer, unit) or (layer, expert, unit).
         batch_size: chats a pass.
@@ -74,7 +71,7 @@ def neuron_activations(
 
     """
     chats = as_chats(model, chats)
-    chosen = [chosen_positions(chat, positions) for chat in chats]
+    chosen = [places(chat, positions) for chat in chats]
     for number, where in enumerate(chosen):
         if not where.any():
             raise RimLensError(
@@ -104,29 +101,20 @@ def finished(model: LensModel, reader: NeuronReader, positions: Positions) -> Ne
         each = tokens.reshape(-1, *[1] * (sums.signed.ndim - 1))
         per_token = {"prompt_mean": sums.signed / each, "prompt_magnitude": sums.absolute / each}
     return NeuronActivations(
-        positions=positions if isinstance(positions, str) else "+".join(map(str, positions)),
+        positions=words_of(positions),
         n_tokens=int(tokens.sum()),
         threshold=reader.threshold,
         prompt_tokens=tokens.astype(np.int64),
         **{name: as_array(getattr(moments, source)) for name, source in MOMENTS.items()},
         **{name: value.astype(np.float32) for name, value in per_token.items()},
         prompt_neurons=reader.wanted,
-        manifest=Manifest.collect(model, positions=positions),
+        manifest=Manifest.collect(model, positions=words_of(positions)),
     )
 
 
 def as_array(value: Tensor) -> Float[np.ndarray, "..."]:
     """Float32 on the CPU."""
     return value.float().cpu().numpy()
-
-
-def chosen_positions(chat: Chat, positions: Positions) -> Bool[np.ndarray, "pos"]:
-    """True at the tokens of a chat that `positions` names."""
-    several = not isinstance(positions, str) and any(isinstance(one, str) for one in positions)
-    chosen = np.zeros(len(chat), dtype=bool)
-    for one in cast(Sequence[str], positions) if several else [cast("str | Sequence[int]", positions)]:
-        chosen[positions_in(chat, one)] = True
-    return chosen
 
 
 def run_decoder(model: LensModel, batch: Batch) -> None:

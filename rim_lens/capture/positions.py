@@ -1,25 +1,15 @@
-"""Which positions of a chat are read.
-
-"decision"            the last prompt token
-(-2, -1, 0)           offsets from the decision position
-"last cot"            the last token of a segment
-"cot"                 every token of a segment
-"all"                 every token
-"""
+"""Positions of chats as columns of a batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from rim_lens.chat.chat import Chat
-from rim_lens.errors import RimLensError
+from rim_lens.chat.positions import Positions, positions_in
 from rim_lens.model.batch import Batch
-
-Positions = str | Sequence[int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,30 +22,6 @@ class Columns:
     def to(self, device: torch.device) -> "Columns":
         """On another device."""
         return Columns(self.index.to(device), self.real.to(device))
-
-
-def positions_in(chat: Chat, positions: Positions) -> Int[np.ndarray, " position"]:
-    """Token indices that `positions` names in one chat, in order; empty where the chat lacks the segment.
-
-    Raises:
-        RimLensError: an unknown name, or an offset that leaves the chat.
-
-    """
-    if not isinstance(positions, str):
-        found = chat.decision_position + np.asarray(tuple(positions), dtype=np.int64)
-        if not len(found) or found.min() < 0 or found.max() >= len(chat):
-            raise RimLensError(
-                f"offsets {tuple(positions)} from the decision position leave the chat {chat.request[:40]!r} of "
-                f"{len(chat)} tokens (decision position {chat.decision_position})."
-            )
-        return found
-    if positions == "decision":
-        return np.array([chat.decision_position])
-    if positions == "all":
-        return np.arange(len(chat))
-    if positions.startswith("last "):
-        return np.flatnonzero(chat.where(positions.removeprefix("last ")))[-1:]
-    return np.flatnonzero(chat.where(positions))
 
 
 def most_positions(chats: Sequence[Chat], positions: Positions) -> int:

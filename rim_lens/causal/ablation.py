@@ -13,18 +13,17 @@ from torch import Tensor
 
 from rim_lens.capture.activations import mean_head_outputs
 from rim_lens.capture.neurons import neuron_activations
+from rim_lens.chat.positions import Positions, checked_positions
 from rim_lens.errors import RimLensError
 from rim_lens.intervene.experts import ablate_expert_neurons
 from rim_lens.intervene.heads import ablate_heads
 from rim_lens.intervene.neurons import ablate_neurons
 from rim_lens.intervene.recording import HeadRecording, record_heads
-from rim_lens.intervene.selection import Where
 from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel
 
 Kind = Literal["heads", "neurons"]
 Method = Literal["zero", "mean", "resample"]
-POSITIONS = ("all", "decision", "from_decision")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,14 +33,14 @@ class Ablation:
     model: LensModel
     kind: Kind
     method: Method
-    positions: Where
+    positions: Positions
     values: Any = None
     requests: Sequence[str] = ()
     seed: int = 0
 
-    def __call__(self, units: Any, where: Where | None = None) -> AbstractContextManager[LensModel]:
+    def __call__(self, units: Any, where: Positions | None = None) -> AbstractContextManager[LensModel]:
         """Ablate a set, or one set per row, at the ablation's positions or at others."""
-        at: Where = self.positions if where is None else where
+        at: Positions = self.positions if where is None else where
         if self.kind == "heads":
             return ablate_heads(self.model, units, self.method, reference=self.values, positions=at, seed=self.seed)
         if self.model.is_moe:
@@ -53,16 +52,19 @@ class Ablation:
         )
 
 
-def ablation(model: LensModel, kind: Kind, method: Method, positions: Where, reference: Any, seed: int = 0) -> Ablation:
+def ablation(
+    model: LensModel, kind: Kind, method: Method, positions: Positions, reference: Any, seed: int = 0
+) -> Ablation:
     """An ablation whose means and donors are taken at the positions where they are put.
+
+    A donor's neurons are its means over these positions; a donor's heads are those at its decision position.
 
     Raises:
         RimLensError: an unknown method or position, or one that neurons of experts do not have.
     """
     if method not in ("zero", "mean", "resample"):
         raise RimLensError(f"unknown ablation {method!r}: use 'zero', 'mean' or 'resample'.")
-    if positions not in POSITIONS:
-        raise RimLensError(f"unknown positions {positions!r}: use one of {', '.join(map(repr, POSITIONS))}.")
+    checked_positions(positions)
     if kind == "neurons" and model.is_moe and method != "zero":
         raise RimLensError(f"Neurons of experts can be ablated by 'zero' only, not by {method!r}.")
     if method == "zero":
@@ -71,11 +73,11 @@ def ablation(model: LensModel, kind: Kind, method: Method, positions: Where, ref
         return Ablation(model, kind, method, positions, reference, seed=seed)
     chats = as_chats(model, reference)
     requests = [chat.request for chat in chats]
-    if kind == "heads":
-        everywhere = method == "mean" and positions == "all"
-        values: Any = mean_head_outputs(model, chats) if everywhere else record_heads(model, chats)
+    if kind == "heads" and method == "mean":
+        values: Any = mean_head_outputs(model, chats, positions)
+    elif kind == "heads":
+        values = record_heads(model, chats)
     else:
-        at = "all" if positions == "all" else "decision"
-        one = neuron_activations(model, chats, at, per_prompt=method == "resample", progress=False)
+        one = neuron_activations(model, chats, positions, per_prompt=method == "resample", progress=False)
         values = torch.from_numpy(one.prompt_mean if method == "resample" else one.mean)
     return Ablation(model, kind, method, positions, values, requests, seed)

@@ -24,12 +24,13 @@ from rim_lens.causal.ablation import Kind, Method, ablation
 from rim_lens.causal.measures import AnswerMeasure, Change, MathsLikelihood, MathsMeasure, ScoreMeasure
 from rim_lens.causal.set_effects import alternative_for, recovered_share, set_effect
 from rim_lens.chat.chat import Chat
+from rim_lens.chat.positions import Positions, words_of
 from rim_lens.chat.segments import Thinking
 from rim_lens.data.prompts import Prompt, as_problems
 from rim_lens.data.prompts import Prompts as ProblemSet
 from rim_lens.errors import RimLensError
 from rim_lens.intervene.recording import HeadRecording
-from rim_lens.intervene.selection import Where, chosen_heads
+from rim_lens.intervene.selection import chosen_heads
 from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.requests import Prompts
@@ -106,7 +107,7 @@ def ablation_test(
     maths: ProblemSet | None = None,
     doses: Sequence[int] | None = None,
     method: Method | Sequence[Method] = "zero",
-    positions: Where = "all",
+    positions: Positions = "all",
     reference: Prompts | HeadRecording | Float[Tensor, "layer head d_head"] | None = None,
     controls: Int[np.ndarray, "set neuron index"] | None = None,
     n_controls: int = 100,
@@ -235,7 +236,7 @@ class SetTest:
     model: LensModel
     units: list[Any]
     kind: Kind
-    positions: Where
+    positions: Positions
     sets: dict[int, list[Units]]
     n_controls: dict[str, int]  # by what a set costs: "score", "answers", "likelihood"
     alternative: Alternative
@@ -275,7 +276,7 @@ class SetTest:
             prompts=pd.concat(prompt_tables, ignore_index=True),
             units=named,
             kind=self.kind,
-            positions=self.positions,
+            positions=words_of(self.positions),
             alternative=self.alternative,
             manifest=Manifest.collect(self.model, seed=self.seed),
         )

@@ -1,7 +1,7 @@
 """Many runs at once, each with its own change of head outputs: zeroed, or replaced by donated ones.
 
-Run r is prompt `prompt[r]` with the heads `heads[r]` changed from column `first` of that prompt to the decision
-position, the last column. A zero change is z ← 0; a donated one z ← donated[prompt, layer, column, head] over the last
+Run r is prompt `prompt[r]` with the heads `heads[r]` changed at the columns `at` of that prompt; the last column is the
+decision position. A zero change is z ← 0; a donated one z ← donated[prompt, layer, column, head] over the last
 columns.
 """
 
@@ -21,15 +21,13 @@ class HeadRuns:
         self,
         prompt: Int[Tensor, " run"],
         heads: Bool[Tensor, "run layer head"],
-        first: Int[Tensor, " prompt"],
-        n_columns: int,
+        at: Bool[Tensor, "prompt pos"],
         donated: Float[Tensor, "prompt layer column head d_head"] | None = None,
         number: Int[Tensor, " run"] | None = None,
     ) -> None:
-        self.prompt, self.heads, self.first, self.donated = prompt, heads, first, donated
+        self.prompt, self.heads, self.at, self.donated = prompt, heads, at, donated
         self.number = torch.arange(len(prompt)) if number is None else number  # which of the changes a run makes
         self.changed: Bool[Tensor, "run layer"] = heads.any(-1)
-        self.at: Bool[Tensor, "prompt pos"] = torch.arange(n_columns, device=first.device) >= first[:, None]
 
     def __len__(self) -> int:
         """Number of runs."""

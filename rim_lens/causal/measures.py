@@ -18,7 +18,7 @@ from rim_lens.behavior.judge import LABELS, Judge
 from rim_lens.behavior.maths import solved
 from rim_lens.behavior.refusal_score import RefusalTokens, log_odds, refusal_score
 from rim_lens.causal.ablation import Ablation
-from rim_lens.causal.run_scores import Region, score_runs
+from rim_lens.causal.run_scores import score_runs
 from rim_lens.causal.set_answers import ANSWER, answers_of_sets, continues, likelihoods_of_sets
 from rim_lens.causal.set_scores import scores_of_sets
 from rim_lens.chat.chat import Chat
@@ -71,11 +71,11 @@ class ScoreMeasure:
         if not isinstance(change, Ablation):
             return self._by_rows(sets, change)
         if change.kind == "heads" and change.method == "zero":
-            region: Region = "all" if change.positions == "all" else "decision"
+            at = change.positions
             what = "refusal score under head sets"
             score = self.tokens.score
-            return score_runs(self.model, self.chats, sets, score, region=region, description=what).changed.T
-        if change.positions == "all":
+            return score_runs(self.model, self.chats, sets, score, positions=at, description=what).changed.T
+        if change.positions not in ("decision", "from_decision"):
             return self._by_rows(sets, change)
         return scores_of_sets(self.model, self.chats, sets, change, self.tokens, batch_size=self.batch_size)
 

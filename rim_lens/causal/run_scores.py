@@ -11,12 +11,12 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from rim_lens.behavior.refusal_score import RefusalTokens, log_odds, refusal_tokens
@@ -24,6 +24,7 @@ from rim_lens.causal.changed_runs import whole_passes, why_not
 from rim_lens.causal.head_runs import HeadRuns, one_hot
 from rim_lens.causal.resume import ResumablePass
 from rim_lens.chat.chat import Chat
+from rim_lens.chat.positions import Positions, places, words_of
 from rim_lens.errors import RimLensError
 from rim_lens.intervene.recording import HeadRecording
 from rim_lens.model.batch import Batch
@@ -40,7 +41,6 @@ from rim_lens.units import AnyHead, Head, heads_from
 T = TypeVar("T")
 MetricFunction = Callable[[Float[Tensor, "row vocab"]], Float[Tensor, " row"]]
 Metric = RefusalTokens | MetricFunction
-Region = Literal["all", "suffix", "decision"]
 KEPT_BYTES = 256 << 20
 SHARED_FROM = 4  # common tokens at the beginning of all prompts that are computed once per change
 PROMPTS_THAT_SHARE = 16
@@ -88,7 +88,7 @@ def score_runs(
     head_sets: Sequence[Sequence[AnyHead]],
     metric: MetricFunction,
     *,
-    region: Region = "all",
+    positions: Positions = "all",
     donated: HeadRecording | None = None,
     plain: bool = False,
     kept: CleanPasses | None = None,
@@ -101,14 +101,14 @@ def score_runs(
         chats: prompts; what follows a decision position is left out.
         head_sets: the heads that are changed together in one run.
         metric: scores from decision logits.
-        region: where heads are zeroed: everywhere, from the assistant tag on, or at the decision position.
+        positions: where heads are zeroed.
         donated: recorded outputs, prompt i for chat i, that replace the heads' own at the recorded offsets.
         plain: compute every run by a whole pass.
-        kept: clean passes over the same prompts and region that need not be computed again.
+        kept: clean passes over the same prompts and positions that need not be computed again.
         description: of the progress bar.
 
     Raises:
-        RimLensError: no chats, or a chat that lacks the region.
+        RimLensError: no chats, or a chat without a token at the positions.
 
     """
     chats, sets_of_heads = [cut_at_decision(chat) for chat in chats], [heads_from(heads) for heads in head_sets]
@@ -116,14 +116,16 @@ def score_runs(
         raise RimLensError("Changed runs need at least one chat and one set of heads.")
     if donated is not None and len(donated) != len(chats):
         raise RimLensError(f"{len(donated)} prompts were recorded for {len(chats)} chats; give one for each.")
-    first = first_changed(chats, region, donated)
+    changed_at = changed_places(chats, positions, donated)
     by_prompt = len(chats) >= n_processes() or len(head_sets) < n_processes()
     sets = list(range(len(head_sets))) if by_prompt else share(len(head_sets), layers_to_run(model, sets_of_heads))
     scorer = Scorer(model, [sets_of_heads[i] for i in sets], metric, donated, kept, "asked for" if plain else None)
-    scorer.everywhere = region == "all" and donated is None
+    scorer.everywhere = positions == "all" and donated is None
     clean, changed, seen = np.empty(len(chats)), np.empty((len(chats), len(head_sets))), list[int]()
     size = PROMPTS_THAT_SHARE if scorer.everywhere and not plain and shares_template(model) else None
-    for indices, base, values in over_prompts(model, chats, first, scorer, description, split=by_prompt, size=size):
+    for indices, base, values in over_prompts(
+        model, chats, changed_at, scorer, description, split=by_prompt, size=size
+    ):
         clean[indices] = base
         changed[np.ix_(indices, sets)] = values
         seen += indices
@@ -154,19 +156,19 @@ class Scorer:
 
     @torch.no_grad()
     def __call__(
-        self, indices: list[int], batch: Batch, begin: Int[Tensor, " prompt"]
+        self, indices: list[int], batch: Batch, at: Bool[Tensor, "prompt pos"]
     ) -> tuple[list[int], Float64[np.ndarray, " prompt"], Float64[np.ndarray, "prompt set"]]:
         """The prompts' indices, their clean scores and those of their changed runs."""
         template = common_length(self.model, batch) if self.everywhere and len(batch) > 1 and not self.why else 0
         if template >= SHARED_FROM:
-            moved, first = prefix_first(batch, template), torch.zeros_like(begin)
-            runs, start = runs_of(moved, self.mask, first, None), 0
+            moved = prefix_first(batch, template)
+            runs, start = runs_of(moved, self.mask, torch.ones_like(at), None), 0
             if why_not(self.model, moved, runs, start, template) is None:
                 batch = moved
             else:
                 template = 0
         if template < SHARED_FROM:
-            runs, start = runs_of(batch, self.mask, begin, self.donated and self.donated[indices]), int(begin.min())
+            runs, start = runs_of(batch, self.mask, at, self.donated and self.donated[indices]), first_column(at)
             template = 0
         self.why = self.why or (None if template else why_not(self.model, batch, runs, start))
         whole = None
@@ -208,34 +210,41 @@ def layers_to_run(model: LensModel, head_sets: Sequence[Sequence[Head]]) -> list
 def over_prompts(
     model: LensModel,
     chats: Sequence[Chat],
-    first: Sequence[int],
-    work: Callable[[list[int], Batch, Int[Tensor, " prompt"]], T],
+    changed_at: Sequence[Bool[np.ndarray, "pos"]],
+    work: Callable[[list[int], Batch, Bool[Tensor, "prompt pos"]], T],
     description: str,
     *,
     split: bool = True,
     size: int | None = None,
 ) -> Iterator[T]:
-    """What `work` gives for batches of (cut) chats, called with their indices and the first changed column of each row.
+    """What `work` gives for batches of (cut) chats, called with their indices and the changed columns of each row.
 
     Short prompts go together, fewer of them where memory runs out. With `split` only the prompts of this process.
     """
-    columns = max(len(chat) - column for chat, column in zip(chats, first, strict=True))
+    columns = max(len(where) - int(where.argmax()) for where in changed_at)
     size = size or min(16, math.ceil(ROWS_TO_FILL / (columns * model.n_heads)))
     total = math.ceil(len(chats) / size / (n_processes() if split else 1))
 
     def begun(indices: list[int], batch: Batch) -> T:
-        padding = batch.tokens.shape[1] - torch.tensor([len(chats[i]) for i in indices])
-        return work(indices, batch, torch.tensor([first[i] for i in indices]) + padding)
+        at = torch.zeros(batch.tokens.shape, dtype=torch.bool)
+        for row, prompt in enumerate(indices):
+            at[row, -len(chats[prompt]) :] = torch.from_numpy(changed_at[prompt])
+        return work(indices, batch, at)
 
     return track(over_batches(model, chats, size, begun, description, split=split), description, total=total)
 
 
-def runs_of(batch: Batch, mask: Tensor, first: Int[Tensor, " prompt"], donated: HeadRecording | None) -> HeadRuns:
+def first_column(at: Bool[Tensor, "prompt pos"]) -> int:
+    """The first column that is changed in any row."""
+    return int(at.any(0).to(torch.uint8).argmax())
+
+
+def runs_of(batch: Batch, mask: Tensor, at: Bool[Tensor, "prompt pos"], donated: HeadRecording | None) -> HeadRuns:
     """Every set of heads in every prompt of a batch, prompt by prompt."""
     prompt = torch.arange(len(batch)).repeat_interleave(len(mask))
     z = None if donated is None else donated.z
     number = torch.arange(len(mask)).repeat(len(batch))
-    return HeadRuns(prompt, mask.repeat(len(batch), 1, 1), first, batch.tokens.shape[1], z, number)
+    return HeadRuns(prompt, mask.repeat(len(batch), 1, 1), at, z, number)
 
 
 def shares_template(model: LensModel) -> bool:
@@ -249,24 +258,20 @@ def cut_at_decision(chat: Chat) -> Chat:
     return replace(chat, token_ids=chat.token_ids[:end], segment_ids=chat.segment_ids[:end])
 
 
-def first_changed(chats: Sequence[Chat], region: Region, donated: HeadRecording | None) -> list[int]:
-    """First changed column of each (cut) chat."""
+def changed_places(
+    chats: Sequence[Chat], positions: Positions, donated: HeadRecording | None = None
+) -> list[Bool[np.ndarray, "pos"]]:
+    """The changed tokens of each (cut) chat."""
     if donated is not None:
-        width = len(donated.offsets)
-        if tuple(donated.offsets) != tuple(range(1 - width, 1)):
+        if tuple(donated.offsets) != tuple(range(1 - len(donated.offsets), 1)):
             raise RimLensError(f"offsets {donated.offsets} are not the last ones up to the decision position.")
-        return [len(chat) - width for chat in chats]
-    if region == "all":
-        return [0] * len(chats)
-    if region == "decision":
-        return [len(chat) - 1 for chat in chats]
-    if region != "suffix":
-        raise RimLensError(f"unknown positions {region!r}: use 'all', 'suffix' or 'decision'.")
-    found = [np.flatnonzero(chat.where("assistant_tag")) for chat in chats]
-    for chat, columns in zip(chats, found, strict=True):
-        if not len(columns):
-            raise RimLensError(f"the chat {chat.request[:40]!r} has no assistant tag from which a suffix could begin.")
-    return [int(columns[0]) for columns in found]
+        positions = donated.offsets
+    found = [places(chat, positions) for chat in chats]
+    for chat, where in zip(chats, found, strict=True):
+        if not where.any():
+            missing = "assistant tag from which a suffix could begin" if positions == "suffix" else "token there"
+            raise RimLensError(f"the chat {chat.request[:40]!r} has no {missing} (positions {words_of(positions)!r}).")
+    return found
 
 
 def heads_of(model: LensModel) -> list[Head]:

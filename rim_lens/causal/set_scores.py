@@ -17,8 +17,8 @@ from jaxtyping import Float, Float64
 from rim_lens.behavior.refusal_score import RefusalTokens
 from rim_lens.causal.run_scores import cut_at_decision
 from rim_lens.chat.chat import Chat
+from rim_lens.chat.positions import Positions
 from rim_lens.intervene.heads import ablate_heads
-from rim_lens.intervene.selection import Where
 from rim_lens.model.batch import Batch
 from rim_lens.model.fitting import AtOnce, over_batches
 from rim_lens.model.lens_model import LensModel
@@ -139,6 +139,6 @@ def without_heads(
     return scores_of_sets(model, chats, sets, change, tokens, kept=kept, description="heads at a checkpoint")
 
 
-def zeroed_heads(model: LensModel, sets: Sequence[Sequence[Head]], where: Where) -> AbstractContextManager[Any]:
+def zeroed_heads(model: LensModel, sets: Sequence[Sequence[Head]], where: Positions) -> AbstractContextManager[Any]:
     """Zero ablation of one set of heads a row."""
     return ablate_heads(model, [list(heads) for heads in sets], positions=where)

@@ -12,17 +12,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from rim_lens.capture.neuron_sets import neuron_rows
 from rim_lens.causal.ablation_test import AblationTest
+from rim_lens.chat.positions import Positions, checked_positions
 from rim_lens.errors import RimLensError
 from rim_lens.inference_time.interchange import InterchangeSweep
 from rim_lens.inference_time.patching import PatchingSweep
 from rim_lens.inference_time.refusal_heads import RefusalHeads
 from rim_lens.inference_time.sweep import AblationSweep
 from rim_lens.intervene import ablate_heads, ablate_neurons
-from rim_lens.intervene.selection import Where
 from rim_lens.model.lens_model import LensModel
 from rim_lens.patterns.held_neurons import stored_neurons
 from rim_lens.results import load_result
@@ -35,7 +35,7 @@ class Intervention:
 
     heads: tuple[Head, ...] = ()
     neurons: tuple[tuple[int, ...], ...] = ()
-    positions: Where = "all"
+    positions: Positions = "all"
 
     @contextmanager
     def on(self, model: LensModel) -> Iterator[None]:
@@ -69,14 +69,13 @@ def read_intervention(
         heads: names ("L12H3,L20H5", or a list), (layer, head) pairs, or the folder of a saved sweep, test or contrast.
         n_heads: how many of a saved result's heads, first ones first; all of a head test's by default.
         neurons: a file or folder as `patterns.held_neurons.stored_neurons` reads it, or rows.
-        positions: "all", "decision" or "from_decision".
+        positions: a name as in `rim_lens.chat.positions`.
 
     Raises:
         RimLensError: no such file, no heads or neurons in it, unknown positions, or a number where names are given.
 
     """
-    if positions not in get_args(Where):
-        raise RimLensError(f"unknown positions {positions!r}: use one of {', '.join(get_args(Where))}.")
+    checked_positions(positions)
     if n_heads is not None and not (isinstance(heads, str | Path) and not named_heads(heads)):
         raise RimLensError(
             "n_heads says how many heads of a saved result are ablated: give ablate_heads=FOLDER with it."
@@ -86,7 +85,7 @@ def read_intervention(
     return Intervention(
         heads=() if heads is None else tuple(read_heads(heads, n_heads)),
         neurons=tuple(tuple(row) for row in rows),
-        positions=positions,  # type: ignore[arg-type]
+        positions=positions,
     )
 
 

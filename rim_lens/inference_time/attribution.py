@@ -19,19 +19,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rim_lens.causal.resume import ResumablePass, unfit
 from rim_lens.causal.run_scores import (
     CleanPasses,
     MetricFunction,
-    Region,
+    changed_places,
     cut_at_decision,
-    first_changed,
+    first_column,
     over_prompts,
 )
 from rim_lens.chat.chat import Chat
+from rim_lens.chat.positions import Positions
 from rim_lens.model.batch import Batch
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.taps import Tap
@@ -75,17 +76,16 @@ def head_attributions(
     chats: Sequence[Chat],
     metric: MetricFunction,
     *,
-    region: Region = "all",
+    positions: Positions = "all",
     kept: CleanPasses | None = None,
 ) -> Attribution:
-    """Estimate the effect of zeroing each head in a region of each prompt; `kept` receives the clean passes."""
+    """Estimate the effect of zeroing each head at some positions of each prompt; `kept` receives the clean passes."""
     chats = [cut_at_decision(chat) for chat in chats]
     estimate = np.zeros((len(chats), model.n_layers, model.n_heads))
     spread, seen = np.zeros_like(estimate), list[int]()
 
-    def estimated(indices: list[int], batch: Batch, begin: Int[Tensor, " prompt"]) -> list[int]:
-        inside = (torch.arange(batch.tokens.shape[1]) >= begin[:, None])[..., None, None]
-        start = int(begin.min())
+    def estimated(indices: list[int], batch: Batch, at: Bool[Tensor, "row pos"]) -> list[int]:
+        inside, start = at[..., None, None], first_column(at)
         if unfit(model, start) is None:
             whole = ResumablePass(model, batch, start, differentiable=True)
             with torch.enable_grad():
@@ -101,7 +101,7 @@ def head_attributions(
             kept.keep(indices, whole)
         return indices
 
-    for indices in over_prompts(model, chats, first_changed(chats, region, None), estimated, "attribution"):
+    for indices in over_prompts(model, chats, changed_places(chats, positions), estimated, "attribution"):
         seen += indices
     return Attribution(all_rows(estimate, seen), all_rows(spread, seen))
 

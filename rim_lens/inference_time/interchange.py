@@ -155,7 +155,7 @@ def _scores(
 ) -> RunScores:
     plain = method == "plain"
     return score_runs(
-        model, chats, sets, score, region="decision", donated=donated, plain=plain, description="exchanging heads"
+        model, chats, sets, score, positions="decision", donated=donated, plain=plain, description="exchanging heads"
     )
 
 

@@ -30,6 +30,7 @@ from rim_lens.causal.run_scores import (
     score_runs,
 )
 from rim_lens.chat.chat import Chat
+from rim_lens.chat.positions import Positions, places, words_of
 from rim_lens.errors import RimLensError
 from rim_lens.intervene.recording import record_heads
 from rim_lens.model.as_chats import answered_chats, as_chats
@@ -43,7 +44,6 @@ from rim_lens.stats.bootstrap import expanded_level
 from rim_lens.units import Head
 
 RESAMPLES, CLEAN_BATCH = 2000, 16
-AlignedAt = Literal["decision", "think_close"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,7 @@ def patching_sweep(
     on_chats: Sequence[Chat],
     metric: Metric | None = None,
     *,
-    positions: AlignedAt = "decision",
+    positions: Positions = "decision",
     method: Literal["exact", "plain"] = "exact",
     n_together: int = 10,
     n_permutations: int = 2000,
@@ -110,7 +110,7 @@ def patching_sweep(
         off_chats: the requests with thinking off.
         on_chats: the same requests, in the same order, with thinking on (after generation) or prefilled.
         metric: RefusalTokens, or a function from decision logits [row, vocab] to scores [row].
-        positions: "decision", or "think_close": every position from the close tag to the decision position.
+        positions: those that reach to the decision position, such as "decision" or "from think_close".
         method: "exact" (resumed at the patched layer) or "plain" (whole passes).
         n_together: how many of the first heads are also patched jointly.
         n_permutations: sign flips of the test.
@@ -124,7 +124,7 @@ def patching_sweep(
     on_chats = answered_chats(on_chats, "on_chats")
     begin = perf_counter()
     need_pairs(off_chats, on_chats, "think-off", "think-on", same_request=True)
-    width = 1 if positions == "decision" else aligned_width([*off_chats, *on_chats])
+    width = aligned_width([*off_chats, *on_chats], positions)
     recording = record_heads(model, off_chats, offsets=range(1 - width, 1))
     score, metric_name = as_metric(model, metric)
     heads = heads_of(model)
@@ -151,7 +151,7 @@ def patching_sweep(
         score_off=score_off,
         score_on=singles.clean,
         metric=metric_name,
-        positions=positions,
+        positions=words_of(positions),
         n_positions=width,
         method="plain" if singles.how == "plain" else "exact",
         why_plain=singles.why,
@@ -159,19 +159,24 @@ def patching_sweep(
     )
 
 
-def aligned_width(chats: Sequence[Chat]) -> int:
-    """Number of positions, up to the decision position, that every chat has from its close tag on.
+def aligned_width(chats: Sequence[Chat], positions: Positions) -> int:
+    """Number of positions, up to the decision position, that all the chats have in common.
 
     Raises:
-        RimLensError: a chat without a close tag.
+        RimLensError: a chat without these positions, or positions that do not reach to the decision position.
 
     """
     widths = []
     for chat in chats:
-        columns = np.flatnonzero(chat.where("think_close"))
-        if not len(columns):
-            raise RimLensError(f"the chat {chat.request[:40]!r} has no close tag: patch at positions='decision'.")
-        widths.append(chat.decision_position + 1 - int(columns[0]))
+        before = chat.decision_position + 1
+        inside = places(chat, positions)[:before]
+        if not inside.any():
+            raise RimLensError(
+                f"the chat {chat.request[:40]!r} has no token at {words_of(positions)!r}: patch at positions='decision'."
+            )
+        widths.append(before - int(inside.argmax()))
+        if not inside[-widths[-1] :].all():
+            raise RimLensError(f"{words_of(positions)!r} does not reach to the decision position: patch 'decision'.")
     return min(widths)
 
 

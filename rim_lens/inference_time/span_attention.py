@@ -17,8 +17,8 @@ import pandas as pd
 from jaxtyping import Float
 
 from rim_lens.capture.attention import segment_masses
-from rim_lens.capture.positions import Positions, positions_in
 from rim_lens.chat.chat import Chat
+from rim_lens.chat.positions import Positions, positions_in, words_of
 from rim_lens.chat.segments import SEGMENTS
 from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel
@@ -93,7 +93,7 @@ def span_attention(
         n_keys=seen,
         requests=[chat.request for chat in chats],
         thinking=[chat.thinking for chat in chats],
-        queries=queries if isinstance(queries, str) else ", ".join(map(str, queries)),
+        queries=words_of(queries),
         manifest=Manifest.collect(model, seconds={"span_attention": perf_counter() - start}),
     )
 

@@ -23,7 +23,6 @@ from jaxtyping import Float, Float64
 from rim_lens.causal.run_scores import (
     CleanPasses,
     Metric,
-    Region,
     as_metric,
     effect_table,
     grid,
@@ -31,6 +30,7 @@ from rim_lens.causal.run_scores import (
     ranked_by,
     score_runs,
 )
+from rim_lens.chat.positions import Positions, words_of
 from rim_lens.errors import RimLensError
 from rim_lens.inference_time.attribution import head_attributions
 from rim_lens.model.as_chats import as_chats
@@ -85,7 +85,7 @@ def ablation_sweep(
     metric: Metric | None = None,
     method: Literal["exact", "screened", "plain"] = "exact",
     *,
-    positions: Region = "all",
+    positions: Positions = "all",
     n_exact: int | None = None,
     n_permutations: int = 2000,
     seed: int = 0,
@@ -98,13 +98,13 @@ def ablation_sweep(
         metric: RefusalTokens (by default those of common refusal openings), or a function from decision logits
             [row, vocab] to scores [row]; for "screened" it must be differentiable.
         method: "exact", "screened" or "plain"; see the module.
-        positions: "all"; "suffix", from the assistant tag on (the prefix is computed once); or "decision".
+        positions: where heads are zeroed (`rim_lens.chat.positions`); what lies before the first of them is computed once.
         n_exact: heads measured exactly after screening, by default 7.5 % of them and at least 12.
         n_permutations: sign flips of the test.
         seed: of permutations and bootstrap.
 
     Raises:
-        RimLensError: no chats, an unknown method, or chats without an assistant tag.
+        RimLensError: no chats, an unknown method, or a chat without a token at the positions.
 
     """
     chats = as_chats(model, chats)
@@ -115,7 +115,7 @@ def ablation_sweep(
     heads, estimate, kept = heads_of(model), None, CleanPasses()
     n_heads = len(heads)
     if method == "screened":
-        attribution = head_attributions(model, chats, score, region=positions, kept=kept)
+        attribution = head_attributions(model, chats, score, positions=positions, kept=kept)
         keep = max(SCREENED_LEAST, math.ceil(SCREENED_SHARE * n_heads)) if n_exact is None else n_exact
         heads = sorted(sorted(heads, key=lambda one: -attribution.worth[one])[:keep])
         estimate = attribution.estimate
@@ -124,7 +124,7 @@ def ablation_sweep(
         chats,
         [[one] for one in heads],
         score,
-        region=positions,
+        positions=positions,
         plain=method == "plain",
         kept=kept,
         description="ablating heads",
@@ -137,7 +137,7 @@ def ablation_sweep(
         estimate=estimate,
         metric=metric_name,
         method="plain" if scores.how == "plain" and method == "exact" else method,
-        positions=positions,
+        positions=words_of(positions),
         why_plain=scores.why,
         manifest=Manifest.collect(model, seed=seed, seconds={"ablation_sweep": perf_counter() - begin}),
     )

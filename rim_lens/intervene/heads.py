@@ -17,9 +17,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rim_lens.chat.chat import Chat
+from rim_lens.chat.positions import Positions
 from rim_lens.errors import RimLensError
 from rim_lens.intervene.recording import HeadRecording, donor_rows
-from rim_lens.intervene.selection import Chosen, Heads, UnitTap, Where, chosen_heads
+from rim_lens.intervene.selection import Chosen, Heads, UnitTap, chosen_heads
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.taps import Backend, Pass
 
@@ -32,7 +33,7 @@ def ablate_heads(
     method: Method = "zero",
     *,
     reference: HeadRecording | Float[Tensor, "layer head d_head"] | None = None,
-    positions: Where = "all",
+    positions: Positions = "all",
     seed: int = 0,
     backend: Backend = "auto",
 ) -> AbstractContextManager[LensModel]:
@@ -67,7 +68,7 @@ def ablate_heads(
 
 
 def scale_heads(
-    model: LensModel, heads: Heads, factor: float, *, positions: Where = "all", backend: Backend = "auto"
+    model: LensModel, heads: Heads, factor: float, *, positions: Positions = "all", backend: Backend = "auto"
 ) -> AbstractContextManager[LensModel]:
     """Multiply the outputs of heads by `factor` in every pass inside the block."""
     return model.tap(ScaledHeads(chosen_heads(model, heads), positions, factor), backend=backend)
@@ -105,7 +106,7 @@ class ScaledHeads(UnitTap):
     what = "scaling of heads"
     site = "heads"
 
-    def __init__(self, chosen: Chosen, where: Where, factor: float) -> None:
+    def __init__(self, chosen: Chosen, where: Positions, factor: float) -> None:
         super().__init__(chosen, where)
         self.factor = factor
 
@@ -120,7 +121,7 @@ class MeanHeads(UnitTap):
     what = "mean ablation of heads"
     site = "heads"
 
-    def __init__(self, chosen: Chosen, where: Where, means: Float[Tensor, "layer head d_head"]) -> None:
+    def __init__(self, chosen: Chosen, where: Positions, means: Float[Tensor, "layer head d_head"]) -> None:
         super().__init__(chosen, where)
         self.means = means
 
@@ -139,7 +140,7 @@ class ResampledHeads(UnitTap):
     what = "resample ablation of heads"
     site = "heads"
 
-    def __init__(self, chosen: Chosen, where: Where, reference: HeadRecording, seed: int) -> None:
+    def __init__(self, chosen: Chosen, where: Positions, reference: HeadRecording, seed: int) -> None:
         super().__init__(chosen, where)
         self.donated, self.requests, self.seed = reference.at(0), reference.requests, seed
 

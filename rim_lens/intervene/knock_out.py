@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from rim_lens.chat.positions import Positions
 from rim_lens.chat.segments import segment_id
-from rim_lens.intervene.selection import Chosen, Heads, UnitTap, Where, chosen_heads
+from rim_lens.intervene.selection import Chosen, Heads, UnitTap, chosen_heads
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.taps import AttentionCall, Backend
 
@@ -23,7 +24,7 @@ def knock_out(
     heads: Heads,
     segment: str | Sequence[str],
     *,
-    positions: Where = "all",
+    positions: Positions = "all",
     backend: Backend = "auto",
 ) -> AbstractContextManager[LensModel]:
     """Keep heads from looking at a segment, or several, in every pass inside the block.
@@ -49,7 +50,7 @@ class KnockOut(UnitTap):
 
     what = "attention knock-out"
 
-    def __init__(self, chosen: Chosen, where: Where, segments: Int[Tensor, " segment"]) -> None:
+    def __init__(self, chosen: Chosen, where: Positions, segments: Int[Tensor, " segment"]) -> None:
         super().__init__(chosen, where)
         self.segments = segments
 

@@ -14,10 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rim_lens.chat.chat import Chat
+from rim_lens.chat.positions import Positions
 from rim_lens.errors import RimLensError
 from rim_lens.intervene.experts import ablate_expert_neurons
 from rim_lens.intervene.recording import donor_rows
-from rim_lens.intervene.selection import Chosen, Neurons, UnitTap, Where, chosen_neurons
+from rim_lens.intervene.selection import Chosen, Neurons, UnitTap, chosen_neurons
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.taps import Backend, Pass
 
@@ -29,7 +30,7 @@ def ablate_neurons(
     *,
     reference: Float[Tensor, "layer d_mlp"] | Float[Tensor, "prompt layer d_mlp"] | None = None,
     requests: Sequence[str] = (),
-    positions: Where = "all",
+    positions: Positions = "all",
     seed: int = 0,
     backend: Backend = "auto",
 ) -> AbstractContextManager[LensModel]:
@@ -73,7 +74,7 @@ def ablate_neurons(
 
 
 def scale_neurons(
-    model: LensModel, neurons: Neurons, factor: float, *, positions: Where = "all", backend: Backend = "auto"
+    model: LensModel, neurons: Neurons, factor: float, *, positions: Positions = "all", backend: Backend = "auto"
 ) -> AbstractContextManager[LensModel]:
     """Multiply neurons by `factor` in every pass inside the block."""
     if model.is_moe:  # also where some layers are dense: their neurons are not as many as an expert's
@@ -100,7 +101,7 @@ class ScaledNeurons(UnitTap):
     what = "scaling of neurons"
     site = "neurons"
 
-    def __init__(self, chosen: Chosen, where: Where, factor: float) -> None:
+    def __init__(self, chosen: Chosen, where: Positions, factor: float) -> None:
         super().__init__(chosen, where)
         self.factor = factor
 
@@ -115,7 +116,7 @@ class ReplacedNeurons(UnitTap):
     what = "mean ablation of neurons"
     site = "neurons"
 
-    def __init__(self, chosen: Chosen, where: Where, values: Float[Tensor, "#row layer d_mlp"]) -> None:
+    def __init__(self, chosen: Chosen, where: Positions, values: Float[Tensor, "#row layer d_mlp"]) -> None:
         super().__init__(chosen, where)
         self.values = values
 
@@ -138,7 +139,7 @@ class ResampledNeurons(ReplacedNeurons):
     def __init__(
         self,
         chosen: Chosen,
-        where: Where,
+        where: Positions,
         reference: Float[Tensor, "prompt layer d_mlp"],
         requests: Sequence[str],
         seed: int,

@@ -5,16 +5,17 @@ one alone, "L12H3" or (12, 3), is a list of one.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from rim_lens.chat.chat import Chat
-from rim_lens.chat.segments import segment_id
+from rim_lens.chat.positions import Positions, checked_positions, positions_in, segments_of
 from rim_lens.engine.edit import Edit, Site
 from rim_lens.errors import RimLensError
+from rim_lens.model.batch import Batch
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.taps import STILL_THINKING, Pass, Tap
 from rim_lens.units import Head, Neuron, is_per_row, listed
@@ -22,13 +23,6 @@ from rim_lens.units import Head, Neuron, is_per_row, listed
 # Names, pairs, Head or Neuron: once for all rows, or a list of them per row.
 Heads = Sequence[Any]
 Neurons = Sequence[Any]
-Where = Literal["all", "decision", "from_decision", "prompt", "cot", "answer"]
-# The segments of a phase; a tag counts with what is written behind it.
-PHASES = {
-    "prompt": ("system", "user", "assistant_tag"),
-    "cot": ("think_open", "cot"),
-    "answer": ("think_close", "response"),
-}
 Chosen = dict[int, Bool[Tensor, "#row unit"]]
 
 
@@ -79,32 +73,38 @@ def _checked(unit: Any, n_layers: int, n_units: int, kind: type[Head] | type[Neu
     return layer, index
 
 
-def selected(here: Pass, where: Where, what: str) -> Bool[Tensor, "row pos"] | None:
-    """True at the positions of this pass that are changed; None where all are.
+def selected(here: Pass, positions: Positions, what: str) -> Bool[Tensor, "row pos"] | None:
+    """True at the positions of this pass that are changed, generated ones included; None where all are.
 
-    "decision" is the decision position of each row, "from_decision" that and every later one, generated ones included;
-    "prompt", "cot" and "answer" are the positions of a phase (`PHASES`), generated ones included.
     While a CoT is being decoded its row has no decision position yet; then each token of the close tag counts as one,
     since any may be the last.
     """
-    if where == "all":
+    if checked_positions(positions) == "all":
         return None
-    if where in PHASES:
-        ids = torch.tensor([segment_id(name) for name in PHASES[where]], device=here.device)
-        return torch.isin(here.segments(here.start, here.stop, what), ids)
-    batch = here.known_batch(what)
+    segments = segments_of(positions)
+    if segments is not None:
+        return torch.isin(here.segments(here.start, here.stop, what), torch.tensor(segments, device=here.device))
+    batch, columns = here.known_batch(what), here.columns()[None]
+    if positions not in ("decision", "from_decision"):
+        return _of_chats(batch, positions, columns.cpu()).to(here.device)
     decision = batch.decision.to(here.device)[:, None]
-    columns = here.columns()[None]
-    if where == "decision":
-        at = columns == decision
-    elif where == "from_decision":
-        at = columns >= decision
-    else:
-        known = ("all", "decision", "from_decision", *PHASES)
-        raise RimLensError(f"unknown positions {where!r}: use one of {', '.join(map(repr, known))}.")
+    at = columns == decision if positions == "decision" else columns >= decision
     if here.start > 0:
         latest = here.segments(here.stop - 1, here.stop, what)
         at = at & ~torch.isin(latest, torch.tensor(STILL_THINKING, device=here.device))
+    return at
+
+
+def _of_chats(batch: Batch, positions: Positions, columns: Int[Tensor, "one pos"]) -> Bool[Tensor, "row pos"]:
+    """Positions of the rendered chats among these columns, and every later column where positions reach to the end."""
+    to_the_end = positions == "suffix" or (isinstance(positions, str) and positions.startswith("from "))
+    at = torch.zeros(len(batch), columns.shape[1], dtype=torch.bool)
+    for row, chat in enumerate(batch.chats):
+        real = batch.mask[row].cpu().nonzero()[:, 0]
+        found = real[torch.from_numpy(positions_in(chat, positions))]
+        at[row] = torch.isin(columns[0], found)
+        if to_the_end and len(found):
+            at[row] |= columns[0] >= found[0]
     return at
 
 
@@ -115,7 +115,7 @@ class UnitTap(Tap):
     site: Site | None = None  # where an engine can make the change while it writes; None: nowhere
     factor = 0.0  # of the chosen units' own values
 
-    def __init__(self, chosen: Chosen, where: Where) -> None:
+    def __init__(self, chosen: Chosen, where: Positions) -> None:
         self.layers = frozenset(chosen)
         self.chosen, self.where = chosen, where
         self.at: Bool[Tensor, "row pos"] | None = None

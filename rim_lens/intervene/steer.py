@@ -23,8 +23,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rim_lens.chat.positions import Positions
 from rim_lens.errors import RimLensError
-from rim_lens.intervene.selection import UnitTap, Where
+from rim_lens.intervene.selection import UnitTap
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.taps import Backend
 
@@ -37,7 +38,7 @@ def steer(
     project_out: bool = False,
     clamp: float | None = None,
     layers: int | Iterable[int] | None = None,
-    positions: Where = "all",
+    positions: Positions = "all",
     backend: Backend = "auto",
 ) -> AbstractContextManager[LensModel]:
     """Change the residual stream along a direction in every pass inside the block. One of three ways must be chosen.
@@ -51,7 +52,7 @@ def steer(
         clamp: the component along the unit vector that the stream gets, in the stream's units.
         layers: the layers at whose entry the stream is changed; `n_layers` is behind the last one. By default for `add`
             and `clamp` the direction's own `layer`; for `project_out` all writes, in all layers.
-        positions: "all", "decision", "from_decision", or a phase: "prompt", "cot", "answer" (a tag counts with what is
+        positions: "all", "decision", "from_decision", or a phase: "prompt", "thinking", "answer" (a tag counts with what is
             written behind it).
         backend: how passes are changed; "auto" takes the fast way where there is one.
 
@@ -105,7 +106,7 @@ class SteerTap(UnitTap):
 
     what = "steering"
 
-    def __init__(self, vectors: Float[Tensor, "#row d_model"], where: Where, layers: frozenset[int] | None) -> None:
+    def __init__(self, vectors: Float[Tensor, "#row d_model"], where: Positions, layers: frozenset[int] | None) -> None:
         super().__init__({}, where)
         self.layers, self.vectors = layers, vectors
 
@@ -136,7 +137,7 @@ class SteerTap(UnitTap):
 class Added(SteerTap):
     """x ← x + add · r."""
 
-    def __init__(self, vectors: Tensor, where: Where, layers: frozenset[int], add: float) -> None:
+    def __init__(self, vectors: Tensor, where: Positions, layers: frozenset[int], add: float) -> None:
         super().__init__(vectors, where, layers)
         self.add = add
 
@@ -148,7 +149,7 @@ class Added(SteerTap):
 class Clamped(SteerTap):
     """x ← x − (x · u) u + clamp · u."""
 
-    def __init__(self, vectors: Tensor, where: Where, layers: frozenset[int] | None, clamp: float) -> None:
+    def __init__(self, vectors: Tensor, where: Positions, layers: frozenset[int] | None, clamp: float) -> None:
         super().__init__(vectors / vectors.norm(dim=-1, keepdim=True), where, layers)
         self.clamp = clamp
 
@@ -160,7 +161,7 @@ class Clamped(SteerTap):
 class WritesWithout(Clamped):
     """The component is taken out of the embedding and of what every attention and MLP writes."""
 
-    def __init__(self, vectors: Tensor, where: Where) -> None:
+    def __init__(self, vectors: Tensor, where: Positions) -> None:
         super().__init__(vectors, where, None, 0.0)
 
     def on_residual(self, layer: int, resid: Float[Tensor, "row pos d_model"]) -> Tensor | None:

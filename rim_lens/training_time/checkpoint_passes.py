@@ -19,10 +19,10 @@ from rim_lens.behavior.judge import Judge, RefusalJudge
 from rim_lens.behavior.maths import solved
 from rim_lens.behavior.refusal_score import RefusalTokens
 from rim_lens.behavior.sampling import Sampling, sampling_for
-from rim_lens.capture.neurons import Positions
 from rim_lens.causal.set_answers import likelihood
 from rim_lens.causal.set_scores import without_heads
 from rim_lens.chat.chat import Chat
+from rim_lens.chat.positions import Positions
 from rim_lens.chat.segments import Thinking
 from rim_lens.data.prompts import PromptSet
 from rim_lens.model.lens_model import LensModel

@@ -16,8 +16,8 @@ import numpy as np
 
 from rim_lens.behavior.generate import generate
 from rim_lens.behavior.judge import Judge, RefusalJudge
-from rim_lens.capture.neurons import Positions
 from rim_lens.chat.chat import Chat
+from rim_lens.chat.positions import Positions
 from rim_lens.chat.segments import Thinking
 from rim_lens.data.prompts import Prompt, Prompts, as_prompt_set
 from rim_lens.errors import RimLensError

@@ -19,8 +19,8 @@ from jaxtyping import Float, Int
 from rim_lens.capture.neuron_activations import NeuronActivations
 from rim_lens.capture.neuron_sets import NeuronRows, neuron_names, neuron_rows
 from rim_lens.capture.neuron_values import NeuronValues, record_neurons
-from rim_lens.capture.neurons import Positions, chosen_positions
 from rim_lens.chat.chat import Chat
+from rim_lens.chat.positions import Positions, places, words_of
 from rim_lens.chat.segments import SEGMENTS
 from rim_lens.errors import RimLensError
 from rim_lens.model.as_chats import answered_chats, as_chats
@@ -188,7 +188,7 @@ def table_of(
         table=table,
         tokens=tokens,
         firing=firing,
-        positions=positions if isinstance(positions, str) else "+".join(map(str, positions)),
+        positions=words_of(positions),
         n_set=len(every),
         n_off=len(off),
         n_on=len(on),
@@ -221,7 +221,7 @@ def firing_prompts(
     peaks = []
     for chat in chats:
         values = seen.of(chat)[:, column]
-        inside = np.flatnonzero(chosen_positions(chat, positions) & np.isfinite(values))
+        inside = np.flatnonzero(places(chat, positions) & np.isfinite(values))
         if len(inside):
             token = int(inside[np.abs(values[inside]).argmax()])
             peaks.append((float(values[token]), token, chat))

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from rim_lens.capture.neuron_activations import Measure, NeuronActivations
 from rim_lens.capture.neuron_sets import NeuronRows, matched_controls, neuron_rows, of_sets
-from rim_lens.capture.neurons import Positions
 from rim_lens.chat.chat import Chat
+from rim_lens.chat.positions import Positions
 from rim_lens.chat.segments import segment_id
 from rim_lens.errors import RimLensError
 from rim_lens.model.as_chats import answered_chats, as_chats

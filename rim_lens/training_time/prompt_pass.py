@@ -18,8 +18,9 @@ from jaxtyping import Float, Int
 from rim_lens.capture.attention import MassTap
 from rim_lens.capture.neuron_activations import NeuronActivations
 from rim_lens.capture.neuron_readers import NeuronReader, neuron_reader
-from rim_lens.capture.neurons import AtDecision, Positions, chosen_positions, finished
+from rim_lens.capture.neurons import AtDecision, finished
 from rim_lens.chat.chat import Chat
+from rim_lens.chat.positions import Positions, places
 from rim_lens.chat.segments import SEGMENTS
 from rim_lens.errors import RimLensError
 from rim_lens.model.batch import Batch
@@ -96,7 +97,7 @@ def prompt_pass(
     at_decision: AtDecision | None = None,
 ) -> PromptPass:
     """`pass_over` with what fits into memory."""
-    chosen = [chosen_positions(chat, positions) for chat in chats]
+    chosen = [places(chat, positions) for chat in chats]
     empty = [number for number, where in enumerate(chosen) if not where.any()]
     if empty or not chats:
         raise RimLensError(

@@ -24,7 +24,7 @@ from rim_lens.behavior.judge_report import JudgeReport
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_tokens
 from rim_lens.capture.neuron_activations import Measure
 from rim_lens.capture.neuron_sets import NeuronRows, neuron_rows
-from rim_lens.capture.neurons import Positions
+from rim_lens.chat.positions import Positions
 from rim_lens.chat.segments import Thinking
 from rim_lens.data.prompts import Prompts as PromptSource
 from rim_lens.data.prompts import as_problems, as_prompt_set
