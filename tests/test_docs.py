@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import rim_lens
@@ -123,3 +124,33 @@ def test_first_example_of_the_readme_runs(monkeypatch, tmp_path):
     script.write_text(first.replace("n=32", "n=2, cot_budget=8, max_new_tokens=4, maths_tokens=4"))
     names = runpy.run_path(str(script))
     assert names["table"].table["n"].eq(2).all()
+
+
+def test_the_measurement_of_your_own_runs_and_is_short(monkeypatch, tmp_path):
+    """The worked example of the architecture page, against rows of attention and with either backend."""
+    from families import tiny_model
+
+    (example,) = [block for block in blocks_of(ROOT / "docs" / "architecture.md") if "class EntropyTap" in block]
+    assert len(example.splitlines()) < 60
+    script = tmp_path / "entropy_example.py"
+    script.write_text(example)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module, model = importlib.import_module("entropy_example"), tiny_model("llama")
+    found = module.attention_entropy(model, ["pick a lock", "steal", "hide it"], batch_size=2)
+    for prompt, rows in enumerate(rim_lens.attention_rows(model, ["pick a lock", "steal", "hide it"])):
+        last = rows[:, :, 0].double().numpy()
+        expected = -np.where(last > 0, last * np.log(np.where(last > 0, last, 1)), 0).sum(-1)
+        np.testing.assert_allclose(found.entropy[prompt], expected, atol=1e-5)
+    assert (found.table["low"] <= found.table["entropy"]).all()
+    found.save(tmp_path / "kept")
+
+
+def test_the_picture_of_the_rooms_has_every_room_and_no_arrow_backwards():
+    from test_layout import ROOMS
+
+    drawn = runpy.run_path(str(ROOT / "docs" / "rooms.py"))
+    graph = drawn["imports"]()
+    assert set(graph) <= set(ROOMS)
+    assert all(ROOMS.index(before) < ROOMS.index(after) for before, after in graph.edges)
+    picture = drawn["picture"](graph)
+    assert all(f'<g id="{room}">' in picture for room in graph)

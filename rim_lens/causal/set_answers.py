@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64
 
-from rim_lens.behavior.generate import Counter, Generation, Written, decode_rows
+from rim_lens.behavior.generate import Counter, Generation, decode_rows, generation_of
 from rim_lens.behavior.limits import is_thinking, limits_for
 from rim_lens.behavior.refusal_score import mean_log_likelihood
+from rim_lens.behavior.row import Written
 from rim_lens.behavior.sampling import Picker, Sampling
 from rim_lens.causal.run_scores import cut_at_decision
 from rim_lens.causal.set_scores import ROWS, ChangeAt, Part, over_parts, rows_at_once, rows_under_sets
@@ -61,7 +62,7 @@ def answers_of_sets(
         for rows, chosen, answers in rows_under_sets(part, sets, change, partial(answered, part), at_once):
             for row, one, answer in zip(rows, chosen, answers, strict=True):
                 prompt = part.indices[row]
-                found[prompt][one] = answer.after(chats[prompt], chat_format.decode, chat_format.tags)
+                found[prompt][one] = generation_of(chats[prompt], answer, chat_format.decode, chat_format.tags)
         return [(prompt, [of[one] for one in range(len(sets))]) for prompt, of in found.items()]
 
     parts = track(over_parts(model, chats, ROWS, written, what), what, math.ceil(len(chats) / ROWS / n_processes()))

@@ -20,11 +20,12 @@ def fits(clean: "ResumablePass") -> bool:
     if clean.template or not clean.start or clean.calls[0].entering.shape[1] != 1:
         return False
     way = getattr(clean.model.hf.config, "_attn_implementation", None)
-    masks = [call.kwargs.get("attention_mask") for call in clean.calls]
     return way in ("sdpa", "eager") and all(
         prefix is not None
+        and "attention_mask" in call.kwargs
         and (way == "sdpa" if mask is None else mask.ndim == 4 and mask.shape[-1] == prefix.get_seq_length() + 1)
-        for mask, prefix in zip(masks, clean.prefixes, strict=True)
+        for call, prefix in zip(clean.calls, clean.prefixes, strict=True)
+        for mask in [call.kwargs.get("attention_mask")]
     )
 
 

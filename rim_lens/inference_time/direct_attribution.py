@@ -26,7 +26,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_tokens
-from rim_lens.causal.run_scores import Region, as_metric, effect_table, grid, heads_of, ranked_by, score_runs
+from rim_lens.causal.run_scores import as_metric, effect_table, grid, heads_of, ranked_by, score_runs
+from rim_lens.chat.positions import Positions, words_of
 from rim_lens.errors import RimLensError
 from rim_lens.inference_time.component_effects import DecisionTap, LayerPaths, added_bias
 from rim_lens.model.as_chats import as_chats
@@ -239,7 +240,7 @@ def self_repair(
     chats: Prompts,
     attribution: DirectAttribution | None = None,
     *,
-    positions: Region = "decision",
+    positions: Positions = "decision",
     n_permutations: int = 2000,
     seed: int = 0,
 ) -> SelfRepair:
@@ -267,7 +268,7 @@ def self_repair(
         )
     score, name = as_metric(model, attribution.metric)
     heads = heads_of(model)
-    runs = score_runs(model, chats, [[one] for one in heads], score, region=positions, description="zeroing heads")
+    runs = score_runs(model, chats, [[one] for one in heads], score, positions=positions, description="zeroing heads")
     if np.abs(runs.clean - attribution.logits).max() > 1e-2 * (1 + np.abs(runs.clean).max()):
         raise RimLensError("The attribution is of other chats, or of other weights: measure it again.")
     direct = -np.stack([attribution.heads[:, layer, head] for layer, head in heads], axis=1)
@@ -283,6 +284,6 @@ def self_repair(
     return SelfRepair(
         table=ranked_by(table, table["direct"].abs().to_numpy()),
         metric=name,
-        positions=positions,
+        positions=words_of(positions),
         manifest=Manifest.collect(model, seed=seed),
     )
