@@ -6,38 +6,48 @@ and no unembedding but the last one; the loop's remaining cost is its own eager 
 """
 
 from collections.abc import Iterator
-from statistics import median
+from statistics import mean, median
 
 import numpy as np
 import torch
 
 from benchmarks.figures import Figure, Setting, benchmark, median_ratio, seconds
 from benchmarks.prompts import REQUEST
-from rim_lens.behavior.refusal_score import log_odds, refusal_tokens
+from rim_lens.behavior.refusal_score import log_odds, refusal_score, refusal_tokens
+from rim_lens.causal.ablation_test import ablation_test
+from rim_lens.causal.run_scores import score_runs
 from rim_lens.chat.chat import Chat
+from rim_lens.data.prompts import load_prompts
 from rim_lens.inference_time.sweep import AblationSweep, ablation_sweep
+from rim_lens.intervene import ablate_heads
 from rim_lens.model.lens_model import LensModel
+from rim_lens.units import Head
 
 SHARE = 10  # a turn of the loop does every tenth head
-LIMITS = {"exact": 4.0, "suffix": 12.0, "screened": 25.0}
+LIMITS = {"exact": 4.0, "suffix": 12.0, "screened": 30.0}
+N_PROMPTS, N_SCREENED = 16, 10
 
 
 class Loop:
     """TransformerLens' own way, head by head."""
 
-    def __init__(self, model: LensModel, chat: Chat) -> None:
+    def __init__(self, model: LensModel, chats: list[Chat]) -> None:
         self.bridge, self.ids = model.bridge, refusal_tokens(model).ids
-        self.tokens = torch.from_numpy(chat.token_ids)[None]
+        self.tokens = torch.from_numpy(np.stack([chat.token_ids for chat in chats]))
         self.clean = self.score([])
 
-    def score(self, hooks: list) -> float:
-        """Refusal score with hooks."""
+    def score(self, hooks: list) -> np.ndarray:
+        """Refusal score of every prompt with hooks."""
         with torch.no_grad():
             logits = self.bridge.run_with_hooks(self.tokens, return_type="logits", fwd_hooks=hooks)
-        return log_odds(logits[:, -1], self.ids).item()
+        return log_odds(logits[:, -1], self.ids).numpy()
 
     def effect(self, layer: int, head: int, first: int = 0) -> float:
-        """Effect of zeroing a head from column `first` on."""
+        """Effect on the only prompt."""
+        return float(self.effects(layer, head, first)[0])
+
+    def effects(self, layer: int, head: int, first: int = 0) -> np.ndarray:
+        """Effect of zeroing a head from column `first` on, in every prompt."""
 
         def zero(z: torch.Tensor, hook: object) -> torch.Tensor:
             z[:, first:, head] = 0
@@ -52,7 +62,7 @@ def sweeps(setting: Setting) -> Iterator[Figure]:
     model = setting.model
     chat = model.render(REQUEST)[0]
     tag = int(np.flatnonzero(chat.where("assistant_tag"))[0])
-    loop = Loop(model, chat)
+    loop = Loop(model, [chat])
     heads = [(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
     ways = {
         "exact": {},
@@ -92,12 +102,79 @@ def sweeps(setting: Setting) -> Iterator[Figure]:
         )
     for name, value in error.items():
         yield Figure(f"{name} sweep, largest difference of scores", value, "nats", setting.pairs, at_most=1e-4)
-    found = set(done["screened"].ranked(10)) & set(done["exact"].ranked(10))
+    found = []
+    for prompt in near(model, len(chat), N_SCREENED):
+        exact, screened = (ablation_sweep(model, [prompt], method=method) for method in ("exact", "screened"))
+        found.append(len(set(screened.ranked(10)) & set(exact.ranked(10))))
     yield Figure(
-        "screened sweep, found of the true top 10",
-        len(found),
+        "screened sweep, found of the true top 10, mean over prompts",
+        mean(found),
         "heads",
-        1,
+        len(found),
         at_least=9,
-        detail=f"{len(done['screened'].table)} heads measured exactly",
+        detail=f"{min(found)} to {max(found)}; {len(done['screened'].table)} heads measured exactly",
+    )
+
+
+def near(model: LensModel, length: int, n: int) -> list[Chat]:
+    """Harmful requests whose chats are nearest to a length."""
+    return sorted(model.render(load_prompts("harmful").texts), key=lambda one: abs(len(one) - length))[:n]
+
+
+@benchmark
+def sweep_of_prompts(setting: Setting) -> Iterator[Figure]:
+    """Heads zeroed in many prompts at once, against a loop that takes the prompts as one batch.
+
+    What bounds it: the tokens that differ between prompts, in the layers above the head; the tokens that all prompts
+    begin with are computed once per head.
+    """
+    model, score = setting.model, refusal_tokens(setting.model).score
+    chats = near(model, 50, 4 * N_PROMPTS)
+    chats = [one for one in chats if len(one) == len(chats[0])][:N_PROMPTS]  # the loop has no mask
+    loop = Loop(model, chats)
+    every = [(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
+    ratios, worst = [], 0.0
+    score_runs(model, chats, [[every[0]]], score)
+    for turn in range(setting.pairs):
+        some, by_hand = every[turn % SHARE :: SHARE], []
+        slow = seconds(lambda some=some, by_hand=by_hand: by_hand.extend(loop.effects(*one) for one in some))
+        runs = []
+        fast = seconds(
+            lambda some=some, runs=runs: runs.append(score_runs(model, chats, [[one] for one in some], score))
+        )
+        ratios.append(slow / fast)
+        worst = max(worst, float(np.abs(np.array(by_hand).T - runs[0].effect).max()))
+    yield Figure(
+        f"loop of run_with_hooks / exact sweep, {len(chats)} prompts of {len(chats[0])} tokens",
+        median(ratios),
+        "times faster",
+        setting.pairs,
+        at_least=7,
+        detail=f"a tenth of the heads per pair, largest difference of scores {worst:.1g} nats",
+    )
+
+
+@benchmark
+def ablation_at_decision(setting: Setting) -> Iterator[Figure]:
+    """`ablation_test` of eight heads at the decision position with 100 control sets, against its 101 sets by whole passes."""
+    model, tokens = setting.model, refusal_tokens(setting.model)
+    texts = load_prompts("harmful").sample(2 * N_PROMPTS, seed=0).texts
+    heads = [Head(layer, layer % model.n_heads) for layer in range(3, model.n_layers, 4)]
+    chats, ratios = model.render(texts), []
+    for _ in range(setting.pairs):
+        fast = seconds(
+            lambda: ablation_test(model, heads, texts, positions="decision", n_controls=100, generated=False)
+        )
+
+        def whole() -> None:
+            with ablate_heads(model, heads, positions="decision"):
+                refusal_score(model, chats, tokens)
+
+        ratios.append(fast / (101 * seconds(whole)))
+    yield Figure(
+        f"ablation_test at the decision position, 100 control sets, {len(texts)} prompts / 101 whole passes",
+        median(ratios),
+        "ratio",
+        setting.pairs,
+        at_most=0.25,
     )
