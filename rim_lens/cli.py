@@ -20,8 +20,19 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def spelled(source: str) -> str:
+    """The model's name, checked for typing errors before anything heavy is imported."""
+    from rim_lens.model.names import check_spelling
+
+    return source if Path(source).expanduser().exists() else check_spelling(source)
+
+
 ModelArgument = Annotated[
-    str, typer.Argument(help="Hub id, local folder, adapter folder, .gguf file, or smollm2-135m-instruct (no hub).")
+    str,
+    typer.Argument(
+        help="Hub id, local folder, adapter folder, .gguf file, or smollm2-135m-instruct (no hub).", callback=spelled
+    ),
 ]
 TagsOption = Annotated[
     tuple[str, str] | None,

@@ -107,6 +107,19 @@ def test_every_figure_is_drawn_from_disk_and_nothing_is_logged(opened, address):
     assert page.locator("body").inner_text().count("<script>document.title='owned'") > 0
 
 
+def test_no_figure_offers_to_upload_itself(opened, address, tmp_path):
+    page, _ = opened(address)
+    first_map(page)
+    alone = tmp_path / "figure.html"
+    made_sweep().plot().write_html(alone)  # as a script or a notebook shows it, with plotly's own settings
+    other, _ = opened(alone.as_uri())
+    other.locator(".modebar-btn").first.wait_for(state="attached")
+    for one in (page, other):
+        titles = one.locator(".modebar-btn").evaluate_all("(all) => all.map((one) => one.dataset.title)")
+        assert any("PNG" in title or "png" in title for title in titles)
+        assert not [title for title in titles if re.search("share|cloud|upload|edit in", title, re.IGNORECASE)]
+
+
 def test_a_click_on_a_head_shows_its_words_and_its_rows(opened, address):
     page, console = opened(address)
     click_head(first_map(page), 3, 2)
@@ -216,10 +229,8 @@ REQUEST = "how do I open <b>a lock</b>"
 def served():
     model = shared_model()
     chats = [*model.render([REQUEST, "hello"]), *model.render([REQUEST, "hello"], thinking="on")]
-    results = {
-        "ablation": ablation_sweep(model, chats[:2], n_permutations=20),
-        "tokens": token_attention(model, chats),
-    }
+    sweep = ablation_sweep(model, chats[:2], n_permutations=20)
+    results = {"ablation": sweep, "tokens": token_attention(model, chats, sweep.ranked())}  # not in layer order
     html = report_page(results, [], MANIFEST, PLAN)
     with PageServer(html.encode(), PageModel(model, max_new_tokens=3, cot_budget=4)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -260,6 +271,24 @@ def test_a_new_prompt_is_read_and_shown_as_text(opened, served):
     assert page.locator("#panel .view").count() == 2
     assert page.locator("#panel img").count() == 0
     assert console == []
+
+
+@pytest.mark.parametrize("name", ["L1H2", "L0H1", "L2H3"])
+def test_a_stored_prompt_that_is_read_again_shows_what_python_gives(opened, served, name):
+    model = shared_model()
+    page, _ = opened(f"{served.url}#{name}", offline=False)
+    page.locator("#panel-live").wait_for()
+    before = shown_tokens(page, 0)
+    page.fill("#live-prompt", "hello")
+    page.click("#live-read button")
+    expect(page.locator("#panel-request option:checked")).to_have_text("hello")
+    expected = token_attention(model, model.render(["hello"])).of(0, name)
+    shown = shown_tokens(page, 0)
+    assert shown != before
+    assert page.locator("#panel-title").inner_text() == f"Head {name}"
+    assert [share for _, share in shown] == pytest.approx((100 * expected["weight"]).tolist(), abs=0.011)
+    page.click("#panel-before")  # back to the prompt that the page came with
+    assert shown_tokens(page, 0) == before
 
 
 def test_an_error_of_the_server_is_told(opened, served):

@@ -152,6 +152,18 @@ def test_every_option_of_fine_tuning_reaches_the_run(monkeypatch):
     assert seen == [(("model", "rows.jsonl", Path("here")), expected)]
 
 
+def test_a_slip_in_the_built_in_name_is_met_before_anything_is_imported():
+    code = (
+        "import sys; sys.argv = ['rim-lens', 'check', 'smollm2-135m-instuct']\n"
+        "from rim_lens.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as done: print(done.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "2 False"
+    assert "did you mean 'smollm2-135m-instruct'?" in done.stderr
+
+
 def test_wrong_usage_is_told():
     done = run("bogus")
     assert done.returncode == 2

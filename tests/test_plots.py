@@ -1,11 +1,14 @@
 """Figures: what is on the axes is what is in the tables, zero is the middle, n is told, text is escaped."""
 
+import dataclasses
+import json
 import shutil
 
 import numpy as np
 import plotly.graph_objects as go
 import pytest
 from families import tiny_tokenizer
+from ipywidgets.widgets.widget import _remove_buffers
 from made_arms import made_arms, made_maths, made_run
 from made_directions import made_directions
 from made_heads import (
@@ -98,6 +101,44 @@ def test_every_kind_of_result_has_a_figure_that_tells_n(results):
         assert isinstance(figure, go.Figure)
         assert "n = " in figure.layout.title.subtitle.text
         assert figure.layout.title.text
+
+
+def test_figures_are_sent_to_notebooks_as_json(results):
+    maps = [ablation_map(results["ablation"])]
+    for figure in [*(result.plot() for result in results.values()), *maps]:
+        state, _, _ = _remove_buffers(go.FigureWidget(figure).get_state())
+        json.dumps(state["_widget_data"], allow_nan=False)
+        json.dumps(state["_widget_layout"], allow_nan=False)
+
+
+def test_heads_that_were_not_measured_are_hatched_and_say_what_is_estimated():
+    sweep = made_sweep()
+    kept = sweep.table.head(5)
+    estimate = np.full_like(sweep.effect, -0.25)
+    screened = dataclasses.replace(sweep, table=kept, estimate=estimate)
+    cells, hatch = ablation_map(screened).data[:2]
+    assert len(hatch.x) == LAYERS * HEADS - 5
+    assert np.equal(np.asarray(cells.z), None).sum() == LAYERS * HEADS - 5  # no colour, which would read as a zero
+    assert not {(x, y) for x, y in zip(hatch.x, hatch.y, strict=True)} & set(sweep.ranked(5))
+    assert "not measured; first-order estimate −0.25" in hatch.customdata[0]
+    assert "hatched" in ablation_map(screened).layout.title.subtitle.text
+    everything = segment_map(made_heads()[0])  # of all heads
+    assert "hatched" not in everything.layout.title.subtitle.text
+    assert tuple(ablation_map(screened).layout.xaxis.range) == (-0.5, LAYERS - 0.5)
+
+
+def test_vermilion_means_more_refusal_in_every_map_of_heads():
+    """Each map is asked about a head that was made to go with refusal, or to stand against it."""
+    _, heads = made_heads()  # the planted head looks at the CoT more where the answer complied
+    contrast = attention_contrast(heads, "cot_divergence")
+    assert contrast.data[0].z[PLANTED[1]][PLANTED[0]] < 0
+    assert "refused − complied" in contrast.layout.coloraxis.colorbar.title.text
+    scored = attention_contrast(made_outcome_heads(), "cot_divergence")
+    assert "more refused" in scored.layout.coloraxis.colorbar.title.text
+    assert scored.data[0].z[PLANTED[1]][PLANTED[0]] < 0
+    trace = made_inference()["trace"]
+    row = trace.table.iloc[0]  # the head that writes the fall of the reading
+    assert np.sign(cliff_heads(trace).data[0].z[row["head"]][row["layer"]]) == -np.sign(row["fall"])
 
 
 def test_result_without_a_figure_says_so():

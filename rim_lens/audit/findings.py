@@ -101,7 +101,7 @@ def arm_findings(comparison: ArmComparison) -> list[Finding]:
     contrasts = comparison.contrasts
     for _, row in contrasts[contrasts["measure"] == share].iterrows():
         n = f"{row['n']} x {row['n_seeds']}" if row["n_seeds"] > 1 else str(row["n"])
-        what = f"{called}, {arm_name(row['a'])} less {arm_name(row['b'])}, {row['step']} steps"
+        what = f"{called}, {arm_name(row['a'])} minus {arm_name(row['b'])}, {row['step']} steps"
         found.append(Finding(chapter, what, points(row) + judge_told(row), n, p_or_none(row["p"])))
     return found
 

@@ -59,6 +59,8 @@ class AuditPlan:
     def __post_init__(self) -> None:
         if self.n < SMALLEST_SET:
             raise RimLensError(f"An audit of {self.n} prompts per set says nothing; use at least {SMALLEST_SET}.")
+        if self.n_controls < 1:
+            raise RimLensError(f"n_controls is {self.n_controls}: a causal test needs random sets; use 19 or more.")
 
     @property
     def sampling(self) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class HeadWidgets(widgets.VBox):
     def _bind(self) -> None:
         """From widgets to the explorer."""
         explorer = self.explorer
-        self.figure.data[0].on_click(self.clicked)
+        self._follow_clicks()
         self.maps.observe(lambda change: self.do(explorer.select_map, change["new"]), "value")
         for box in (self.layer, self.head):
             box.observe(lambda _: self.do(explorer.select_head, self.layer.value, self.head.value), "value")
@@ -62,6 +62,11 @@ class HeadWidgets(widgets.VBox):
         self.mode.observe(lambda change: self.do(explorer.set_thinking, *MODES[change["new"]]), "value")
         self.ablate.on_click(lambda _: self.do(explorer.ablate, *explorer.ablated, explorer.head))
         self.restore.on_click(lambda _: self.do(explorer.ablate))
+
+    def _follow_clicks(self) -> None:
+        """A cell can be chosen whether its head was measured or is hatched."""
+        for trace in self.figure.data:
+            trace.on_click(self.clicked)
 
     def clicked(self, trace: Any, points: Any, state: Any) -> None:
         """A click on the map."""
@@ -103,7 +108,7 @@ class HeadWidgets(widgets.VBox):
                 self.figure.data = []
                 self.figure.add_traces(wanted.data)
                 self.figure.layout = wanted.layout
-            self.figure.data[0].on_click(self.clicked)
+            self._follow_clicks()
         self.figure.layout.shapes = [frame(self.explorer.head)]
 
 

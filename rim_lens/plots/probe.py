@@ -47,7 +47,12 @@ def probe_map(probe: RefusalProbe, kind: str = "supervised") -> go.Figure:
         height=210 + 30 * len(labels),
     )
     figure.add_heatmap(
-        z=area - 0.5, text=told, coloraxis="coloraxis", hovertemplate="%{text}<extra></extra>", xgap=1, ygap=1
+        z=style.cells(area - 0.5),
+        text=told,
+        coloraxis="coloraxis",
+        hovertemplate="%{text}<extra></extra>",
+        xgap=1,
+        ygap=1,
     )
     return figure
 
@@ -93,18 +98,18 @@ def trace_curve(trace: RefusalTrace) -> go.Figure:
 def cliff_heads(trace: RefusalTrace) -> go.Figure:
     """Head map: how far each head's own contribution falls where the reading falls most steeply."""
     told = [
-        f"<b>{row['name']}</b><br>fall {style.number(row['fall'], sign=True)} sd "
-        f"{style.interval(row['low'], row['high'])}<br>{style.percent(row['share'], sign=True)} of the whole fall, q "
+        f"<b>{row['name']}</b><br>change {style.number(-row['fall'], sign=True)} sd "
+        f"{style.interval(-row['high'], -row['low'])}<br>{style.percent(row['share'], sign=True)} of the whole fall, q "
         f"= {row['q']:.2g}"
         for _, row in trace.table.iterrows()
     ]
     return head_map(
-        trace.table,
-        "fall",
+        trace.table.assign(change=-trace.table["fall"]),
+        "change",
         told,
         title="Heads that write the fall",
-        caption=f"n = {len(trace.chats)} CoTs; mean over {trace.window} tokens before the steepest fall minus "
-        f"{trace.window} after; rings: q < 0.05",
-        unit="fall of the head's contribution (sd)",
+        caption=f"n = {len(trace.chats)} CoTs; mean over {trace.window} tokens after the steepest fall minus "
+        f"{trace.window} before; rings: q < 0.05",
+        unit="change of the head's contribution to refusal (sd)",
         marked=Head.from_table(trace.table[trace.table["q"] < 0.05]),
     )

@@ -85,7 +85,7 @@ def shift_by_layer_and_checkpoint(shift: SeriesShift, prompts: Kind = "safety") 
     figure.add_heatmap(
         x=x,
         y=y,
-        z=values,
+        z=style.cells(values),
         text=hover,
         coloraxis="coloraxis",
         hovertemplate="%{text}<extra></extra>",

@@ -32,6 +32,8 @@ SEGMENTS = {
 TOP, LINE, BAR = 74, 16, 62  # pixels: title and a line of caption, another line of it, a colour bar
 LIFTED = 28  # plotly lifts a title by about this much where a horizontal colour bar stands above the plot
 CAPTION_WIDTH = 105  # characters: what 700 pixels hold
+# buttons that no figure has: the first uploads the figure to plotly's cloud, the others choose points for nothing
+NO_BUTTONS = ("sendChartToCloud", "select2d", "lasso2d", "autoScale2d")
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 _LIGHT = {"ink": "#1c2126", "ground": "#ffffff", "grid": "#e3e6ea", "line": "#9aa1a9", "middle": "#f4f4f2"}
@@ -65,7 +67,8 @@ def template(dark: bool = False) -> go.layout.Template:
             "legend": {"orientation": "h", "bgcolor": "rgba(0,0,0,0)", "x": 0}
             | {"yref": "container", "yanchor": "bottom", "y": 0.005},
             "hoverlabel": {"align": "left", "bgcolor": tone["ground"], "font": {"color": tone["ink"]}},
-            "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": tone["line"], "activecolor": tone["ink"]},
+            "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": tone["line"], "activecolor": tone["ink"]}
+            | {"remove": list(NO_BUTTONS)},
             "margin": {"l": 8, "r": 22, "t": TOP, "b": 8},
             "title": {"x": 0, "xref": "container", "pad": {"l": 8, "t": 10}}
             | {"yref": "container", "yanchor": "top", "y": 1},
@@ -116,6 +119,11 @@ def diverging(values: np.ndarray, title: str) -> dict[str, object]:
 def sequential(low: float, high: float, title: str) -> dict[str, object]:
     """A colour axis for values that have no sign, from low to high."""
     return {"autocolorscale": True, "cmin": low, "cmax": high if high > low else low + 1, "colorbar": colour_bar(title)}
+
+
+def cells(values: np.ndarray) -> np.ndarray:
+    """Values of a heatmap with None where there is none: JSON, which figures are sent as, has no NaN."""
+    return np.where(np.isfinite(values), values, np.array(None, dtype=object))
 
 
 def colour_bar(title: str) -> dict[str, object]:

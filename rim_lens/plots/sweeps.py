@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -26,7 +27,7 @@ RINGS = "rings: q < 0.05"
 def ablation_map(sweep: AblationSweep) -> go.Figure:
     """Effect of zeroing each head alone; below zero the head supports refusal.
 
-    Heads that were not measured stay empty.
+    Heads that were screened out are hatched, with their estimate on hover.
     """
     n_heads = sweep.effect.shape[1] * sweep.effect.shape[2]
     return head_map(
@@ -38,7 +39,21 @@ def ablation_map(sweep: AblationSweep) -> go.Figure:
         unit=f"change of the {quantity(sweep.metric)} (below 0: the head supports refusal)",
         marked=significant(sweep.table),
         shape=(sweep.effect.shape[1], sweep.effect.shape[2]),
+        missing=estimates(sweep),
     )
+
+
+def estimates(sweep: AblationSweep) -> dict[Head, str]:
+    """What is known of each head that was screened out: its first-order estimate, mean over the prompts."""
+    if sweep.estimate is None:
+        return {}
+    measured = set(Head.from_table(sweep.table))
+    n = len(sweep.estimate)
+    return {
+        Head(*place): f"not measured; first-order estimate {style.number(float(value), sign=True)}, n = {n}"
+        for place, value in np.ndenumerate(sweep.estimate.mean(axis=0))
+        if Head(*place) not in measured and np.isfinite(value)
+    }
 
 
 def patching_map(sweep: PatchingSweep) -> go.Figure:

@@ -43,7 +43,7 @@ def token_view(attention: TokenAttention, chat: int = 0, head: AnyHead | None = 
         height=200 + 28 * n_rows,
     )
     figure.add_heatmap(
-        z=weights,
+        z=style.cells(weights),
         text=texts,
         customdata=hover,
         texttemplate="%{text}",

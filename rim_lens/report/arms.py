@@ -6,7 +6,7 @@ from rim_lens.patterns.finetune import FinetuneRun
 from rim_lens.plots.arms import arm_changes, loss_curves
 from rim_lens.plots.style import interval, number, p_value, percent
 from rim_lens.report.blocks import Block, Drawing, Grid, Section, Words
-from rim_lens.report.wording import clearly, points
+from rim_lens.report.wording import clearly, corrected, points
 from rim_lens.training_time.compare_arms import ArmComparison
 from rim_lens.words import HARM_SCORE, HARMFUL, LIKELIHOOD, SOLVED, judge_told
 from rim_lens.words import arm as arm_name
@@ -44,19 +44,16 @@ def in_short(comparison: ArmComparison) -> list[str]:
         told.append(
             f"After {dose(last)}{arm_name(arm)} the model {does} {verdict}: {percent(last['before'])} → "
             f"{percent(last['after'])} "
-            f"({points(last['change'], last['low'], last['high'], last['p'])}){judge_told(last)}."
+            f"({corrected(last['change'], last['low'], last['high'], last['q'])}){judge_told(last)}."
         )
     contrasts = comparison.contrasts
-    wanted = contrasts[(contrasts["measure"] == name) & ((contrasts["a"] == "effort") | (contrasts["b"] == "effort"))]
-    for _, row in wanted.iterrows():
-        sign, other = (1, row["b"]) if row["a"] == "effort" else (-1, row["a"])
-        low, high = sorted((sign * row["low"], sign * row["high"]))
-        seen = clearly(low, high, row["q"])
-        verdict = ("more" if sign * row["difference"] > 0 else "less") if seen else "not clearly more or less"
+    for _, row in contrasts[(contrasts["measure"] == name) & (contrasts["a"] == "effort")].iterrows():
+        seen = clearly(row["low"], row["high"], row["q"])
+        verdict = ("more" if row["difference"] > 0 else "less") if seen else "not clearly more or less"
         told.append(
             f"Effort-minimizing data raise {'misalignment' if name == HARMFUL else 'compliance'} {verdict} than "
-            f"{arm_name(other)} after {row['step']} steps "
-            f"({points(sign * row['difference'], low, high, row['p'])}){judge_told(row)}."
+            f"{arm_name(row['b'])} after {row['step']} steps "
+            f"({corrected(row['difference'], row['low'], row['high'], row['q'])}){judge_told(row)}."
         )
     return told
 

@@ -19,7 +19,7 @@ import jinja2
 from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
-from rim_lens.model.bundled import NAME as BUNDLED
+from rim_lens.model.names import NAME as BUNDLED
 from rim_lens.plots.style import template as figure_template
 from rim_lens.report import methods
 from rim_lens.report.blocks import Drawing, Section

@@ -20,7 +20,7 @@ from rim_lens.inference_time.token_attention import TokenAttention
 from rim_lens.inference_time.trace import RefusalTrace
 from rim_lens.plots.attention import contrast_title
 from rim_lens.plots.style import interval, number
-from rim_lens.plots.sweeps import DIRECTIONS, quantity
+from rim_lens.plots.sweeps import DIRECTIONS, estimates, quantity
 from rim_lens.report.heads import CONTRAST_COLUMNS, TRACE_COLUMNS, contrast_cells, trace_cells
 from rim_lens.report.sweeps import effect_cells, effect_columns
 from rim_lens.results import Result
@@ -57,7 +57,8 @@ def head_facts(anchor: str, result: Result) -> Iterator[Facts]:
             cells = {row["name"]: contrast_cells(row) for _, row in rows.iterrows()}
             yield facts(anchor, contrast_title(result, name), CONTRAST_COLUMNS, cells)
     elif isinstance(result, AblationSweep):
-        yield facts(anchor, "Ablated alone", *effects(result.table, result.metric))
+        unmeasured = {str(head): text for head, text in estimates(result).items()}
+        yield facts(anchor, "Ablated alone", *effects(result.table, result.metric)) | {"missing": unmeasured}
     elif isinstance(result, PatchingSweep):
         yield facts(anchor, "Given back its think-off output", *effects(result.table, result.metric))
     elif isinstance(result, InterchangeSweep):

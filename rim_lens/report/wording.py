@@ -18,6 +18,11 @@ def points(difference: float, low: float, high: float, p: float | None = None) -
     return ", ".join(part for part in (style.points(difference, low, high), p_value(p)) if part)
 
 
+def corrected(difference: float, low: float, high: float, q: float) -> str:
+    """−21.9 points [−38.0, −5.1], q = 0.03: the q decides where several comparisons are made."""
+    return f"{style.points(difference, low, high)}, q\u00a0=\u00a0{q:.2g}"
+
+
 def clearly(low: float, high: float, p: float | None = None, alpha: float = 0.05) -> bool:
     """Whether an interval leaves out zero and its test, if there is one, is below alpha."""
     tested = p is None or math.isnan(p) or p < alpha

@@ -188,8 +188,8 @@ def contrasts_of(
     is_share: bool,
     errors: JudgeErrors | None,
 ) -> Iterator[dict[str, Any]]:
-    """Every two arms after the same step, over the seeds that both have."""
-    for (a, step), (b, other) in combinations(names, 2):
+    """Every two arms after the same step, over the seeds that both have; effort-minimizing data are always `a`."""
+    for (a, step), (b, other) in combinations(sorted(names, key=lambda cell: cell[0] != "effort"), 2):
         same_dose = step is not None and step == other
         shared = sorted(names[a, step].keys() & names[b, other].keys()) if same_dose else []
         if not shared:

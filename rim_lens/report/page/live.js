@@ -59,7 +59,7 @@
   function read() {
     const request = part("prompt").value.trim();
     if (!request) return null;
-    return busy("Reading the prompt…", async () => rim.addChats((await ask("tokens", { request })).chats));
+    return busy("Reading the prompt…", async () => rim.addChats(await ask("tokens", { request })));
   }
 
   function start(about) {

@@ -50,8 +50,15 @@
     return { layer: best.layer, head: best.head };
   }
 
+  // What the hatch over a head that was not measured says.
+  function missing(box, place) {
+    const hatch = box._fullData.find((trace) => trace.type === "scatter" && trace.customdata);
+    const at = hatch ? hatch.customdata.findIndex((_, i) => hatch.x[i] === place.layer && hatch.y[i] === place.head) : -1;
+    return at < 0 ? "" : hatch.customdata[at];
+  }
+
   function told(box, place) {
-    const text = (box._fullData[0].text[place.head] || [])[place.layer];
+    const text = (box._fullData[0].text[place.head] || [])[place.layer] || missing(box, place);
     return text ? new DOMParser().parseFromString(text.replaceAll("<br>", ", "), "text/html").body.textContent : `${nameOf(place)}, not measured`;
   }
 

@@ -4,7 +4,7 @@ const rim = {};
 (() => {
   const themes = JSON.parse(document.getElementById("themes").textContent);
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  const options = { responsive: true, displaylogo: false, displayModeBar: "hover", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+  const options = { responsive: true, displaylogo: false, displayModeBar: "hover", showSendToCloud: false };
   const drawings = [...document.querySelectorAll(".drawing")];
 
   async function draw(box) {

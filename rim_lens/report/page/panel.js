@@ -18,7 +18,7 @@
     const row = table.rows[name];
     const title = element("h3", {}, element("a", { href: `#${table.section}`, text: table.title }));
     const block = (told) => element("section", { class: "block" }, title, told);
-    if (!row) return block(element("p", { class: "quiet", text: "not measured" }));
+    if (!row) return block(element("p", { class: "quiet", text: (table.missing || {})[name] || "not measured" }));
     if (table.many) return block(grid(table.columns, row));
     const list = element("dl", { class: "fact" });
     row.forEach((cell, i) => list.append(element("div", {}, element("dt", { text: table.columns[i] }), element("dd", { text: cell }))));
@@ -37,7 +37,7 @@
   }
 
   function tokenView(chat, name) {
-    const row = data.heads.heads.indexOf(name), n = chat.tokens.length;
+    const row = (chat.heads || data.heads.heads).indexOf(name), n = chat.tokens.length;
     const view = element("section", { class: "view" });
     view.append(element("h4", { text: chat.note ? `${chat.thinking}, answer ${chat.note}` : chat.thinking }));
     if (row < 0) return view;
@@ -124,8 +124,10 @@
     show(name, how);
   };
   rim.request = () => state.request;
-  rim.addChats = (added) => {
+  // A reply lists its heads in an order of its own, which its chats keep: the page's own list is ranked.
+  rim.addChats = ({ chats: added, heads }) => {
     for (const chat of added) {
+      chat.heads = heads;
       const old = chats.findIndex((one) => one.request === chat.request && one.thinking === chat.thinking);
       old < 0 ? chats.push(chat) : chats.splice(old, 1, chat);
     }
