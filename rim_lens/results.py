@@ -1,7 +1,7 @@
 """Results: what a measurement returns, with the manifest that says how it came about.
 
-A result is a frozen dataclass. It prints as one line, shows its table in a notebook, turns into a DataFrame,
-plots itself, and is saved as a folder of JSON, Parquet and safetensors with checksums::
+A result is a frozen dataclass. It prints as a sentence and the first rows of its table, shows the table in a notebook,
+turns into a DataFrame or LaTeX, plots itself, and is saved as a folder of JSON, Parquet and safetensors with checksums::
 
     @dataclass(frozen=True, eq=False)
     class RefusalHeads(Result):
@@ -20,11 +20,12 @@ from __future__ import annotations
 import dataclasses
 import html
 import importlib
+import math
 import platform
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -46,6 +47,7 @@ _PACKAGES = {
     "numpy": "numpy",
 }
 _SHOWN_ROWS = 10
+SHOWN_WIDTH, SHOWN_TEXT = 100, 40  # characters of a printed table's line, and of a cell of it
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,18 @@ class Result:
             raise RimLensError(f"A {type(self).__name__} has no table of its own; look at its fields instead.")
         return table
 
+    def to_latex(self, columns: Sequence[str] | None = None) -> str:
+        """The result as a LaTeX table (package booktabs), texts escaped, its caption below; all columns by default.
+
+        Raises:
+            RimLensError: there is no such column, or no table.
+        """
+        table = self.to_dataframe()
+        if unknown := [name for name in columns or () if name not in table]:
+            raise RimLensError(f"There is no column {unknown[0]!r}; there are {', '.join(map(str, table.columns))}.")
+        chosen = table if columns is None else table[list(columns)]
+        return latex_table(chosen, self.caption())
+
     def title(self) -> str:
         """Heading in notebooks and reports: the class name in words."""
         words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", type(self).__name__).split()
@@ -169,6 +183,17 @@ class Result:
             raise RimLensError(f"{folder} holds a {type(result).__name__}, not a {cls.__name__}; use load_result.")
         return result
 
+    def __str__(self) -> str:
+        """What it is and of what, its caption, and as much of its table as a terminal shows."""
+        about = [part for part in [self.manifest.model.get("name", ""), *_counts(self.manifest)] if part]
+        lines = [f"{self.title()}: {', '.join(about)}" if about else self.title(), self.caption()]
+        if self._has_table():
+            lines.append(short_table(self.to_dataframe()))
+        return "\n".join(line for line in lines if line)
+
+    def _has_table(self) -> bool:
+        return getattr(self, "table", None) is not None or type(self).to_dataframe is not Result.to_dataframe
+
     def __repr__(self) -> str:
         table = getattr(self, "table", None)
         parts = [] if table is None else [f"{len(table)} rows"]
@@ -179,7 +204,7 @@ class Result:
         lines = [f"<h4>{html.escape(self.title())}</h4>"]
         about = " · ".join(part for part in [self.manifest.model.get("name", ""), *_counts(self.manifest)] if part)
         lines += [f"<p>{html.escape(text)}</p>" for text in (self.caption(), about) if text]
-        if getattr(self, "table", None) is not None or type(self).to_dataframe is not Result.to_dataframe:
+        if self._has_table():
             table = self.to_dataframe()
             lines.append(
                 table.head(_SHOWN_ROWS).to_html(escape=True, border=0, index=False, float_format="{:.3g}".format)
@@ -208,6 +233,43 @@ def load_result(folder: str | Path) -> Result:
         raise RimLensError(
             f"{folder} is no result that rim_lens saved ({type(error).__name__}: {str(error)[:120]}); measure again."
         ) from error
+
+
+def short_table(table: pd.DataFrame, width: int = SHOWN_WIDTH) -> str:
+    """The first rows and as many columns from the left as fit `width` characters, and what was left out."""
+    first = table.head(_SHOWN_ROWS)
+    texts = {name: [shown_cell(value) for value in column] for name, column in first.items()}
+    kept, used = list[Any](), 0
+    for name, cells in texts.items():
+        used += 2 + max(map(len, [str(name), *cells]))
+        if kept and used > width:
+            break
+        kept.append(name)
+    lines = first[kept].assign(**{name: texts[name] for name in kept}).to_string(index=False)
+    more = [f"{len(first)} of {len(table)} rows"] if len(table) > len(first) else []
+    more += [f"more columns: {', '.join(map(str, list(texts)[len(kept) :]))}"] if len(kept) < len(texts) else []
+    return f"{lines}\n({'; '.join(more)})" if more else lines
+
+
+def shown_cell(value: Any) -> str:
+    """A value of a table on one line: three digits of a number, the beginning of a text."""
+    if isinstance(value, float):
+        return "–" if math.isnan(value) else f"{value:.3g}"
+    text = " ".join(str(value).split())
+    return text if len(text) <= SHOWN_TEXT else f"{text[: SHOWN_TEXT - 1]}…"
+
+
+def latex_table(table: pd.DataFrame, caption: str = "") -> str:
+    """A table for LaTeX's booktabs: numbers with three digits, texts escaped."""
+    cells = table.map(shown_cell).astype(str)
+    style = cells.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
+    return style.to_latex(hrules=True, caption=escaped_latex(caption) or None, position_float="centering")
+
+
+def escaped_latex(text: str) -> str:
+    """A text in which LaTeX finds nothing to carry out."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(special.get(one) or (f"\\{one}" if one in "&%$#_{}" else one) for one in text)
 
 
 def _version(package: str) -> str:

@@ -318,6 +318,33 @@ def test_notebook_view_is_escaped_and_says_n():
     assert "<table" not in Plain(1, manifest=manifest())._repr_html_()
 
 
+def test_it_prints_as_a_sentence_and_a_short_table():
+    long = pd.DataFrame({"head": [f"L0H{i}" for i in range(40)], "effect": np.linspace(0, 1, 40), "text": "word " * 40})
+    long = long.assign(**{f"column_{i}": "x" * 30 for i in range(4)})
+    printed = str(head_effects(table=long))
+    first, second, header, *rows = printed.splitlines()
+    assert first == "Head effects: tiny, harmful n = 2"
+    assert second == head_effects().caption()
+    assert header.split()[:3] == ["head", "effect", "text"]
+    assert len(rows) == 11
+    assert max(map(len, printed.splitlines()[:-1])) <= 102
+    assert rows[-1] == "(10 of 40 rows; more columns: column_1, column_2, column_3)"
+    assert "<" not in printed
+
+
+def test_latex_escapes_what_it_would_carry_out():
+    table = pd.DataFrame({"head": ["L0H1", "a & b"], "q_value": [0.123456, np.nan], "odd": ["50 %", r"\input{x}"]})
+    written = head_effects(table=table).to_latex()
+    assert written.count(r"\toprule") == written.count(r"\bottomrule") == 1
+    assert r"q\_value" in written
+    assert "0.123" in written
+    assert r"a \& b" in written
+    assert r"\input{x}" not in written
+    assert "q" not in head_effects(table=table).to_latex(columns=["head"]).split("toprule")[1]
+    with pytest.raises(RimLensError, match="no column 'nothing'"):
+        head_effects(table=table).to_latex(columns=["nothing"])
+
+
 def test_repr_is_one_short_line():
     assert repr(head_effects()) == "<HeadEffects: 2 rows, tiny, harmful n = 2>"
     assert repr(Plain(np.zeros(9), manifest=manifest())) == "<Plain: tiny, harmful n = 2>"

@@ -1,11 +1,10 @@
 """run_audit: stages in order, then tables, results.json and the report."""
 
+import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-from rich.console import Console
 
 from rim_lens.audit.files import write_json, write_text
 from rim_lens.audit.findings import findings_of
@@ -16,6 +15,7 @@ from rim_lens.audit.stage import Context
 from rim_lens.audit.stages import FIRST, STAGES
 from rim_lens.errors import RimLensError
 from rim_lens.processes import is_writer, once
+from rim_lens.progress import silence
 from rim_lens.report.finding import Finding
 from rim_lens.report.page import report_page
 from rim_lens.results import Manifest, Result
@@ -68,8 +68,10 @@ def run_audit(plan: AuditPlan, out: Path, *, processes: int = 1) -> Audit:
 def run_stages(
     plan: AuditPlan, context: Context, out: Path, *, only: Sequence[str] | None = None, without: Sequence[str] = ()
 ) -> None:
-    """Every stage that the plan wants, in order, or some of them; those that `out` holds are loaded."""
-    console = Console(stderr=True, quiet=not is_writer())
+    """Every stage that the plan wants, in order, or some of them; those that `out` holds are loaded.
+
+    A stage that was measured is one line on stderr, with its time; the page is written anew after each.
+    """
     stages = [stage for stage in STAGES if stage.wanted(plan)]
     for i, stage in enumerate(stages, start=1):
         if stage.name in without or (only is not None and stage.name not in only) or stage.name in context.seconds:
@@ -77,11 +79,9 @@ def run_stages(
         for need in (one for one in stages if one.name in stage.needs and one.name not in context.seconds):
             await_stages(out / "stages", [need.name])
             need.run(context, out / "stages")
-        console.print(f"[bold]{i}/{len(stages)}[/bold] {stage.title}", highlight=False)
-        fresh = stage.run(context, out / "stages")
-        console.print(
-            f"    {'took' if fresh else 'done before, took'} {context.seconds[stage.name]:.0f} s", style="dim"
-        )
+        if stage.run(context, out / "stages") and is_writer():
+            line = f"stage {i} of {len(stages)}: {stage.title}"
+            print(f"{line:<68} {context.seconds[stage.name]:>5.0f} s", file=sys.stderr, flush=True)
 
 
 def run_lane(plan: AuditPlan, out: Path, threads: int) -> None:
@@ -90,6 +90,7 @@ def run_lane(plan: AuditPlan, out: Path, threads: int) -> None:
 
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
+    silence()  # the first process has the terminal's bars
     try:
         run_stages(plan, Context(plan), out, only=SECOND_LANE)
     except (RimLensError, KeyboardInterrupt):
