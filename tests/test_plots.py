@@ -199,7 +199,7 @@ def test_head_maps_are_centred_at_zero_and_mark_candidates():
     cells = figure.data[0].z
     assert cells.shape == (HEADS, LAYERS)
     for _, row in heads.of("cot_divergence").iterrows():
-        assert cells[row["head"], row["layer"]] == pytest.approx(100 * row["shift"])
+        assert cells[row["head"], row["layer"]] == pytest.approx(-100 * row["shift"])  # refused − complied
     axis = figure.layout.coloraxis
     assert axis.cmin == -axis.cmax
     assert axis.cmax == pytest.approx(np.abs(cells).max())
@@ -212,7 +212,7 @@ def test_contrast_with_a_score_shows_correlations():
     heads = made_outcome_heads()
     figure = attention_contrast(heads)
     for _, row in heads.of("cot_divergence").iterrows():
-        assert figure.data[0].z[row["head"], row["layer"]] == pytest.approx(row["mass_effect"])
+        assert figure.data[0].z[row["head"], row["layer"]] == pytest.approx(-row["mass_effect"])  # with being refused
     assert "refusal score" in figure.layout.title.text
     assert "nan" not in "".join(figure.data[0].text.ravel())
 

@@ -123,7 +123,8 @@ def sequential(low: float, high: float, title: str) -> dict[str, object]:
 
 def cells(values: np.ndarray) -> np.ndarray:
     """Values of a heatmap with None where there is none: JSON, which figures are sent as, has no NaN."""
-    return np.where(np.isfinite(values), values, np.array(None, dtype=object))
+    there = np.isfinite(values)
+    return values if there.all() else np.where(there, values, np.array(None, dtype=object))
 
 
 def colour_bar(title: str) -> dict[str, object]:
