@@ -219,16 +219,16 @@ def test_contrast_with_a_score_shows_correlations():
 
 def test_sweeps_are_maps_of_effects_with_heads_that_were_not_measured_left_out():
     sweep = made_sweep()
-    cells = ablation_map(sweep).data[0].z
+    cells = ablation_map(sweep).data[0].z.astype(float)  # None, where there is no value, becomes NaN
     np.testing.assert_allclose(cells, sweep.effect.mean(axis=0).T)
     assert np.isnan(cells).any()
     patching = made_patching()
-    np.testing.assert_allclose(patching_map(patching).data[0].z, patching.effect.mean(axis=0).T)
+    np.testing.assert_allclose(patching_map(patching).data[0].z.astype(float), patching.effect.mean(axis=0).T)
     np.testing.assert_allclose(patching_together(patching).data[0].y, patching.together["returned"])
     interchange = made_interchange()
     for direction in ("into_harmful", "into_harmless"):
         shown = interchange_map(interchange, direction)
-        np.testing.assert_allclose(shown.data[0].z, getattr(interchange, direction).mean(axis=0).T)
+        np.testing.assert_allclose(shown.data[0].z.astype(float), getattr(interchange, direction).mean(axis=0).T)
         assert PLANTED in list(zip(shown.data[1].x, shown.data[1].y, strict=True))
 
 
