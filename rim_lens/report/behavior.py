@@ -2,12 +2,13 @@
 
 import pandas as pd
 
+from rim_lens.behavior.judge import LABELS
 from rim_lens.behavior.judge_errors import errors_told
 from rim_lens.behavior.measure import RimTable
 from rim_lens.behavior.rates import harm_told
 from rim_lens.plots.behavior import MEASURES, change_told, rates
 from rim_lens.plots.style import interval, percent
-from rim_lens.report.blocks import Block, Drawing, Grid, Section, Words, excerpt
+from rim_lens.report.blocks import Answer, Answers, Block, Drawing, Grid, Section, Words, excerpt
 from rim_lens.report.wording import clearly, points, rate
 from rim_lens.words import SETS, condition, judge_told
 
@@ -31,7 +32,7 @@ def section(anchor: str, table: RimTable) -> Section:
         blocks.append(
             Words(f"Own chains of thought that ended by themselves within the budget: {closed_told(closed)}.")
         )
-    blocks += [answer_grid(table, name) for name in present]
+    blocks += [answers_of(table, name) for name in present]
     return Section(anchor, "What thinking changes", in_short(table), blocks)
 
 
@@ -59,7 +60,7 @@ def in_short(table: RimTable) -> list[str]:
         told.append(f"With {condition(first['condition'])}, the model refuses {rate(first)} harmful requests.")
         told += change_sentences(table, rows.iloc[1:])
     incoherent = table.table[(table.table["set"] == "harmful") & (table.table["measure"] == "incoherent")]
-    if len(incoherent):
+    if incoherent["k"].sum():
         most = incoherent.loc[incoherent["rate"].idxmax()]
         told.append(
             f"Incoherent answers to harmful requests are most frequent with {condition(most['condition'])}: "
@@ -143,16 +144,37 @@ def closed_told(closed: pd.DataFrame) -> str:
     return "; ".join(f"{SETS[row['set']].lower()} {rate(row)}" for _, row in closed.iterrows())
 
 
-def answer_grid(table: RimTable, name: str) -> Grid:
-    """The beginnings of answers, with their labels."""
+def answers_of(table: RimTable, name: str) -> Block:
+    """Answers with their labels; those to harmful requests that are no refusals stay hidden until a click."""
+    if name == "maths":
+        return solved_grid(table)
     answers = table.answers[table.answers["set"] == name]
     shown = answers.groupby("condition", sort=False).head(SHOWN_ANSWERS)
-    is_maths = name == "maths"
+    rows = [
+        Answer(
+            condition(row["condition"]),
+            row["request"],
+            row["label"],
+            row["response"],
+            hidden=name == "harmful" and row["label"] != "refused",
+        )
+        for _, row in shown.iterrows()
+    ]
+    left_out = len(answers) - len(shown)
+    note = "Labels that you give can be saved as labels.jsonl, which judge_report holds the judge against."
+    note += f" {left_out} more answers are in the audit's folder." if left_out else ""
+    return Answers(f"{SETS[name]}: what the model answered", note, rows, LABELS[:-1])
+
+
+def solved_grid(table: RimTable, name: str = "maths") -> Grid:
+    """The beginnings of answers to maths problems, and whether they are solved."""
+    answers = table.answers[table.answers["set"] == name]
+    shown = answers.groupby("condition", sort=False).head(SHOWN_ANSWERS)
     cells = [
         [
             condition(row["condition"]),
             row["request"],
-            ("solved" if row["solved"] else "not solved") if is_maths else row["label"],
+            "solved" if row["solved"] else "not solved",
             excerpt(row["response"]),
         ]
         for _, row in shown.iterrows()
@@ -161,7 +183,7 @@ def answer_grid(table: RimTable, name: str) -> Grid:
     note = (
         f"The first characters of each answer. {left_out} more answers are in the audit's folder." if left_out else ""
     )
-    columns = ["condition", "request", "label", "answer begins"]
+    columns = ["condition", "problem", "solved", "answer begins"]
     return Grid(
         f"{SETS[name]}: what the model answered", columns, cells, note or "The first characters of each answer."
     )

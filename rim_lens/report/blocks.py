@@ -58,6 +58,28 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """One answer and its label; `hidden` ones show after a click alone."""
+
+    condition: str
+    request: str
+    label: str
+    response: str
+    hidden: bool
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers that can be read, and labelled anew: the page saves them as rows that `judge_report` takes."""
+
+    title: str
+    note: str
+    rows: Sequence[Answer]
+    labels: Sequence[str]
+    kind: ClassVar[str] = "answers"
+
+
+@dataclass(frozen=True)
 class Token:
     """One token with its segment and its weight: shade from 0 to 1, and the exact value as text."""
 
@@ -104,7 +126,7 @@ class Folded:
     kind: ClassVar[str] = "folded"
 
 
-Block = Words | Drawing | Grid | Tokens | Definitions | Folded
+Block = Words | Drawing | Grid | Answers | Tokens | Definitions | Folded
 
 
 @dataclass(frozen=True)

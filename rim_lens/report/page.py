@@ -16,12 +16,14 @@ from itertools import count
 from typing import Any
 
 import jinja2
+import pandas as pd
 from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from rim_lens.model.names import NAME as BUNDLED
 from rim_lens.plots.style import template as figure_template
 from rim_lens.report import methods
+from rim_lens.report.answer import claim_views, found_sentence, more_sentence
 from rim_lens.report.blocks import Drawing, Section
 from rim_lens.report.finding import Finding
 from rim_lens.report.page_heads import linked_heads
@@ -29,12 +31,19 @@ from rim_lens.report.page_neurons import linked_neurons
 from rim_lens.report.sections import CHAPTERS, OTHER, Chapter, chapter_of, section_of
 from rim_lens.results import Manifest, Result
 
-SCRIPTS = ("page.js", "maps.js", "panel.js", "live.js")
+SCRIPTS = ("page.js", "maps.js", "panel.js", "answers.js", "live.js")
 UNITS = re.compile(r"L\d+(H|(E\d+)?N)\d+(, L\d+(H|(E\d+)?N)\d+)*")  # L12H3; L12N345; L12E3N45
 
 
 def report_page(
-    results: Mapping[str, Result], findings: Sequence[Finding], manifest: Manifest, plan: Mapping[str, Any]
+    results: Mapping[str, Result],
+    findings: Sequence[Finding],
+    manifest: Manifest,
+    plan: Mapping[str, Any],
+    *,
+    verdicts: pd.DataFrame | None = None,
+    places: Mapping[str, str] | None = None,
+    unfinished: Sequence[str] = (),
 ) -> str:
     """The report of an audit as HTML.
 
@@ -43,6 +52,9 @@ def report_page(
         findings: the lines of the summary table.
         manifest: of the audit.
         plan: the audit's choices by name.
+        verdicts: the table of `rim_lens.verdicts`: the page then opens with it and folds the chapters.
+        places: the folder of each result, relative to the audit's: each section then says how to load it.
+        unfinished: titles of the stages that are still to come; the page then reloads itself.
     """
     chapters = filled_chapters(results)
     definitions = [*methods.ALWAYS, *(item for chapter, _ in chapters for item in chapter.definitions)]
@@ -54,6 +66,11 @@ def report_page(
         .render(
             model=manifest.model.get("name", "a model"),
             scope=scope(manifest, plan),
+            claims=[] if verdicts is None else claim_views(verdicts, results),
+            found="" if verdicts is None else found_sentence(verdicts, manifest.model.get("name", "this model")),
+            more="" if verdicts is None else more_sentence(verdicts),
+            places=places or {},
+            unfinished=unfinished,
             chapters=chapters,
             findings=by_chapter(findings),
             methods=methods.blocks(definitions, manifest, plan),
@@ -157,5 +174,6 @@ def _environment() -> jinja2.Environment:
     environment.filters["figure_json"] = figure_json
     environment.filters["embedded"] = embedded
     environment.filters["linked"] = linked
+    environment.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
     environment.filters["safe_text"] = Markup  # titles of figures are escaped where the figure is made
     return environment

@@ -75,6 +75,8 @@
     document.addEventListener("unit", follow);
     document.addEventListener("request", () => part("answers").replaceChildren());
     listAblated();
+    const alive = `${about.model} is loaded and answers here: choose a head in any map.`;
+    document.getElementById("summary").append(element("p", { class: "scope", role: "status", text: alive }));
     document.documentElement.dataset.served = "yes";
     if (rim.selected) follow({ detail: { kind: /H/.test(rim.selected) && "heads", found: true, name: rim.selected } });
   }

@@ -26,14 +26,30 @@ const rim = {};
   window.addEventListener("beforeprint", () => drawings.forEach(draw));
   dark.addEventListener("change", () => drawings.filter((box) => box.data).forEach(draw));
 
+  // Opens whatever an element is folded into.
+  rim.unfold = (element) => {
+    for (let folded = element.closest("details"); folded; folded = folded.parentElement.closest("details")) folded.open = true;
+  };
+
   // A link into a folded part unfolds it.
   function unfold() {
     const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-    const folded = target && target.closest("details");
-    if (folded) folded.open = true;
+    if (!target) return;
+    rim.unfold(target);
+    const own = target.querySelector(":scope > details.inside"); // a section with its figures folded away
+    if (own) own.open = true;
+    target.scrollIntoView();
   }
   window.addEventListener("hashchange", unfold);
   unfold();
+
+  // While the audit runs the page grows; who reads a head, or has left the top, is not disturbed.
+  if (document.body.dataset.unfinished) {
+    setInterval(() => {
+      const panel = document.getElementById("panel");
+      if ((!panel || panel.hidden) && !document.querySelector("main details[open]")) location.reload();
+    }, 15_000);
+  }
 
   // An element with a class, text and children. Texts are set as text, never read as HTML.
   rim.element = (tag, given = {}, ...children) => {

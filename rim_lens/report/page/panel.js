@@ -163,6 +163,7 @@
   const first = document.querySelector('.drawing[data-cells="heads"]');
   if (first && kindOf(rim.selected) === "heads") {
     first.addEventListener("drawn", () => rim.selected && keepInView(first, rim.selected), { once: true });
+    rim.unfold(first);
     first.closest("figure").scrollIntoView();
   }
 })();

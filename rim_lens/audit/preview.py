@@ -1,0 +1,137 @@
+"""preview: what an audit of a model will do, from its config and tokenizer alone; no weight is read."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rim_lens.audit.plan import AuditPlan
+from rim_lens.audit.stages import STAGES
+from rim_lens.data.prompts import load_prompts
+from rim_lens.errors import RimLensError
+from rim_lens.model.adapter import base_and_adapter
+from rim_lens.model.hub import check_reachable, translated_hub_errors
+from rim_lens.model.load import chosen_device, chosen_dtype, load_chat_format, resolve
+from rim_lens.stats import wilson
+from rim_lens.training_time.checkpoints import Checkpoints
+
+KINDS = ("harmful", "harmless", "maths")
+TYPICAL = 0.8  # refusal rate of an aligned model, for the width of an interval
+REQUEST = "How do I bake bread?"
+
+
+class Line(NamedTuple):
+    """One part of the preview; `warning` where something should be changed before the audit starts."""
+
+    part: str
+    told: str
+    warning: bool = False
+
+
+def preview(plan: AuditPlan) -> list[Line]:
+    """What will be measured, with what it costs and what it can decide.
+
+    Raises:
+        RimLensError: the model, a prompt set or the series is not there.
+    """
+    return [*model_lines(plan), *chat_lines(plan), *prompt_lines(plan), *stage_lines(plan), *precision_lines(plan)]
+
+
+def model_lines(plan: AuditPlan) -> Iterator[Line]:
+    """Architecture, size and memory."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    base, adapter = base_and_adapter(plan.model)
+    location, name = resolve(base)
+    if not Path(location).is_dir():
+        check_reachable(location, None)
+    with translated_hub_errors(location):
+        config: Any = AutoConfig.from_pretrained(location)
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(config)
+    n = sum(parameter.numel() for parameter in empty.parameters())
+    device = chosen_device(plan.device)
+    dtype = chosen_dtype(plan.dtype, device, None)
+    text = getattr(config, "text_config", config)
+    size = f"{type(empty).__name__}, {text.num_hidden_layers} layers, {n / 1e6:,.0f} million parameters"
+    yield Line("model", f"{name}{f' + {adapter.name}' if adapter else ''}: {size}")
+    weights = n * dtype.itemsize
+    logits = plan.batch_size * text.vocab_size * 4
+    free = free_memory(device)
+    told = (
+        f"{weights / 1e9:.1f} GB of weights ({str(dtype).removeprefix('torch.')}) on {device}, {free / 1e9:.1f} GB free"
+    )
+    yield Line("memory", told, warning=weights + logits > free)
+
+
+def free_memory(device: str) -> float:
+    """Bytes free on a device."""
+    import psutil
+    import torch
+
+    return float(torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available)
+
+
+def chat_lines(plan: AuditPlan) -> Iterator[Line]:
+    """How the template writes a thought, and how thinking is switched."""
+    chat = load_chat_format(plan.model, plan.tags)
+    tags = chat.tags
+    if not tags.open:
+        yield Line("think tags", "none: the model is asked with thinking off alone")
+        return
+    guessed = chat.tags_from == "default"
+    yield Line("think tags", f"{tags.open!r} … {tags.close!r}, from: {chat.tags_from}", warning=guessed)
+    switch = (
+        f"variable {chat.switch} of the template"
+        if chat.switch
+        else "none in the template: an empty think span stands for off"
+    )
+    yield Line("thinking switch", switch)
+    for mode in ("off", "on"):
+        try:
+            rendered = chat.render(REQUEST, thinking=mode)  # type: ignore[arg-type]
+            yield Line(f"prompt, {mode}", f"{len(rendered)} tokens, ends with {rendered.text[-40:]!r}")
+        except RimLensError as error:
+            yield Line(f"prompt, {mode}", str(error), warning=True)
+    yield from (Line("chat format", note) for note in chat.notes)
+
+
+def prompt_lines(plan: AuditPlan) -> Iterator[Line]:
+    """Sets and whether they are large enough."""
+    for kind in KINDS:
+        source = getattr(plan, kind)
+        there = len(load_prompts(source, seed=plan.seed))
+        needed = 2 * plan.n if kind == "harmful" and plan.heads else plan.n
+        short = there < needed
+        told = f"{source}: {there} prompts, {plan.n} asked" + (
+            f", {plan.n} others to test on" if needed > plan.n else ""
+        )
+        yield Line(
+            f"{kind} prompts",
+            told + (f"; {needed} are needed: use a larger set or a smaller --n" if short else ""),
+            short,
+        )
+
+
+def stage_lines(plan: AuditPlan) -> Iterator[Line]:
+    """The stages, and how much is generated."""
+    wanted = [stage for stage in STAGES if stage.wanted(plan)]
+    for i, stage in enumerate(wanted, start=1):
+        yield Line(f"stage {i} of {len(wanted)}", stage.title)
+    if plan.checkpoints is not None:
+        series = Checkpoints.from_folder(plan.checkpoints)
+        yield Line("series", f"{len(series)} checkpoints; the model is measured at {series.reference}")
+    budget = plan.cot_budget if isinstance(plan.cot_budget, int) else 0
+    asked = plan.n * plan.samples
+    answers, thoughts = 2 * 2 * asked * plan.max_new_tokens + 2 * asked * plan.maths_tokens, 3 * asked * budget
+    told = f"up to {answers + thoughts:,} tokens are generated in the first stage"
+    yield Line("work", told + (" and the longest CoTs that fit" if not budget else ""))
+
+
+def precision_lines(plan: AuditPlan) -> Iterator[Line]:
+    """What n can say about a rate."""
+    low, high = wilson(round(TYPICAL * plan.n), plan.n)
+    told = f"a refusal rate of {TYPICAL:.0%} is known to [{low:.0%}, {high:.0%}] with {plan.n} prompts (95 %)"
+    yield Line("precision", told)
+    smallest = 1 / (plan.n_controls + 1)
+    yield Line("control sets", f"{plan.n_controls}: p can be no smaller than {smallest:.2g}", warning=smallest >= 0.05)
