@@ -7,7 +7,6 @@ is an error.
 
 import base64
 import os
-import re
 import sys
 import tempfile
 import time
@@ -28,8 +27,7 @@ from rim_lens.plots import image_bytes
 HERE = Path(__file__).resolve().parent
 FIGURE, PNG = "application/vnd.plotly.v1+json", "image/png"
 PARAMETERS = "parameters"
-WIDGET = "application/vnd.jupyter.widget-view+json"
-BAR = re.compile(r"\d+%\||\dit \[")  # how a progress bar reads as text
+PROGRESS = '<pre style="white-space:pre;overflow-x:auto'  # how a progress line opens in a notebook
 LONGEST_CELL = 600  # seconds
 
 
@@ -84,9 +82,9 @@ def figures(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 
 def is_progress(output: nbformat.NotebookNode) -> bool:
-    """Whether an output is a progress bar or a message of a library, not a result."""
-    data = output.get("data", {})
-    return output.get("name") == "stderr" or (WIDGET in data and bool(BAR.search(data.get("text/plain", ""))))
+    """Whether an output is a progress line or a message of a library, not a result."""
+    html = output.get("data", {}).get("text/html", "")
+    return output.get("name") == "stderr" or (output.output_type == "display_data" and html.startswith(PROGRESS))
 
 
 def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

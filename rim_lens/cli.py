@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 
 from rim_lens import __version__
+from rim_lens.cli_look import compare, doctor, plan
+from rim_lens.cli_options import ModelArgument, ModelsArgument, TagsOption, VariablesOption
 from rim_lens.errors import RimLensError
 
 app = typer.Typer(
@@ -19,31 +21,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-
-def spelled(source: str) -> str:
-    """The model's name, checked for typing errors before anything heavy is imported."""
-    from rim_lens.model.names import check_spelling
-
-    return source if Path(source).expanduser().exists() else check_spelling(source)
-
-
-ModelArgument = Annotated[
-    str,
-    typer.Argument(
-        help="Hub id, local folder, adapter folder, .gguf file, or smollm2-135m-instruct (no hub).", callback=spelled
-    ),
-]
-TagsOption = Annotated[
-    tuple[str, str] | None,
-    typer.Option(
-        metavar="OPEN CLOSE", help=r"Texts around a CoT, if not the template's own or <think>; \n is a line break."
-    ),
-]
-VariablesOption = Annotated[
-    list[str] | None,
-    typer.Option(metavar="NAME=VALUE", help="A variable of the chat template, as reasoning_effort=high; repeatable."),
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -56,7 +33,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="Show the versi
 
 @app.command()
 def audit(
-    model: ModelArgument,
+    models: ModelsArgument,
     checkpoints: Annotated[
         str | None, typer.Option(help="Folder with a series of checkpoints or adapters (series.json).")
     ] = None,
@@ -87,15 +64,18 @@ def audit(
     think_tags: TagsOption = None,
     template_variable: VariablesOption = None,
 ) -> None:
-    """Measure everything in order and write one report; run it again to go on after an interruption."""
+    """Measure everything in order and write one report; run it again to go on after an interruption.
+
+    Several models are audited one after the other, each into a folder of its own under --out, and compared.
+    """
     from rim_lens.audit.plan import AuditPlan
-    from rim_lens.audit.run import run_audit
-    from rim_lens.audit.show import print_findings
+    from rim_lens.audit.run import run_audits
+    from rim_lens.audit.show import print_audits
     from rim_lens.behavior.limits import read_budget
     from rim_lens.processes import is_writer
 
-    plan = AuditPlan(
-        model=model,
+    asked = AuditPlan(
+        model=models[0],
         checkpoints=checkpoints,
         finetune=finetune,
         harmful=harmful,
@@ -117,9 +97,9 @@ def audit(
         template_variables=tuple(template_variable or ()),
     )
     try:
-        audit = run_audit(plan, out, processes=2)
+        audits = run_audits(asked, models, out, processes=2)
         if is_writer():
-            print_findings(audit)
+            print_audits(audits, out)
     except KeyboardInterrupt:
         typer.echo("rim-lens: interrupted; run the same command again to go on where it stopped.", err=True)
         raise typer.Exit(130) from None
@@ -285,6 +265,10 @@ def prompts(
         for prompt in shown:
             table.add_row(prompt.id, prompt.category or "", prompt.text)
     Console().print(table)
+
+
+for command in (plan, compare, doctor):
+    app.command()(command)
 
 
 def main() -> None:

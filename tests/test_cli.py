@@ -11,8 +11,9 @@ import pytest
 from families import tiny_hf, tiny_tokenizer
 from typer.testing import CliRunner
 
-from rim_lens import ThinkTags, TrainingSettings
+from rim_lens import RimLensError, ThinkTags, TrainingSettings
 from rim_lens.audit.plan import AuditPlan
+from rim_lens.check import doctor
 from rim_lens.cli import app
 
 
@@ -105,7 +106,7 @@ def test_every_option_of_an_audit_reaches_its_plan(monkeypatch):
     }  # fmt: skip
     seen = []
     monkeypatch.setattr("rim_lens.audit.run.run_audit", lambda plan, out, processes: seen.append((plan, out)))
-    monkeypatch.setattr("rim_lens.audit.show.print_findings", lambda audit: None)
+    monkeypatch.setattr("rim_lens.audit.show.print_audits", lambda audits, out: None)
     words = [["--" + name.replace("_", "-"), *map(str, np.atleast_1d(value))] for name, value in given.items()]
     switches = ["--no-patterns", "--no-heads", "--no-neurons"]
     switches += ["--template-variable", "reasoning_effort=low", "--template-variable", "depth=3"]
@@ -168,3 +169,46 @@ def test_wrong_usage_is_told():
     done = run("bogus")
     assert done.returncode == 2
     assert "bogus" in done.stderr
+
+
+def test_several_models_have_a_folder_each(monkeypatch):
+    seen = []
+    monkeypatch.setattr("rim_lens.audit.run.run_audit", lambda plan, out, processes: seen.append((plan.model, out)))
+    monkeypatch.setattr("rim_lens.audit.show.print_audits", lambda audits, out: None)
+    done = CliRunner().invoke(app, ["audit", "org/one", "org/two", "--out", "here"])
+    assert done.exit_code == 0, done.output
+    assert seen == [("org/one", Path("here/one")), ("org/two", Path("here/two"))]
+    for wrong in (["org/one", "other/one"], ["a", "b", "--checkpoints", "series"]):
+        assert isinstance(CliRunner().invoke(app, ["audit", *wrong]).exception, RimLensError)
+    assert len(seen) == 2
+
+
+def test_doctor_says_what_is_missing_and_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("RIM_LENS_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    whole = CliRunner().invoke(app, ["doctor"])
+    assert whole.exit_code == 0, whole.output
+    for words in ("torch", "extra notebook", "processor", "is fetched when first asked for", "HF_HUB_OFFLINE"):
+        assert words in whole.output
+    real = doctor.version
+    monkeypatch.setattr(doctor, "version", lambda name: {"torch": "1.0", "einops": None}.get(name, real(name)))
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    broken = CliRunner().invoke(app, ["doctor"])
+    assert broken.exit_code == 1
+    text = " ".join(broken.output.split())
+    for words in ("einops is absent", "torch 1.0, but >=", "pip install --upgrade rim-lens", "install chromium"):
+        assert words in text
+
+
+def test_plan_says_what_an_audit_will_do_and_reads_no_weight(folder, monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", refuse)
+    done = CliRunner().invoke(app, ["plan", str(folder), "--n-controls", "10"])
+    assert done.exit_code == 0, done.exception
+    text = " ".join(done.output.split())
+    for words in ("3 layers", "'<think>", "stage 1 of 3", "96 prompts, 32 asked, 32 others to test on", "0.091"):
+        assert words in text
+    large = " ".join(CliRunner().invoke(app, ["plan", str(folder), "--n", "64"]).output.split())
+    assert "128 are needed: use a larger set or a smaller --n" in large

@@ -19,6 +19,7 @@ ROOMS = (
     "cache",
     "processes",
     "progress",
+    "table",
     "stats",
     "words",
     "plots",

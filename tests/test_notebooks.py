@@ -55,12 +55,7 @@ def test_committed_outputs_are_complete_small_and_name_no_folder(path):
     assert len(text) < 2_000_000
     assert execute.machine_paths(text) == []
     assert not re.search(r"(?<![\w.])/(tmp|root|home|work)/", html_outputs(notebook))
-    assert execute.WIDGET not in text  # progress bars
-    opening, answer = notebook.cells[0].source, notebook.cells[-1]
-    assert "**Question: " in opening
-    if path.stem == "01_quickstart":  # what is next stands after its answer
-        answer = notebook.cells[-2]
-    assert "".join(output.get("text", "") for output in answer.outputs).strip().endswith(".")
+    assert "generating:" not in text  # progress lines
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -276,7 +276,7 @@ def test_trace_shows_readings_over_the_band_of_permuted_labels(results):
     assert not any(one.name.startswith("complied") for one in figure.data)  # nobody complied: nothing to show
     cells = cliff_heads(trace).data[0].z
     for _, row in trace.table.iterrows():
-        assert cells[row["head"], row["layer"]] == pytest.approx(row["fall"])
+        assert cells[row["head"], row["layer"]] == pytest.approx(-row["fall"])  # towards refusal is above zero
 
 
 def test_token_view_keeps_order_and_weights():

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from html.parser import HTMLParser
 from itertools import pairwise
 
+import pandas as pd
 import pytest
 from families import tiny_tokenizer
 from made_heads import made_inference
@@ -17,7 +18,7 @@ from made_results import HOSTILE, MANIFEST, made_behavior, made_series
 
 from rim_lens import own_patterns
 from rim_lens.audit.findings import findings_of
-from rim_lens.report.blocks import excerpt
+from rim_lens.report.answer import found_sentence, more_sentence
 from rim_lens.report.finding import Finding
 from rim_lens.report.page import SCRIPTS, embedded, report_page
 from rim_lens.report.page_heads import linked_heads
@@ -200,15 +201,18 @@ def test_sections_appear_only_with_their_results(results):
     assert "RAS" not in "".join(found.text)
 
 
-def test_answers_are_excerpts_in_folded_tables(results, page, outline):
-    whole = results["behavior"].answers["response"].iloc[0]
-    assert len(whole) > 200
-    text = "".join(outline.text)
-    assert whole not in text
-    assert excerpt(whole) in text
-    assert len(excerpt(whole)) <= 160
-    tables = re.findall(r"<details( open)?>\s*<summary>[^<]*: what the model answered</summary>", page)
+def test_answers_can_be_read_and_harmful_ones_only_after_a_click(results, page):
+    answers = results["behavior"].answers.query("set == 'harmful'")
+    tables = re.findall(r"<details( open)?[^>]*>\s*<summary>[^<]*: what the model answered</summary>", page)
     assert tables == ["", "", ""]
+    part = page.split("Harmful requests: what the model answered</summary>")[1].split("</table>")[0]
+    rows = re.findall(r"<tr><td>.*?</tr>", part, re.DOTALL)
+    assert len(rows) == len(answers)
+    for row, label, response in zip(rows, answers["label"], answers["response"], strict=True):
+        assert ("<summary>Show the answer</summary>" in row) == (label != "refused")
+        assert f'<span class="judged">{label}</span>' in row
+        assert HOSTILE not in row
+        assert response == HOSTILE or f'<div class="said-answer">{response}</div>' in row
 
 
 def test_page_says_whom_it_is_about(results):
@@ -245,3 +249,59 @@ def test_a_kind_without_a_section_shows_its_table(results):
     found = Outline(report_page({"new": other}, [], MANIFEST, PLAN))
     assert "new" in found.ids
     assert "more" in found.ids
+
+
+def verdict_table():
+    """Verdicts as `rim_lens.verdicts` gives them: one of each kind, and one of what was not measured."""
+    shared = {"unit": "points", "n": 32, "counted": "prompts", "margin": 10.0, "note": "", "n_needed": None}
+    rows = [
+        {"claim": "thinking", "words": "thinking lowers refusal", "verdict": "supported", "effect": 22.0, "low": 9.0}
+        | {"high": 35.0, "evidence": "behavior"},
+        {
+            "claim": "effort_cot",
+            "words": "effort CoT lowers it more",
+            "verdict": "undecided",
+            "effect": 8.0,
+            "low": -6.0,
+        }
+        | {"high": 21.0, "evidence": "pattern_costs", "n_needed": 96},
+        {"claim": "heads", "words": "these heads carry refusal", "verdict": "excluded", "effect": 0.1, "low": -0.2}
+        | {"high": 0.3, "unit": "nats", "margin": 0.5, "evidence": "head_test"},
+        {"claim": "ras", "words": "RAS tracks forgetting", "verdict": "undecided", "effect": None, "low": None}
+        | {"high": None, "n": None, "counted": None, "evidence": "", "note": "no series was measured"},
+    ]
+    return pd.DataFrame([shared | row for row in rows]).astype({"n": "Int64", "n_needed": "Int64"})
+
+
+def test_the_page_opens_with_the_verdicts_and_folds_the_rest(results):
+    places = {name: f"stages/x/{name}" for name in results}
+    page = report_page(results, [], MANIFEST, PLAN, verdicts=verdict_table(), places=places)
+    text = " ".join("".join(Outline(page).text).split())
+    top = text.split("Claim by claim")[1]
+    found = (
+        "On tiny <model>, supported: thinking lowers refusal; excluded: these heads carry refusal; 2 of 4 undecided."
+    )
+    assert found in text
+    assert "To know more: --n 96 decides 1 of the 2 undecided claims" in text
+    assert "Effect +22 points [+9, +35], n = 32 prompts; smallest effect of interest 10 points." in text
+    assert "No series was measured." in top
+    for name in ("behavior", "pattern_costs", "head_test"):
+        assert f'load_result("stages/x/{name}")' in text
+        assert f'href="tables/{name}.csv"' in page
+    folded = re.findall(r"<details class=\"inside\"><summary>", page)
+    assert len(folded) == len(results)
+    assert page.index("Thinking lowers refusal") < page.index("Every finding as a sentence")
+
+
+def test_a_page_that_grows_says_what_is_to_come(results):
+    page = report_page({"behavior": results["behavior"]}, [], MANIFEST, PLAN, unfinished=["Heads", "Neurons"])
+    assert "To come: Heads; Neurons." in page
+    assert 'data-unfinished="yes"' in page
+    assert "data-unfinished=" not in report_page({"behavior": results["behavior"]}, [], MANIFEST, PLAN)
+
+
+def test_sentences_about_verdicts_that_are_all_of_one_kind():
+    table = verdict_table()
+    assert "no claim is decided" in found_sentence(table.assign(verdict="undecided"), "m")
+    assert "Every claim is decided" in more_sentence(table.assign(verdict="supported"))
+    assert "More prompts alone decide none" in more_sentence(table.assign(n_needed=pd.NA))

@@ -6,6 +6,7 @@ Rates and verdicts are those of each run's own results; nothing is computed anew
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,10 @@ class Comparison(Result):
             + (f"; {apart} asked otherwise than the first and cannot be compared with it" if apart else "")
             + "."
         )
+
+    def links(self, out: Path) -> list[str]:
+        """Each run's page as seen from a folder."""
+        return [os.path.relpath(Path(folder) / "report.html", out) for folder in self.folders]
 
     def to_markdown(self) -> str:
         """The table in Markdown."""

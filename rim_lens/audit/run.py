@@ -1,9 +1,10 @@
 """run_audit: stages in order, then tables, results.json and the report."""
 
+import json
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rim_lens.audit.files import write_json, write_text
@@ -11,14 +12,14 @@ from rim_lens.audit.findings import findings_of
 from rim_lens.audit.finetuning import with_series
 from rim_lens.audit.lanes import SECOND_LANE, await_stages, end_with_parent, second_lane, worth_two
 from rim_lens.audit.plan import AuditPlan, claim_folder, release_folder
-from rim_lens.audit.stage import Context
+from rim_lens.audit.stage import DONE, Context, Stage
 from rim_lens.audit.stages import FIRST, STAGES
 from rim_lens.errors import RimLensError
 from rim_lens.processes import is_writer, once
 from rim_lens.progress import silence
 from rim_lens.report.finding import Finding
 from rim_lens.report.page import report_page
-from rim_lens.results import Manifest, Result
+from rim_lens.results import Manifest, Result, load_result
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,23 @@ def run_audit(plan: AuditPlan, out: Path, *, processes: int = 1) -> Audit:
     return audit
 
 
+def run_audits(plan: AuditPlan, models: Sequence[str], out: Path, *, processes: int = 1) -> list[Audit]:
+    """The same plan for several models, one after the other, each in a folder of its own under `out`.
+
+    Raises:
+        RimLensError: as `run_audit`; several models with one series or fine-tuning, or two that end in the same name.
+    """
+    if len(models) == 1:
+        return [run_audit(replace(plan, model=models[0]), out, processes=processes)]
+    names = [Path(model).name for model in models]
+    if plan.checkpoints is not None or plan.finetune is not None:
+        raise RimLensError("A series belongs to one model; audit the models one by one, then use rim-lens compare.")
+    if len(set(names)) < len(names):
+        raise RimLensError(f"Two of the models end in the same name ({', '.join(names)}); audit them one by one.")
+    pairs = zip(models, names, strict=True)
+    return [run_audit(replace(plan, model=model), out / name, processes=processes) for model, name in pairs]
+
+
 def run_stages(
     plan: AuditPlan, context: Context, out: Path, *, only: Sequence[str] | None = None, without: Sequence[str] = ()
 ) -> None:
@@ -82,6 +100,29 @@ def run_stages(
         if stage.run(context, out / "stages") and is_writer():
             line = f"stage {i} of {len(stages)}: {stage.title}"
             print(f"{line:<68} {context.seconds[stage.name]:>5.0f} s", file=sys.stderr, flush=True)
+            write_growing(plan, stages, out)
+
+
+def write_growing(plan: AuditPlan, stages: Sequence[Stage], out: Path) -> None:
+    """The page of what is there so far, from both lanes; nothing once all is there, since the whole page follows."""
+    places = {name: out / place for name, place in places_of(out).items()}
+    unfinished = [stage.title for stage in stages if not (out / "stages" / stage.name).is_dir()]
+    if unfinished and places:
+        results = {name: load_result(place) for name, place in places.items()}
+        manifest = next(iter(results.values())).manifest
+        page = report_page(
+            results, findings_of(results), manifest, asdict(plan), places=places_of(out), unfinished=unfinished
+        )
+        write_text(out / "report.html", page)
+
+
+def places_of(out: Path) -> dict[str, str]:
+    """The folder of every result of the finished stages, relative to the audit's."""
+    return {
+        name: f"stages/{record.parent.name}/{name}"
+        for record in sorted(out.glob(f"stages/[!.]*/{DONE}"))
+        for name in json.loads(record.read_text())["results"]
+    }
 
 
 def run_lane(plan: AuditPlan, out: Path, threads: int) -> None:
@@ -110,4 +151,6 @@ def write_outputs(audit: Audit, plan: AuditPlan) -> None:
     write_json(audit.folder / "results.json", document)
     for name, result in audit.results.items():
         write_text(audit.folder / "tables" / f"{name}.csv", result.to_dataframe().to_csv(index=False))
-    write_text(audit.report, report_page(audit.results, audit.findings, manifest, asdict(plan)))
+    write_text(
+        audit.report, report_page(audit.results, audit.findings, manifest, asdict(plan), places=places_of(audit.folder))
+    )

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,19 @@ def page_of(folder: Path) -> bytes:
     return path.read_bytes()
 
 
+def at_home(plan: AuditPlan, folder: Path) -> AuditPlan:
+    """The plan with its relative paths as they were when the audit ran: from here, or from a folder above the run's."""
+    moved: dict[str, Any] = {}
+    for name in ("model", "checkpoints"):
+        given = getattr(plan, name)
+        if given is None or Path(given).expanduser().exists():
+            continue
+        there = [parent / given for parent in folder.resolve().parents if (parent / given).exists()]
+        if there:
+            moved[name] = str(there[0])
+    return replace(plan, **moved)
+
+
 def plan_of(folder: Path) -> AuditPlan:
     """The plan that an audit's folder was made for."""
     path = folder / PLAN_FILE
@@ -50,7 +64,7 @@ def plan_of(folder: Path) -> AuditPlan:
         plan: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
         }
-        return AuditPlan(**plan)
+        return at_home(AuditPlan(**plan), folder)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise RimLensError(
             f"{path} is no plan of this version ({error}); run rim-lens audit again into a new folder."

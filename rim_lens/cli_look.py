@@ -1,0 +1,69 @@
+"""Commands that look before an audit and after several: doctor, plan, compare."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rim_lens.cli_options import ModelArgument, TagsOption
+
+
+def doctor() -> None:
+    """Check the installation: versions, extras, device, browser, cache, hub; exit status 1 where something is missing."""
+    from rim_lens.check import doctor as checks
+    from rim_lens.table import print_rows
+
+    lines = checks.doctor()
+    print_rows([(line.part, line.found, line.advice) for line in lines], marked=[bool(line.advice) for line in lines])
+    if any(line.bad for line in lines):
+        raise typer.Exit(1)
+
+
+def plan(
+    model: ModelArgument,
+    checkpoints: Annotated[str | None, typer.Option(help="Folder with a series of checkpoints or adapters.")] = None,
+    harmful: Annotated[str, typer.Option(help="Harmful requests: a set's name or a file.")] = "harmful",
+    harmless: Annotated[str, typer.Option(help="Harmless requests: a set's name or a file.")] = "harmless",
+    maths: Annotated[str, typer.Option(help="Maths problems: a set's name or a file.")] = "maths",
+    n: Annotated[int, typer.Option(help="Prompts per set, at least 32.")] = 32,
+    n_controls: Annotated[int, typer.Option(help="Random control sets per causal test.")] = 100,
+    device: Annotated[str | None, typer.Option(help="cuda, cpu, …; CUDA where there is one by default.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    cot_budget: Annotated[str, typer.Option(help="Longest own CoT in tokens; auto: what fits the context.")] = "96",
+    think_tags: TagsOption = None,
+) -> None:
+    """Say what an audit of a model will do, from its config and tokenizer alone: no weight is read."""
+    from rim_lens.audit.plan import AuditPlan
+    from rim_lens.audit.preview import preview
+    from rim_lens.behavior.limits import read_budget
+    from rim_lens.table import print_rows
+
+    asked = AuditPlan(
+        model=model,
+        checkpoints=checkpoints,
+        harmful=harmful,
+        harmless=harmless,
+        maths=maths,
+        n=n,
+        n_controls=n_controls,
+        device=device,
+        dtype=dtype,
+        cot_budget=read_budget(cot_budget),
+        think_tags=think_tags,
+    )
+    lines = preview(asked)
+    print_rows([(line.part, line.told) for line in lines], marked=[line.warning for line in lines])
+    typer.echo(f"rim-lens audit {model} starts it.")
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished audits.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the page and the table as CSV, Markdown and LaTeX.")
+    ] = None,
+) -> None:
+    """Put finished audits side by side: rates, verdicts, RAS; what was asked otherwise is marked as not comparable."""
+    from rim_lens.audit.compare import compare_runs
+    from rim_lens.audit.show import print_comparison
+
+    print_comparison(compare_runs(runs), out)
