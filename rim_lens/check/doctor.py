@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from packaging.markers import default_environment
 from packaging.requirements import Requirement
 
 from rim_lens.cache import cache_folder, is_filled
@@ -65,8 +64,8 @@ def required(extra: str = "") -> list[Requirement]:
         if (one.marker is None and not extra)
         or (
             one.marker is not None
-            and one.marker.evaluate({**default_environment(), "extra": extra})
-            and not (extra and one.marker.evaluate({**default_environment(), "extra": ""}))
+            and one.marker.evaluate({"extra": extra})
+            and not (extra and one.marker.evaluate({"extra": ""}))
         )
     ]
 
