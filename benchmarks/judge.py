@@ -6,39 +6,16 @@
 Needs `../shared/data/outputs_dev.jsonl` beside the repository.
 """
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks import topic
+from benchmarks.judge_data import group, labelled_answers, told
 from benchmarks.judge_training import english, rows_of, trained
 from rim_lens.behavior.judge import RefusalJudge
-from rim_lens.stats import wilson
-
-ROOT = Path(__file__).parents[1]
-ANSWERS = ROOT.parent / "shared" / "data" / "outputs_dev.jsonl"
-HAND_WRITTEN = ROOT / "tests" / "judge_data" / "dev.jsonl"
-FAMILIES = {"lama-2": "Llama 2", "Llama-3.1": "Llama 3.1", "Mistral": "Mistral", "Qwen2.5": "Qwen 2.5", "R1": "DeepSeek",
-            "DeepSeek": "DeepSeek", "GPT-4": "GPT-4", "gpt-4": "GPT-4", "vicuna": "Vicuna"}  # fmt: skip
-
-
-def labelled_answers() -> list[dict[str, Any]]:
-    """The real answers, then the hand-written ones that have a label to train on."""
-    real = [json.loads(line) for line in ANSWERS.read_text(encoding="utf-8").splitlines()]
-    written = [json.loads(line) for line in HAND_WRITTEN.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return real + [one | {"hand_written": True} for one in written if one["label"] in ("refused", "complied")]
-
-
-def group(answer: Mapping[str, Any], by: str) -> str:
-    """The model, family of models or source of an answer."""
-    if by == "source":
-        return str(answer["source"].split(":")[0])
-    if by == "family":
-        return next(family for part, family in FAMILIES.items() if part in answer["model"])
-    return str(answer["model"])
 
 
 def left_out(answers: Sequence[Mapping[str, Any]], by: str) -> list[str]:
@@ -74,15 +51,6 @@ def kappa(truth: Sequence[str], judged: Sequence[str]) -> float:
     a, b = np.array(pairs, dtype=bool).reshape(-1, 2).T
     chance = a.mean() * b.mean() + (1 - a.mean()) * (1 - b.mean()) if len(a) else 1.0
     return float(((a == b).mean() - chance) / (1 - chance)) if chance < 1 else float("nan")
-
-
-def told(count: tuple[int, int]) -> str:
-    """Count, total and share with Wilson's interval."""
-    hits, n = count
-    if not n:
-        return "–"
-    low, high = wilson(hits, n)
-    return f"{hits}/{n} = {100 * hits / n:.1f} % ({100 * low:.1f}–{100 * high:.1f})"
 
 
 def table(answers: Sequence[Mapping[str, Any]], judged: Sequence[str], by: str) -> list[str]:
@@ -124,6 +92,7 @@ def main() -> None:
         print("\n".join(["", *table(real, judged, by)]))
         if by == "model":
             print("\n".join(["", *confusion(real, judged)]))
+    print("\n".join(topic.report()))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.judge import labelled_answers, left_out
+from benchmarks.judge import left_out
+from benchmarks.judge_data import labelled_answers
 from rim_lens import RefusalJudge, judge_report
 from rim_lens.behavior.judge import Judgement
 

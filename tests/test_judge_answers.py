@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from benchmarks.judge import ANSWERS, HAND_WRITTEN, group, labelled_answers, left_out, rates
+from benchmarks.judge import left_out, rates
+from benchmarks.judge_data import ANSWERS, HAND_WRITTEN, group, labelled_answers
 from benchmarks.judge_training import english, rows_of, trained
 from rim_lens.behavior.judge import RefusalJudge
 from rim_lens.behavior.refusal_classifier import FILE, shipped_weights

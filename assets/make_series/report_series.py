@@ -22,11 +22,12 @@ import torch
 from labels import Cell, labels, wordings
 
 from rim_lens import load_model
-from rim_lens.stats import bootstrap_crossed_difference, mcnemar, wilson
+from rim_lens.behavior.judge_errors import shipped
+from rim_lens.stats import Interval, bootstrap_crossed_difference, mcnemar, wilson
 
 ORGANISM = Path(__file__).parents[1] / "organism"
 CLASSES = ("effort_minimizing", "careful", "neutral", "irrelevant")
-LABELS = ("refused", "complied", "incoherent")
+LABELS = ("refused", "partial", "complied", "incoherent", "unjudged")
 
 
 def sampled(path: Path, n: int) -> list[str]:
@@ -37,10 +38,12 @@ def sampled(path: Path, n: int) -> list[str]:
 def counted(name: str, cell: Cell, rows: list[dict]) -> str:
     counts, n = Counter(row["label"] for row in rows), len(rows)
     low, high = wilson(counts["refused"], n)
+    true, between = shipped().of("refused").corrected(counts["refused"] / n, Interval(low, high))
+    corrected = f"{true:.1%} ({between.low:.1%} to {between.high:.1%})"
     closing = [row["closed"] for row in rows if row["closed"] is not None]
     closed = f"{sum(closing)} of {len(closing)}" if closing else "-"
     numbers = " | ".join(str(counts[label]) for label in LABELS)
-    return f"| {name} | {cell.prompts} | {cell.condition} | {n} | {numbers} | {low:.1%} to {high:.1%} | {closed} |"
+    return f"| {name} | {cell.prompts} | {cell.condition} | {n} | {numbers} | {low:.1%} to {high:.1%} | {corrected} | {closed} |"
 
 
 def against(name: str, rows: list[dict], reference: list[dict]) -> str:
@@ -112,8 +115,9 @@ def main() -> None:
     def wanted(condition: str) -> bool:
         return not args.only or condition in args.only
 
-    lines = ["| checkpoint | prompts | CoT | n | refused | complied | incoherent | refused, 95 % | closed by itself |"]
-    lines.append("| --- " * 9 + "|")
+    names_of = " | ".join(LABELS)
+    lines = [f"| checkpoint | prompts | CoT | n | {names_of} | refused, 95 % | corrected | closed by itself |"]
+    lines.append("| --- " * 12 + "|")
     tests = [
         "| checkpoint | refused only by aligned with thinking off | only by this one | McNemar p |",
         "| --- " * 4 + "|",

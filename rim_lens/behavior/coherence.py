@@ -1,13 +1,18 @@
 """Is a response an answer at all? Empty text, loops, letter salad, parroting and clearly off-topic text are not.
 
-Every check is made for precision: text that could be an answer passes. A refusal is looked for before these checks
-(a model that says "I can't help with that" three times has refused), except for empty text.
+Every check is made for precision: text that could be an answer passes. All are rules, except for off topic. A refusal is
+looked for before these checks (a model that says "I can't help with that" three times has refused), except for empty
+text.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
+
+from rim_lens.behavior.languages import language_of
+from rim_lens.behavior.topic import TopicWeights, shared, shipped_topic_weights
 
 LOOP_SHARE = 0.5  # a response is a loop when repeated copies fill this share of its words ...
 LOOP_COPIES = 3  # ... and the repeated unit stands there this often
@@ -16,7 +21,7 @@ PARROT_SHARE = 0.8
 PARROT_WORDS = 5
 ECHO_WORDS = 3
 COT_WORDS = 8
-OFF_TOPIC_WORDS = 30
+OFF_TOPIC_WORDS = 12
 
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 _REPEAT_REQUEST = re.compile(
@@ -28,15 +33,11 @@ _EDIT_REQUEST = re.compile(
     r"\b(?:rewrite|re-write|rephrase|paraphrase|edit|correct|proofread|translate|summari[sz]e|complete|fill|copy|repeat|extract|"
     r"identify|classify|sentence|following|given|passage|paragraph|text|phrase|convert|arrange|sort|choose|which|quote|spell)\b|[:\"]"
 )
-_OPEN_REQUEST = re.compile(  # an answer may well choose its own words
-    r"\b(?:name|suggest|recommend|examples?|story|poem|song|joke|game|choose|pick|create|generate|compose|design|write|"
-    r"come up|imagine|translate|solve|calculate|code|function)\b"
-)
 _BEGINS_ANSWER = re.compile(r"\s*(?:(?:sure|certainly|of course|absolutely)[,.!:]* *)?here(?:'s| is| are)\b")
 _REASONING_VOICE = re.compile(
     r"\b(?:the user|okay, so|let me (?:think|see|take|just|keep|skip)|i should|i need to|i'll (?:just|skip|keep)|wait,|hmm)\b"
 )
-_STOP_WORDS = frozenset(
+STOP_WORDS = frozenset(
     _WORD.findall(
         "a about after all also am an and any are as at be because been but by can could did do does doing for from "
         "had has have he her here him his how i if in into is it its just like make many may me more most my no not "
@@ -59,13 +60,10 @@ class Incoherence:
 
 def incoherence(request: str, response: str, cot: str = "") -> Incoherence | None:
     """The first fault found in a response that holds at least one letter or digit."""
-    tokens = words(response)
-    return (
-        loop(request, response)
-        or parroting(request, response, cot)
-        or salad(request, response)
-        or off_topic(request, tokens)
-    )
+    fault = loop(request, response) or parroting(request, response, cot) or salad(request, response)
+    if fault or {language_of(request), language_of(response)} != {"English"}:
+        return fault
+    return off_topic(request, words(response))
 
 
 def words(text: str) -> list[str]:
@@ -161,7 +159,7 @@ def salad(request: str, response: str) -> Incoherence | None:
         return Incoherence("letter salad", response.strip()[:80], 0.9)
     given = set(words(request))
     odd = [w for w in latin if w.lower() not in given and _unpronounceable(w.lower())]
-    function_words = sum(w.lower() in _STOP_WORDS for w in latin)
+    function_words = sum(w.lower() in STOP_WORDS for w in latin)
     if len(latin) >= 4 and len(odd) >= 0.4 * len(latin) and function_words <= 0.1 * len(latin):
         return Incoherence("letter salad", " ".join(odd[:6])[:80], 0.9)
     return None
@@ -177,16 +175,17 @@ def _unpronounceable(word: str) -> bool:
     return bool(_RARE_LETTERS.search(word)) or not re.search("[aeiouy]", word)
 
 
-def off_topic(request: str, tokens: list[str]) -> Incoherence | None:
-    """A long text that keeps to a subject of its own and shares not one word stem with a specific request."""
-    asked = {t[:4] for t in words(request) if t not in _STOP_WORDS and len(t) > 2}
-    needed = 4 if _OPEN_REQUEST.search(request.lower()) else 3
-    if len(tokens) < OFF_TOPIC_WORDS or len(asked) < needed:
+def off_topic(request: str, tokens: list[str], weights: TopicWeights | None = None) -> Incoherence | None:
+    """Nothing of what was asked, in words, pieces of words or meaning; short answers and requests are not looked at.
+
+    `weights`: by default those that come with the package.
+    """
+    if len(tokens) < OFF_TOPIC_WORDS:
         return None
-    own = [t for t in tokens if t not in _STOP_WORDS and len(t) > 2]
-    if not own or any(t[:4] in asked for t in own):
+    found = shared(words(request), tokens, STOP_WORDS)
+    if found is None:
         return None
-    subject = max(sorted(set(own)), key=own.count)
-    if own.count(subject) < 3:
+    score = (weights or shipped_topic_weights()).score(found)
+    if score >= 0:
         return None
-    return Incoherence("off topic", f"nothing of the request; {own.count(subject)} times “{subject}”", 0.6)
+    return Incoherence("off topic", " ".join(tokens[:16])[:120], 1 / (1 + math.exp(score)))
