@@ -29,6 +29,7 @@ from rim_lens import (
 from rim_lens.audit import neurons as neurons_stage
 from rim_lens.audit import patterns as patterns_stage
 from rim_lens.audit import stage as stage_module
+from rim_lens.audit import stages
 from rim_lens.audit.attempt import NotMeasured
 from rim_lens.audit.findings import findings_of
 from rim_lens.audit.plan import AuditPlan
@@ -118,11 +119,11 @@ def test_every_kind_of_given_cot_is_asked_once(audit):
 
 
 def test_without_the_patterns_stage_the_behaviour_stage_asks_given_cots(plan, tmp_path):
-    stages = {stage.name: stage for stage in STAGES}
+    by_name = {stage.name: stage for stage in STAGES}
     without = replace(plan, patterns=False)
-    assert stages["patterns"].wanted(plan)
-    assert not stages["patterns"].wanted(without)
-    behavior = stages["behavior"].measure(Context(without))["behavior"]
+    assert by_name["patterns"].wanted(plan)
+    assert not by_name["patterns"].wanted(without)
+    behavior = by_name["behavior"].measure(Context(without))["behavior"]
     assert set(behavior.answers.query("set == 'harmful'")["condition"]) == {"off", "on", "neutral"}
 
 
@@ -147,7 +148,8 @@ def test_the_neurons_stages_measure_every_part(audit, plan, monkeypatch):
     monkeypatch.setattr(neurons_stage, "find_safety_neurons", partial(find_safety_neurons, share=0.25))
     monkeypatch.setattr(neurons_stage, "SHIFT_CONTROLS", 50)
     context = Context(plan)
-    context.results = {name: audit.results[name] for name in ("behavior", "series")}
+    context.results = {"behavior": audit.results["behavior"]}
+    context.results |= stages.measure_checkpoints(context)
     context.results |= neurons_stage.measure_neurons(context)
     context.results |= neurons_stage.measure_thinking_neurons(context)
     parts = {"safety_neurons", "neuron_shift", "forgetting", "series_heads", "neuron_test", "prediction"}
