@@ -38,7 +38,7 @@ def test_shifts_are_the_tables(prompts):
     np.testing.assert_allclose(ends(trace)[0], plain["low"], atol=1e-12)
     cells = shift_by_layer_and_checkpoint(shift, prompts).data[0]
     layers = shift.table[(shift.table["prompts"] == prompts) & (shift.table["scope"] == "L2")]
-    np.testing.assert_allclose(cells.z[:, 1], 100 * (layers["change"] - layers["control_change"]))
+    np.testing.assert_allclose(cells.z.astype(float)[:, 1], 100 * (layers["change"] - layers["control_change"]))
     assert list(cells.y) == layers["checkpoint"].tolist()
 
 

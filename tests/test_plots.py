@@ -283,7 +283,7 @@ def test_token_view_keeps_order_and_weights():
     attention = made_token_attention()
     figure = attention.plot(chat=1, per_row=4)
     assert figure.data[0].z.shape == (3, 4)
-    np.testing.assert_allclose(figure.data[0].z.ravel()[:9], attention.weights[0, 8:])
+    np.testing.assert_allclose(figure.data[0].z.astype(float).ravel()[:9], attention.weights[0, 8:])
     assert all("<script" not in text for text in figure.data[0].text.ravel())
 
 
