@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 RUN := $(BIN)/rim-lens
 
-.PHONY: demo test test-fast test-compat families lint bench bench-gpu trust docs notebooks clean
+.PHONY: demo test test-fast test-compat test-engine families lint bench bench-gpu trust docs notebooks clean
 
 demo: .venv/.installed
 	$(RUN) audit smollm2-135m-instruct --checkpoints assets/organism --out runs/demo
@@ -14,6 +14,10 @@ test: lint
 # The last release of TransformerLens with HookedTransformer, in an environment of its own.
 test-compat: .venv35/.installed
 	.venv35/bin/python -m pytest tests/compat
+
+# vLLM on a CPU, in an environment of its own (3.4 GB): the same numbers as transformers.
+test-engine: .venvllm/.installed
+	OMP_NUM_THREADS=2 .venvllm/bin/python -m pytest tests/engine
 
 families: .venv/.installed-dev
 	$(BIN)/python tests/family_table.py
@@ -64,5 +68,9 @@ notebooks: .venv/.installed-dev
 	.venv35/bin/python -m pip install --quiet --constraint .venv35/constraints.txt --editable . pytest pytest-timeout
 	touch $@
 
+.venvllm/.installed: pyproject.toml constraints.txt tests/engine/install.sh
+	PYTHON=$(PYTHON) bash tests/engine/install.sh .venvllm
+	touch $@
+
 clean:
-	rm -rf .venv .venv35 runs
+	rm -rf .venv .venv35 .venvllm runs

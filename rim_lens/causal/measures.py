@@ -104,6 +104,27 @@ class ScoreMeasure:
                 yield [(one, prompt) for one in group for prompt in prompts]
 
 
+def answers_under(
+    model: LensModel,
+    chats: Sequence[Chat],
+    sets: Sequence[HeadSet],
+    change: Change,
+    options: dict[str, Any],
+    what: str,
+) -> Iterator[list[Generation]]:
+    """Greedy answers to the chats under one set after the other; vLLM writes those of all sets in one batch."""
+    options = {"temperature": 0, "progress": False, **options}
+    if model.engine is not None and all(len(units) for units in sets):
+        with change([units for units in sets for _ in chats]):
+            answers = generate(model, [chat for _ in sets for chat in chats], **options)
+        yield from (answers[start : start + len(chats)] for start in range(0, len(answers), len(chats)))
+        return
+    for units in track(sets, what):
+        with change(units) if units else nullcontext():
+            answers = generate(model, list(chats), **options)
+        yield answers
+
+
 @dataclass(frozen=True)
 class AnswerMeasure:
     """Answers generated with few tokens and judged: shares of refused, complied and incoherent ones."""
@@ -125,11 +146,9 @@ class AnswerMeasure:
 
     def _one_after_the_other(self, sets: Sequence[HeadSet], change: Change) -> np.ndarray:
         labels = np.empty((len(sets), len(self.chats)), dtype="U12")
-        for i, heads in enumerate(track(sets, f"answers under head sets, {self.where}")):
-            with change(heads) if heads else nullcontext():
-                labels[i] = self._labels(
-                    generate(self.model, list(self.chats), temperature=0, progress=False, **self.options)
-                )
+        what = f"answers under head sets, {self.where}"
+        for i, answers in enumerate(answers_under(self.model, self.chats, sets, change, self.options, what)):
+            labels[i] = self._labels(answers)
         return labels
 
     def _from_decision(self, sets: Sequence[HeadSet], change: Ablation) -> np.ndarray:
@@ -160,11 +179,10 @@ class MathsMeasure:
         """Indicators [set, problem] of a right answer."""
         chats = as_chats(self.model, [problem.text for problem in self.problems], thinking=self.thinking)
         right = np.empty((len(sets), len(chats)))
-        for i, heads in enumerate(track(sets, "maths under head sets")):
-            with change(heads) if heads else nullcontext():
-                right[i] = solved(
-                    self.problems, generate(self.model, chats, temperature=0, progress=False, **self.options)
-                )
+        for i, answers in enumerate(
+            answers_under(self.model, chats, sets, change, self.options, "maths under head sets")
+        ):
+            right[i] = solved(self.problems, answers)
         return {"maths solved": Measured(right, is_share=True)}
 
 

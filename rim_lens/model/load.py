@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rim_lens.chat.format import ChatFormat
 from rim_lens.chat.tags import ThinkTags
@@ -17,6 +17,7 @@ from rim_lens.model.load_check import checked_at_load
 from rim_lens.model.names import NAME, check_spelling
 from rim_lens.model.peft_merge import merge_adapter
 from rim_lens.model.served_model import served_model
+from rim_lens.model.vllm_model import VLLMModel, vllm_model
 from rim_lens.model.whole_weights import check_loaded
 from rim_lens.processes import join
 from rim_lens.progress import announce
@@ -56,6 +57,8 @@ def load_model(
     template_variables: Mapping[str, object] | None = None,
     tokenizer: Any = None,
     model: str | None = None,
+    engine: Literal["transformers", "vllm"] = "transformers",
+    tensor_parallel: int = 1,
     engine_options: Mapping[str, Any] | None = None,
 ) -> LensModel:
     """Load a chat model and wrap it for analysis.
@@ -76,7 +79,10 @@ def load_model(
             thinking holds for every prompt.
         tokenizer: for objects that carry none; for a server the tokenizer, or the name or folder it is loaded from.
         model: the model's name on the server.
-        engine_options: of a server, as in `engine.server.CompletionsServer`: `key_env`,
+        engine: "vllm" loads the model into vLLM, whose dynamic batch writes answers many at a time (extra `vllm`); passes
+            are read and changed there with the same calls.
+        tensor_parallel: over so many devices vLLM splits every layer.
+        engine_options: `vllm.LLM`'s arguments; of a server, as in `engine.server.CompletionsServer`: `key_env`,
             `cache`, `retries`, `concurrency`, `timeout`.
 
     Raises:
@@ -92,6 +98,20 @@ def load_model(
             tokenizer,
             chat_template,
             **{"tags": tags, "template_variables": template_variables, **(engine_options or {})},
+        )
+    if engine not in ("transformers", "vllm"):
+        raise RimLensError(f'There is no engine {engine!r}; use "transformers" or "vllm".')
+    if engine == "vllm":
+        return in_vllm(
+            source,
+            {"adapter": adapter, "device": device, "revision": revision, "device_map": device_map},
+            tensor_parallel=tensor_parallel,
+            dtype=dtype,
+            tags=tags,
+            chat_template=chat_template,
+            template_variables=template_variables,
+            tokenizer=tokenizer,
+            **{"trust_remote_code": trust_remote_code, **(engine_options or {})},
         )
     if not isinstance(source, str | Path):
         return checked_at_load(wrap_object(source, tokenizer, tags, chat_template, template_variables))
@@ -125,6 +145,20 @@ def load_model(
     if adapter is not None:
         lens_model.merged_adapter, lens_model.shown = str(adapter), f"+ {adapter.name}"
     return checked_at_load(lens_model)
+
+
+def in_vllm(source: Any, refused: Mapping[str, Any], **options: Any) -> VLLMModel:
+    """The model in vLLM, which takes names and folders of whole models."""
+    given = [name for name, value in refused.items() if value is not None]
+    if given:
+        raise RimLensError(
+            f'engine="vllm" takes no {", ".join(given)}: merge an adapter and save the model first, and pass what else '
+            "vLLM has in engine_options=."
+        )
+    if not isinstance(source, str | Path):
+        raise RimLensError(f'engine="vllm" loads a model by its name or folder, not a {type(source).__name__}.')
+    location, name = resolve(str(source))
+    return checked_at_load(vllm_model(location, name, **options))  # type: ignore[return-value]
 
 
 def adapter_folder(adapter: str | Path) -> Path:

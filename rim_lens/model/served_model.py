@@ -91,7 +91,7 @@ class ServedModel(EngineModel):
     def _no_inside(self) -> NoReturn:
         raise RimLensError(
             f"{self.name} is behind the server {self.engine.base_url}, which shows answers only: load the weights with "
-            "load_model(name) for what needs passes, heads or neurons."
+            'load_model(name), or with load_model(name, engine="vllm"), for what needs passes, heads or neurons.'
         )
 
 
