@@ -111,6 +111,7 @@ class VLLMEngine:
 
     def _add(self, ask: Ask, edits: "Registered") -> str:
         import vllm
+        from vllm.sampling_params import RequestOutputKind
 
         named = [[edits.number(edit), first, until] for edit, first, until in ask.edits]
         salt = {"cache_salt": f"{edits.salt} {named}"} if named else {}
@@ -126,6 +127,7 @@ class VLLMEngine:
             include_stop_str_in_output=True,
             skip_special_tokens=False,
             detokenize=bool(ask.stop),
+            output_kind=RequestOutputKind.FINAL_ONLY,
             extra_args={EDITS: named} if named else None,
         )
         name = f"rim-lens-{next(self._numbers)}"

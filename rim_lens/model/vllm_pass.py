@@ -120,7 +120,8 @@ def written(
     taps: Sequence[Tap], site: str, layer: int, here: Pass, module: nn.Module, args: Any, output: Tensor
 ) -> Tensor:
     """What a sublayer adds to the stream, as the taps leave it; it is whole in every rank."""
-    return changed(taps, site, layer, output.view(here.n_rows, here.n_queries, -1)).reshape(output.shape)
+    seen = output.clone().view(here.n_rows, here.n_queries, -1)  # vLLM's norm adds to the output in place
+    return changed(taps, site, layer, seen).reshape(output.shape)
 
 
 def units(
@@ -143,7 +144,7 @@ def residual_in(
             "cannot be read: load the model with load_model(name)."
         )
     positions, hidden, residual = args
-    stream = hidden if residual is None else hidden + residual
+    stream = hidden.clone() if residual is None else hidden + residual  # vLLM adds to both in place later
     after = stream_after(taps, layer, here, stream)
     return (args, kwargs) if after is stream else ((positions, after, None), kwargs)
 

@@ -6,6 +6,9 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+from families import tiny_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
 
 SCRIPT = """
 import json, sys
@@ -44,11 +47,20 @@ def found(folder, ranks, script):
 
 @pytest.mark.timeout(600)
 def test_numbers_are_equal_at_one_and_two_ranks(tmp_path):
-    from families import tiny_model
-
-    model = tiny_model("qwen2")
-    model.hf.save_pretrained(tmp_path / "tiny")
-    model.tokenizer.save_pretrained(tmp_path / "tiny")
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer) + len(tokenizer) % 2,
+        hidden_size=128,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,  # of 32: the narrowest that vLLM's attention on a CPU takes
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "tiny")
+    tokenizer.save_pretrained(tmp_path / "tiny")
     script = tmp_path / "measure.py"
     script.write_text(SCRIPT)
     one, two = (found(str(tmp_path / "tiny"), ranks, str(script)) for ranks in (1, 2))
