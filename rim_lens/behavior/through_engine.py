@@ -3,8 +3,8 @@
 1. A row that thinks asks for its CoT, up to its budget or the close tag; then for its answer.
 2. Each token of a reply is taken by the row (`behavior.row`). Where it forces the close tag, what the engine wrote
    beyond is dropped, and the next question goes on after the tag.
-3. Heads and neurons that are changed now go along as edits, at the positions where a pass would change them: from the
-   decision position on there is no change while the CoT is written, and then one from the close tag on.
+3. Heads and neurons that are changed now go along as edits, at the positions where decoding here would change them:
+   from the decision position on there is no change while the CoT is written, and then one from the close tag on.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -109,7 +109,7 @@ def dialogue(
             top_k=sampling.top_k,
             min_p=sampling.min_p,
             seed=0 if draw is None else int(draw.generate_state(1)[0]),
-            edits=tuple(placed(one, decision, prompt) for one in changes if one.where == "all" or not row.thinking),
+            edits=tuple(place for one in changes for place in placed(one, chat, row.thinking, decision, prompt)),
         )
         count(len(reply.ids))
         thinking = row.thinking
@@ -120,11 +120,19 @@ def dialogue(
     return row.finished()
 
 
-def placed(change: Changed, decision: int, prompt: int) -> tuple[Edit, int, int]:
-    """A change with its positions: `decision` is the first that counts as one, `prompt` the number before the answer."""
+def placed(change: Changed, chat: Chat, thinking: bool, decision: int, prompt: int) -> Iterator[tuple[Edit, int, int]]:
+    """A change with its positions, as `intervene.selection.selected` has them in decoding here.
+
+    `decision` is the first position that counts as a decision position, `prompt` the number of tokens before the
+    answer. Of a chat that thinks, the last token that was rendered is one too.
+    """
     if change.where == "all":
-        return change.edit, 0, TO_THE_END
-    return change.edit, decision, TO_THE_END if change.where == "from_decision" else prompt
+        yield change.edit, 0, TO_THE_END
+        return
+    if is_thinking(chat):
+        yield change.edit, chat.decision_position, chat.decision_position + 1
+    if not thinking:
+        yield change.edit, decision, TO_THE_END if change.where == "from_decision" else prompt
 
 
 def take(row: Row, ids: Sequence[int], halts: bool) -> int:

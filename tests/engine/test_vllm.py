@@ -21,7 +21,7 @@ from rim_lens.intervene.recording import record_heads
 
 HEADS = [(3, 1), (5, 0), (12, 4), (20, 8)]
 NEURONS = [(4, 7), (9, 100), (21, 1500)]
-SHORT = {"max_new_tokens": 8, "cot_budget": 12}
+SHORT = {"max_new_tokens": 4, "cot_budget": 6}
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +66,13 @@ def test_greedy_answers_and_scores_are_equal(engine, here, prompts, change):
 
 def test_requests_of_one_batch_have_changes_of_their_own(engine, here, prompts):
     sets = [HEADS[:2], HEADS[2:], [(0, 0)]]
-    some = prompts[:8]
+    some = prompts[:4]
     with ablate_heads(engine, [units for units in sets for _ in some]):
         mixed = [shown(one) for one in generate(engine, [one for _ in sets for one in some], **SHORT)]
     for number, units in enumerate(sets):
         with ablate_heads(here, units):
             alone = [shown(one) for one in generate(here, some, **SHORT)]
-        assert mixed[number * 8 : number * 8 + 8] == alone
+        assert mixed[number * 4 : number * 4 + 4] == alone
 
 
 def test_readings_are_equal(engine, here, prompts):
@@ -108,11 +108,11 @@ def test_knock_out_while_writing_is_one_sentence(engine, prompts):
 
 
 def test_ablation_test_and_measure_rim_are_equal(engine, here, prompts):
-    options = {"n_controls": 3, "n_generated_controls": 3, "max_new_tokens": 6}
-    a, b = (ablation_test(m, HEADS, prompts[:8], **options) for m in (engine, here))
+    options = {"n_controls": 3, "n_generated_controls": 2, "max_new_tokens": 4}
+    a, b = (ablation_test(m, HEADS, prompts[:4], **options) for m in (engine, here))
     np.testing.assert_allclose(a.table["effect"], b.table["effect"], atol=1e-4)
     np.testing.assert_allclose(a.controls["effect"], b.controls["effect"], atol=1e-4)
-    a, b = (measure_rim(m, n=4, max_new_tokens=6, maths_tokens=6, cot_budget=8) for m in (engine, here))
+    a, b = (measure_rim(m, n=3, max_new_tokens=4, maths_tokens=4, cot_budget=4) for m in (engine, here))
     assert a.answers["response"].tolist() == b.answers["response"].tolist()
     np.testing.assert_allclose(a.answers["refusal_score"], b.answers["refusal_score"], atol=1e-4)
     assert a.manifest.model["engine"] == "vllm"
