@@ -62,6 +62,7 @@ _PUBLIC = {
     "refusal_direction": "inference_time.refusal_direction",
     "direct_attribution": "inference_time.direct_attribution",
     "self_repair": "inference_time.direct_attribution",
+    "expert_load": "inference_time.expert_load",
     "cot_importance": "inference_time.cot_importance",
     "Checkpoints": "training_time.checkpoints",
     "measure_series": "training_time.series_measurement",

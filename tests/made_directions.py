@@ -5,8 +5,10 @@ import pandas as pd
 from made_results import HOSTILE, MANIFEST
 
 from rim_lens.causal.set_effects import set_effect
+from rim_lens.chat.segments import SEGMENTS
 from rim_lens.inference_time.cot_importance import CotImportance
 from rim_lens.inference_time.direct_attribution import DirectAttribution, LogitDifference, SelfRepair
+from rim_lens.inference_time.expert_load import ExpertLoad
 from rim_lens.inference_time.refusal_direction import RefusalDirection
 
 LAYERS, POSITIONS, HEADS = 6, 3, 4
@@ -75,7 +77,20 @@ def made_importance(seed=0):
     return CotImportance(table, summary, scores, "answer", None, "shared prefix", 3, "R", manifest=MANIFEST)
 
 
+def made_loads(seed=0, n=12):
+    """Loads of four experts in two layers, the user's tokens alone."""
+    rng = np.random.default_rng(seed)
+    load = np.full((n, 2, 4, len(SEGMENTS)), np.nan)
+    user = SEGMENTS.index("user")
+    load[..., user] = rng.dirichlet(np.ones(4), (n, 2))
+    layer, expert = np.indices((2, 4)).reshape(2, -1)
+    mean = load[..., user].mean(0).ravel()
+    places = {"segment": "user", "layer": layer, "expert": expert, "n": n}
+    table = pd.DataFrame(places | {"load": mean, "low": mean - 0.1, "high": mean + 0.1, "weight": mean / 2})
+    return ExpertLoad(table, load, load / 2, 0, 0, manifest=MANIFEST)
+
+
 def made_directions():
     """Every one by name."""
     first = {"direction": made_direction(), "attribution": made_attribution(), "repair": made_repair()}
-    return first | {"importance": made_importance()}
+    return first | {"importance": made_importance(), "loads": made_loads()}

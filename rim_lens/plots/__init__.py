@@ -23,6 +23,7 @@ from rim_lens.plots.paper import thinking_table
 from rim_lens.plots.patterns import cost_by_category, cost_by_class, own_shares, shares_by_arm
 from rim_lens.plots.prediction import predicted_against_actual, prediction_by_checkpoint
 from rim_lens.plots.probe import cliff_heads, probe_map, trace_curve
+from rim_lens.plots.routing import expert_loads
 from rim_lens.plots.series import maths_over_series, refusal_over_series
 from rim_lens.plots.series_heads import head_order, heads_by_checkpoint
 from rim_lens.plots.series_shift import shift_by_layer_and_checkpoint, shift_over_series
@@ -43,6 +44,7 @@ __all__ = [
     "direction_effects",
     "direction_map",
     "dose_curve",
+    "expert_loads",
     "forgetting_scatter",
     "head_map",
     "head_order",
