@@ -56,6 +56,7 @@ _PUBLIC = {
     "patching_sweep": "inference_time.patching",
     "interchange_sweep": "inference_time.interchange",
     "ablation_test": "causal.ablation_test",
+    "mediation": "causal.mediation",
     "restore_refusal": "inference_time.restore",
     "probe_refusal": "inference_time.probe",
     "trace_refusal": "inference_time.trace",

@@ -4,12 +4,14 @@ import numpy as np
 import pandas as pd
 from made_results import HOSTILE, MANIFEST
 
+from rim_lens.causal.mediation import Mediation, path_table
 from rim_lens.causal.set_effects import set_effect
 from rim_lens.chat.segments import SEGMENTS
 from rim_lens.inference_time.cot_importance import CotImportance
 from rim_lens.inference_time.direct_attribution import DirectAttribution, LogitDifference, SelfRepair
 from rim_lens.inference_time.expert_load import ExpertLoad
 from rim_lens.inference_time.refusal_direction import RefusalDirection
+from rim_lens.units import Head
 
 LAYERS, POSITIONS, HEADS = 6, 3, 4
 
@@ -90,7 +92,17 @@ def made_loads(seed=0, n=12):
     return ExpertLoad(table, load, load / 2, 0, 0, manifest=MANIFEST)
 
 
+def made_mediation(seed=0, n=20):
+    """Half of what the heads do runs through the neurons."""
+    rng = np.random.default_rng(seed)
+    total = rng.normal(-4, 1, n)
+    prompts = pd.DataFrame({"request": [f"r{i}" for i in range(n)], "total": total, "through": total / 2})
+    prompts = prompts.assign(around=total / 2, interaction=0.0)
+    null = rng.normal(0, 0.2, 30)
+    return Mediation(path_table(prompts, null, 0), prompts, null, [Head(1, 2)], 5, 0.5, "R", manifest=MANIFEST)
+
+
 def made_directions():
     """Every one by name."""
     first = {"direction": made_direction(), "attribution": made_attribution(), "repair": made_repair()}
-    return first | {"importance": made_importance(), "loads": made_loads()}
+    return first | {"importance": made_importance(), "loads": made_loads(), "mediation": made_mediation()}

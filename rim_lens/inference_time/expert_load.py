@@ -1,11 +1,11 @@
-"""Routing of a mixture of experts: which experts the tokens of each segment are sent to, and whether that goes with a label.
+"""Routing of a mixture of experts: where the tokens of each segment are sent, and whether that goes with a label.
 
     load(chat, l, e, S)     share of the tokens of segment S that layer l sends to expert e; over experts it sums to k
     weight(chat, l, e, S)   mean routing probability of e over the tokens of S, 0 where a token is not sent to e
 
 A difference of loads between labels is a correlation: `ablation_test` of the expert's neurons says whether it matters
-(`matched_experts` has its controls). Shared experts see every token and have no load. Source: Fedus et al. 2022, "Switch
-Transformers", for the load of an expert.
+(`matched_experts` has its controls). Shared experts see every token and have no load. Source: Fedus et al. 2022,
+"Switch Transformers", for the load of an expert.
 """
 
 import itertools
@@ -113,7 +113,7 @@ def expert_load(
 
 
 def expert_neurons(model: LensModel, experts: Sequence[tuple[int, int]]) -> Int[np.ndarray, "neuron index"]:
-    """Rows (layer, expert, unit) of all neurons of some experts (layer, expert), for `ablate_neurons` and `ablation_test`.
+    """Rows (layer, expert, unit) of all neurons of experts (layer, expert), for `ablate_neurons` and `ablation_test`.
 
     Raises:
         RimLensError: an expert that the model does not have.
