@@ -63,6 +63,7 @@ _PUBLIC = {
     "refusal_direction": "inference_time.refusal_direction",
     "direct_attribution": "inference_time.direct_attribution",
     "self_repair": "inference_time.direct_attribution",
+    "receiver_heads": "inference_time.receiver_heads",
     "expert_load": "inference_time.expert_load",
     "cot_importance": "inference_time.cot_importance",
     "Checkpoints": "training_time.checkpoints",

@@ -10,6 +10,7 @@ from rim_lens.chat.segments import SEGMENTS
 from rim_lens.inference_time.cot_importance import CotImportance
 from rim_lens.inference_time.direct_attribution import DirectAttribution, LogitDifference, SelfRepair
 from rim_lens.inference_time.expert_load import ExpertLoad
+from rim_lens.inference_time.receiver_heads import ReceiverHeads
 from rim_lens.inference_time.refusal_direction import RefusalDirection
 from rim_lens.units import Head
 
@@ -102,7 +103,18 @@ def made_mediation(seed=0, n=20):
     return Mediation(path_table(prompts, null, 0), prompts, null, [Head(1, 2)], 5, 0.5, "R", manifest=MANIFEST)
 
 
+def made_receivers():
+    """The heads of the attribution with a kurtosis."""
+    table = made_attribution().table.iloc[1:].reset_index(drop=True)
+    table = table.rename(columns={"effect": "kurtosis"}).assign(kurtosis_uncontrolled=0.0, p=0.5, q=0.5)
+    return ReceiverHeads(table, 2, 40, 0, manifest=MANIFEST)
+
+
 def made_directions():
     """Every one by name."""
     first = {"direction": made_direction(), "attribution": made_attribution(), "repair": made_repair()}
-    return first | {"importance": made_importance(), "loads": made_loads(), "mediation": made_mediation()}
+    return (
+        first
+        | {"importance": made_importance(), "loads": made_loads(), "mediation": made_mediation()}
+        | {"receivers": made_receivers()}
+    )

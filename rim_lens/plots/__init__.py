@@ -11,7 +11,7 @@ figure of a result is the one that its class names, and what `result.plot()` ret
 from rim_lens.plots.arms import arm_changes, loss_curves
 from rim_lens.plots.attention import attention_contrast, length_curve, segment_map
 from rim_lens.plots.behavior import rates
-from rim_lens.plots.cot import shaded_sentences
+from rim_lens.plots.cot import receiver_map, shaded_sentences
 from rim_lens.plots.direct import attribution_map, direct_against_total
 from rim_lens.plots.direction import direction_effects, direction_map
 from rim_lens.plots.forgetting import forgetting_scatter, predictors, ras_by_layer, ras_over_series
@@ -70,6 +70,7 @@ __all__ = [
     "ras_over_series",
     "ras_variants",
     "rates",
+    "receiver_map",
     "refusal_over_series",
     "save_image",
     "segment_map",

@@ -1,4 +1,4 @@
-"""A CoT with its sentences shaded by what each of them does to refusal."""
+"""A CoT with its sentences shaded by what each of them does to refusal, and the heads that look at few sentences."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 
 from rim_lens.plots import style
+from rim_lens.plots.head_map import head_map
+from rim_lens.units import Head
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from rim_lens.inference_time.cot_importance import CotImportance
+    from rim_lens.inference_time.receiver_heads import ReceiverHeads
 
 WORDS = {
     "hidden": "hidden from attention",
@@ -63,3 +66,23 @@ def _told(row: pd.Series) -> str:
     if isinstance(row.get("answer_cut"), str):
         lines.append(f"answer with the CoT cut off before it: {style.text(row['answer_cut'])}")
     return "<br>".join(lines)
+
+
+def receiver_map(receivers: ReceiverHeads) -> go.Figure:
+    """Kurtosis over sentences of the attention that they receive from later ones, head by head."""
+    told = [
+        f"<b>{row['name']}</b><br>kurtosis {style.number(row['kurtosis'], sign=True)} "
+        f"{style.interval(row['low'], row['high'])}, q = {row['q']:.2g}<br>"
+        f"without control for distance {style.number(row['kurtosis_uncontrolled'], sign=True)}"
+        for _, row in receivers.table.iterrows()
+    ]
+    return head_map(
+        receivers.table,
+        "kurtosis",
+        told,
+        title="Heads whose attention few sentences of the thought receive",
+        caption=f"n = {receivers.table['n'].iloc[0]} CoTs, {receivers.n_sentences} sentences; distance controlled for; "
+        "rings: q < 0.05",
+        unit="excess kurtosis over sentences",
+        marked=Head.from_table(receivers.table[receivers.table["q"] < 0.05]),
+    )
