@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from rim_lens.behavior.judge import Judgement
 from rim_lens.capture.experts import ExpertCall, ExpertTap, expert_taps
