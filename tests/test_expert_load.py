@@ -39,7 +39,7 @@ def test_loads_equal_a_loop_over_tokens(family):
     model = shared_model(family)
     found = expert_load(model, chats_of(model), batch_size=2)
     for row, chat in enumerate(chats_of(model)):
-        count = np.zeros(found.load.shape[1:])
+        count = np.zeros(found.loads.shape[1:])
         weighed = np.zeros_like(count)
         for layer, experts, weights in chosen_by_router(model, chat):
             for token, segment in enumerate(chat.segment_ids):
@@ -48,8 +48,8 @@ def test_loads_equal_a_loop_over_tokens(family):
                     weighed[layer, expert, segment] += weight
         tokens = np.array([(chat.segment_ids == i).sum() for i in range(len(SEGMENTS))], dtype=float)
         tokens[tokens == 0] = np.nan
-        np.testing.assert_allclose(found.load[row], count / tokens, atol=1e-9)
-        np.testing.assert_allclose(found.weight[row], weighed / tokens, atol=1e-5)
+        np.testing.assert_allclose(found.loads[row], count / tokens, atol=1e-9)
+        np.testing.assert_allclose(found.weights[row], weighed / tokens, atol=1e-5)
     user = found.table[found.table["segment"] == "user"]
     np.testing.assert_allclose(user.groupby("layer")["load"].sum(), model.hf.config.num_experts_per_tok)
     assert "system" not in set(found.table["segment"])
@@ -64,7 +64,7 @@ def test_labels_that_follow_the_router_are_found_and_others_are_not():
     user = found.table[found.table["segment"] == "user"]
     assert (user["q"] < 0.05).any()
     row = user.loc[user["p"].idxmin()]
-    values = found.load[:, row["layer"], row["expert"], SEGMENTS.index("user")]
+    values = found.loads[:, row["layer"], row["expert"], SEGMENTS.index("user")]
     assert row["load_refused"] == pytest.approx(values[::2].mean())
     assert row["load_complied"] == pytest.approx(values[1::2].mean())
     shuffled = list(np.random.default_rng(0).permutation(labels))

@@ -46,23 +46,21 @@ class ExpertLoad(Result):
     `table`: one row per segment, layer and expert with the mean `load` over `n` chats that have the segment, its 95 %
     interval and the mean `weight`. With labels also `load_refused`, `load_complied`, their standardised difference
     `effect` with its interval (`effect_low`, `effect_high`), permutation `p` and Benjamini-Hochberg `q` over all rows.
-    `load` and `weight` hold every chat; NaN where a chat lacks the segment, or a layer has no routed experts.
+    `loads` and `weights` hold every chat; NaN where a chat lacks the segment, or a layer has no routed experts.
     """
 
     figure: ClassVar = "routing:expert_loads"
 
     table: pd.DataFrame
-    load: Float[np.ndarray, "chat layer expert segment"]
-    weight: Float[np.ndarray, "chat layer expert segment"]
+    loads: Float[np.ndarray, "chat layer expert segment"]
+    weights: Float[np.ndarray, "chat layer expert segment"]
     n_refused: int
     n_complied: int
 
     def caption(self) -> str:
         """How many chats and labels."""
         labels = f"; refused {self.n_refused}, complied {self.n_complied}" if self.n_refused else ""
-        return (
-            f"Load of {self.load.shape[2]} experts in {self.load.shape[1]} layers, n = {len(self.load)} chats{labels}."
-        )
+        return f"Load of {self.loads.shape[2]} experts in {self.loads.shape[1]} layers, n = {len(self.loads)} chats{labels}."
 
 
 @halves_batches
@@ -139,12 +137,13 @@ def matched_experts(
         RimLensError: fewer such sets than asked for, or an unknown expert.
     """
     expert_neurons(model, experts)
-    rng, mean = np.random.default_rng(seed), np.nanmean(load.load, axis=(0, 3))
+    rng, mean = np.random.default_rng(seed), np.nanmean(load.loads, axis=(0, 3))
     pools = []
     for layer, expert in experts:
         taken = {other for at, other in experts if at == layer}
         others = [one for one in range(model.shape.n_experts) if one not in taken]
-        others.sort(key=lambda one, layer=layer, expert=expert: abs(mean[layer, one] - mean[layer, expert]))
+        away = np.abs(mean[layer, others] - mean[layer, expert])
+        others = [others[i] for i in np.argsort(away, kind="stable")]
         pools.append(others[: max(1, math.ceil(len(others) / 2))] if others else [])
     possible = [one for one in itertools.islice(itertools.product(*pools), 100_000) if distinct(experts, one)]
     if len(possible) < n_sets:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def expert_loads(load: ExpertLoad, segment: str = "user", column: str = "load") -> go.Figure:
     """One segment's map of layers and experts: `load`, `weight`, or the labels' `effect`."""
     rows = load.table[load.table["segment"] == segment]
-    values = grid(rows.rename(columns={"expert": "head"}), rows[column], load.load.shape[1:3])
+    values = grid(rows.rename(columns={"expert": "head"}), rows[column], load.loads.shape[1:3])
     hover = grid(
-        rows.rename(columns={"expert": "head"}), [_told(row) for _, row in rows.iterrows()], load.load.shape[1:3]
+        rows.rename(columns={"expert": "head"}), [_told(row) for _, row in rows.iterrows()], load.loads.shape[1:3]
     )
     signed = column == "effect"
     unit = "refused minus complied (sd)" if signed else "share of tokens" if column == "load" else "routing probability"
