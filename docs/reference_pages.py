@@ -26,6 +26,10 @@ ROOMS = {
     "inference_time": ("Inference time", "Which heads go with refusal, which carry it, where it can be read."),
     "training_time": ("Training time", "Checkpoints, safety-critical neurons, what a series does to them."),
     "patterns": ("Reasoning patterns", "Effort-minimizing reasoning: taxonomy, annotation, control and target CoTs."),
+    "claims": (
+        "Claims",
+        "A verdict per claim against a smallest effect of interest; what a number of prompts can find.",
+    ),
     "explore": ("Looking by hand", "Linked views of heads and neurons in a notebook."),
     "plots": ("Figures", "One function a figure; `result.plot()` calls the one that belongs to a result."),
     "stats": ("Statistics", "Intervals, tests, controls. The same seed gives the same numbers."),

@@ -95,6 +95,7 @@ _PUBLIC = {
     "own_patterns": "patterns.own_cots",
     "TrainingSettings": "patterns.training_plan",
     "finetune": "patterns.finetune",
+    "verdicts": "claims.verdicts",
     "check_model": "check.model_check",
 }
 

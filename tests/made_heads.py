@@ -56,7 +56,7 @@ def made_heads(seed=0):
 def made_head_test(seed=0, n=32, doses=(1, 2, 4)):
     """Ablation lowers score and refusal with the dose; controls do nothing."""
     rng = np.random.default_rng(seed)
-    rows, controls = [], []
+    rows, controls, prompts = [], [], []
     for measure, is_share in (
         ("refusal score, harmful", False),
         ("refused, harmful", True),
@@ -75,13 +75,14 @@ def made_head_test(seed=0, n=32, doses=(1, 2, 4)):
             where = {"change": "zero ablation", "k": k, "measure": measure}
             rows.append(where | set_effect(before, after, null, is_share=is_share, seed=seed))
             controls += [where | {"units": "L0H0", "effect": e} for e in (null - before).mean(axis=1)]
+            values = {"prompt": np.arange(n), "before": before, "after": after, "control": null.mean(axis=0)}
+            prompts.append(pd.DataFrame(where | values))
     table = pd.DataFrame(rows)
     table["q"] = table.groupby("measure", sort=False)["p"].transform(lambda p: benjamini_hochberg(p.to_numpy()))
-    prompts = pd.DataFrame({"change": [], "k": [], "measure": [], "prompt": [], "before": [], "after": []})
     return AblationTest(
         table,
         pd.DataFrame(controls),
-        prompts,
+        pd.concat(prompts, ignore_index=True),
         [PLANTED, (2, 0), (3, 1), (4, 2)],
         "heads",
         "all",

@@ -35,6 +35,7 @@ ROOMS = (
     "inference_time",
     "training_time",
     "patterns",
+    "claims",
     "check",
     "report",
     "explore",

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from rim_lens.audit.files import write_json
 from rim_lens.behavior.limits import Budget
 from rim_lens.chat.tags import ThinkTags, read_tags
 from rim_lens.chat.template import read_variables
+from rim_lens.claims.claims import margins_of
 from rim_lens.errors import RimLensError
 
 PLAN_FILE = "plan.json"
@@ -28,7 +29,8 @@ class AuditPlan:
     `temperature`, `top_p` and `samples`: as for `measure_rim`; what is measured inside the model reads each prompt's
     first answer. `n_controls`: random head or neuron sets per causal test. `device` and `dtype`: as for `load_model`.
     `think_tags`: the texts that open and close a CoT, where the template's own are not found. `template_variables`:
-    variables of the chat template, each NAME=VALUE.
+    variables of the chat template, each NAME=VALUE. `margins`: the smallest effect of interest of each claim
+    (`rim_lens.claims`), which the plan file fixes before a prompt is read.
     """
 
     model: str
@@ -55,8 +57,10 @@ class AuditPlan:
     dtype: str | None = None
     think_tags: tuple[str, str] | None = None
     template_variables: tuple[str, ...] = ()
+    margins: dict[str, float] = field(default_factory=margins_of)
 
     def __post_init__(self) -> None:
+        margins_of(self.margins)
         if self.n < SMALLEST_SET:
             raise RimLensError(f"An audit of {self.n} prompts per set says nothing; use at least {SMALLEST_SET}.")
         if self.n_controls < 1:

@@ -14,6 +14,7 @@ from rim_lens.audit.lanes import SECOND_LANE, await_stages, end_with_parent, sec
 from rim_lens.audit.plan import AuditPlan, claim_folder, release_folder
 from rim_lens.audit.stage import DONE, Context, Stage
 from rim_lens.audit.stages import FIRST, STAGES
+from rim_lens.claims.verdicts import Verdicts, verdicts
 from rim_lens.errors import RimLensError
 from rim_lens.processes import is_writer, once
 from rim_lens.progress import silence
@@ -24,10 +25,14 @@ from rim_lens.results import Manifest, Result, load_result
 
 @dataclass(frozen=True)
 class Audit:
-    """A finished audit: where it lies, its results by name, its findings and the seconds each stage took."""
+    """A finished audit.
+
+    Where it lies, its results by name, the verdict on each claim, its findings and the seconds each stage took.
+    """
 
     folder: Path
     results: dict[str, Result]
+    verdicts: Verdicts
     findings: list[Finding]
     seconds: dict[str, float]
 
@@ -61,7 +66,8 @@ def run_audit(plan: AuditPlan, out: Path, *, processes: int = 1) -> Audit:
         if is_writer():
             release_folder(out)
         raise
-    audit = Audit(out, context.results, findings_of(context.results), context.seconds)
+    decided = verdicts(context.results, plan.margins)
+    audit = Audit(out, context.results, decided, findings_of(context.results), context.seconds)
     once(lambda: write_outputs(audit, plan))
     return audit
 
@@ -139,17 +145,18 @@ def run_lane(plan: AuditPlan, out: Path, threads: int) -> None:
 
 
 def write_outputs(audit: Audit, plan: AuditPlan) -> None:
-    """results.json (findings, plan, manifest), one CSV a table, and report.html."""
+    """results.json (verdicts, findings, plan, manifest), one CSV a table, and report.html."""
     first = next(iter(audit.results.values())).manifest
     manifest: Manifest = first.with_seconds(**audit.seconds)
     document = {
+        "verdicts": json.loads(audit.verdicts.table.to_json(orient="records")),
         "findings": [asdict(finding) for finding in audit.findings],
         "plan": asdict(plan),
-        "manifest": asdict(manifest),
+        "manifest": asdict(manifest) | {"plan_sha256": plan.digest},
         "results": sorted(audit.results),
     }
     write_json(audit.folder / "results.json", document)
-    for name, result in audit.results.items():
+    for name, result in (audit.results | {"verdicts": audit.verdicts}).items():
         write_text(audit.folder / "tables" / f"{name}.csv", result.to_dataframe().to_csv(index=False))
     write_text(
         audit.report, report_page(audit.results, audit.findings, manifest, asdict(plan), places=places_of(audit.folder))

@@ -117,17 +117,17 @@ class Stage:
         start = time.perf_counter()
         results = dict(self.measure(context))
         seconds = time.perf_counter() - start
-        self.keep(results, seconds, folder)
+        self.keep(results, seconds, folder, context.plan.digest)
         context.results |= results
         context.seconds[self.name] = seconds
         return True
 
-    def keep(self, results: Mapping[str, Result], seconds: float, folder: Path) -> None:
-        """Save the results under a temporary name and rename the whole stage into place."""
+    def keep(self, results: Mapping[str, Result], seconds: float, folder: Path, plan: str) -> None:
+        """Save the results, and the digest of the plan, under a temporary name; rename the whole stage into place."""
         work = folder / f".{self.name}.partial"
         once(lambda: shutil.rmtree(work, ignore_errors=True))
         for name, result in results.items():
             result.save(work / name)
-        record = {"stage": self.name, "results": list(results), "seconds": round(seconds, 2)}
+        record = {"stage": self.name, "results": list(results), "seconds": round(seconds, 2), "plan_sha256": plan}
         once(lambda: write_json(work / DONE, record))
         once(lambda: work.rename(folder / self.name))

@@ -52,7 +52,7 @@ class AblationTest(Result):
     (`control_mean`, `control_low` and `control_high`: their 2.5 and 97.5 % quantiles, `percentile`, `p`, `q`); and,
     after `restore_refusal`, the share `recovered` of the gap to thinking off, with its interval. Refused, complied and
     incoherent answers are rows of their own. `controls`: every control set with its effect. `prompts`: every prompt
-    before and after. `kind`: "heads" or "neurons".
+    before and after, and the mean after the control sets (`control`). `kind`: "heads" or "neurons".
     """
 
     figure: ClassVar = "set_effects:ablation_figure"
@@ -271,7 +271,9 @@ class SetTest:
                             for units, effect in zip(drawn[1:], effects.tolist(), strict=True)
                         ]
                         prompt = np.arange(len(base))
-                        prompt_tables.append(pd.DataFrame({**where, "prompt": prompt, "before": base, "after": after}))
+                        among = null.mean(axis=0) if len(null) else np.full(len(base), np.nan)
+                        values = {"before": base, "after": after, "control": among}
+                        prompt_tables.append(pd.DataFrame({**where, "prompt": prompt, **values}))
         table = pd.DataFrame(rows)
         table["q"] = table.groupby("measure", sort=False)["p"].transform(lambda p: benjamini_hochberg(p.to_numpy()))
         named = self.units if self.kind == "heads" else [Neuron.parse(one) for one in self.units]

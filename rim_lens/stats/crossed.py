@@ -35,7 +35,7 @@ from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from rim_lens.errors import RimLensError
 from rim_lens.stats.intervals import Interval, mcnemar, normal_quantile, tango, wilson
@@ -281,7 +281,7 @@ class _Variances:
     def squared_half_width(self, tail: float) -> float:
         """h² of the interval that leaves `tail` out at each end."""
         return max(
-            sum(part * float(stats.t.isf(tail, freedom)) ** 2 for part, freedom in parts)
+            sum(part * float(special.stdtrit(freedom, tail)) ** 2 for part, freedom in parts)
             for parts in (self.parts, [self.over_prompts], [self.by_chance])
         )
 
