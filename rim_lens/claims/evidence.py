@@ -97,7 +97,8 @@ def level_at(bound: Callable[[float], float], value: float, effect: float, *, ri
 
 def shares(before: Outcomes, after: Outcomes, where: str, **about: object) -> Evidence:
     """How many points the share in `before` is above that in `after`, on the same prompts in the same order."""
-    if before.shape[1:] == after.shape[1:] == (1, 1):
+    single = before.shape[1:] == after.shape[1:] == (1, 1)
+    if single and np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all():
         first, second = before[:, 0, 0].astype(bool), after[:, 0, 0].astype(bool)
         lost, gained, n = int((first & ~second).sum()), int((second & ~first).sum()), len(first)
         exact = float(stats.binom.sf(lost - 1, lost + gained, 0.5)) if lost + gained else 1.0
