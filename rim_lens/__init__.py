@@ -96,6 +96,7 @@ _PUBLIC = {
     "TrainingSettings": "patterns.training_plan",
     "finetune": "patterns.finetune",
     "verdicts": "claims.verdicts",
+    "power": "claims.power",
     "check_model": "check.model_check",
 }
 
