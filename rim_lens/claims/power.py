@@ -15,6 +15,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import pandas as pd
 from scipy import optimize, stats
@@ -122,13 +124,23 @@ def power(
                 "margin": margin,
                 "unit": claim.unit,
                 "power": test.power(margin, size, level),
-                "detectable": detectable(lambda effect, s=size, t=test: t.power(effect, s, level), test.most),
-                "n_needed": enough(lambda k, m=margin, t=test: t.power(m, k, level), test.fewest),
+                "detectable": detectable(partial(by_effect, test, size, level), test.most),
+                "n_needed": enough(partial(by_n, test, margin, level), test.fewest),
                 "assumed": test.assumed,
             }
         )
     table = pd.DataFrame(rows).astype({"n_needed": "Int64"})
     return Power(table=table, floors=floors(n, heads, controls, claims), manifest=Manifest.collect(None))
+
+
+def by_effect(test: Any, n: int, level: float, effect: float) -> float:
+    """Power as a function of the effect."""
+    return test.power(effect, n, level)
+
+
+def by_n(test: Any, effect: float, level: float, n: int) -> float:
+    """Power as a function of n."""
+    return test.power(effect, n, level)
 
 
 def floors(n: int, heads: int, controls: int, claims: int) -> pd.DataFrame:
