@@ -79,6 +79,7 @@ _PUBLIC = {
     "neuron_table": "training_time.neuron_table",
     "activation_shift": "training_time.shift",
     "ras": "training_time.ras",
+    "direction_drift": "training_time.direction_drift",
     "predict_shift": "training_time.predict_shift",
     "explore_heads": "explore.heads",
     "explore_neurons": "explore.neurons",

@@ -12,6 +12,7 @@ from rim_lens.inference_time.direct_attribution import DirectAttribution, LogitD
 from rim_lens.inference_time.expert_load import ExpertLoad
 from rim_lens.inference_time.receiver_heads import ReceiverHeads
 from rim_lens.inference_time.refusal_direction import RefusalDirection
+from rim_lens.training_time.direction_drift import DirectionDrift
 from rim_lens.units import Head
 
 LAYERS, POSITIONS, HEADS = 6, 3, 4
@@ -110,11 +111,23 @@ def made_receivers():
     return ReceiverHeads(table, 2, 40, 0, manifest=MANIFEST)
 
 
+def made_drift(seed=0, n=10):
+    """Harmful prompts that a checkpoint moves, harmless ones that it does not."""
+    rng, rows = np.random.default_rng(seed), []
+    for prompts, by in (("harmful", -1.0), ("harmless", 0.0)):
+        mean = by * np.arange(LAYERS) + rng.normal(0, 0.1, LAYERS)
+        ends = {"low": mean - 0.2, "high": mean + 0.2, "random_low": -0.3, "random_high": 0.3, "p": 0.01, "cka": 0.9}
+        where = {"checkpoint": "after", "arm": "a", "step": 1, "prompts": prompts, "depth": np.arange(LAYERS), "n": n}
+        rows.append(pd.DataFrame(where | {"displacement": mean} | ends))
+    moved = np.zeros((1, 2 * n, LAYERS))
+    return DirectionDrift(pd.concat(rows, ignore_index=True), moved, ["after"], "before", 100, manifest=MANIFEST)
+
+
 def made_directions():
     """Every one by name."""
     first = {"direction": made_direction(), "attribution": made_attribution(), "repair": made_repair()}
     return (
         first
         | {"importance": made_importance(), "loads": made_loads(), "mediation": made_mediation()}
-        | {"receivers": made_receivers()}
+        | {"receivers": made_receivers(), "drift": made_drift()}
     )

@@ -13,7 +13,7 @@ from rim_lens.plots.attention import attention_contrast, length_curve, segment_m
 from rim_lens.plots.behavior import rates
 from rim_lens.plots.cot import receiver_map, shaded_sentences
 from rim_lens.plots.direct import attribution_map, direct_against_total
-from rim_lens.plots.direction import direction_effects, direction_map
+from rim_lens.plots.direction import direction_drift_curves, direction_effects, direction_map
 from rim_lens.plots.forgetting import forgetting_scatter, predictors, ras_by_layer, ras_over_series
 from rim_lens.plots.head_map import head_map
 from rim_lens.plots.images import image_bytes, save_image
@@ -42,6 +42,7 @@ __all__ = [
     "cost_by_category",
     "cost_by_class",
     "direct_against_total",
+    "direction_drift_curves",
     "direction_effects",
     "direction_map",
     "dose_curve",

@@ -14,6 +14,7 @@ from rim_lens.plots.set_effects import in_nats, told
 
 if TYPE_CHECKING:
     from rim_lens.inference_time.refusal_direction import RefusalDirection
+    from rim_lens.training_time.direction_drift import DirectionDrift
 
 WORDS = {"project_out": "projected out", "add": "added"}
 NAMES = {"bypass": "harmful requests, projected out", "induce": "harmless requests, added"}
@@ -100,3 +101,38 @@ def _candidate(row: pd.Series) -> str:
         f"added {style.number(row['induce'])} nats<br>KL {style.number(row['kl'])} nats"
         + ("" if row["allowed"] else "<br>not allowed")
     )
+
+
+def direction_drift_curves(drift: DirectionDrift, prompts: str = "harmful") -> go.Figure:
+    """Mean displacement along the direction by depth, one line a checkpoint; grey: random directions at the last one."""
+    table = drift.table[drift.table["prompts"] == prompts]
+    figure = style.blank(
+        f"Drift of {prompts} prompts along the refusal direction of {drift.reference}",
+        f"n = {style.one_or_range(table['n'])} prompts; bars are 95 % intervals; grey: 95 % of {drift.n_random} random "
+        f"directions at {drift.checkpoints[-1]}",
+        xaxis={"title": {"text": "layer that the stream enters"}, "zeroline": False},
+        yaxis={"title": {"text": "displacement (sd of the reference)"}, "zerolinewidth": 2},
+        height=420,
+    )
+    last = table[table["checkpoint"] == drift.checkpoints[-1]]
+    figure.add_trace(
+        style.band(last["depth"].tolist(), last["random_low"], last["random_high"], style.GREY, "random directions")
+    )
+    for i, name in enumerate(drift.checkpoints):
+        rows = table[table["checkpoint"] == name]
+        figure.add_scatter(
+            name=style.text(name),
+            x=rows["depth"],
+            y=rows["displacement"],
+            error_y=style.error_bars(rows["displacement"], rows["low"], rows["high"]),
+            mode="lines+markers",
+            line={"color": style.SERIES[i % len(style.SERIES)], "width": 1.6},
+            marker={"symbol": style.MARKERS[i % len(style.MARKERS)], "size": 6},
+            customdata=[
+                f"{style.number(row['displacement'], sign=True)} sd {style.interval(row['low'], row['high'])}, "
+                f"{style.p_value(row['p'])}; CKA {row['cka']:.2f}"
+                for _, row in rows.iterrows()
+            ],
+            hovertemplate="layer %{x}: %{customdata}",
+        )
+    return figure
