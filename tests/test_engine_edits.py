@@ -114,8 +114,9 @@ def test_edits_stand_where_decoding_here_changes_units(change, where, thinking):
     plain, options = PlainModel(model), {"thinking": thinking, "max_new_tokens": 4, "cot_budget": 3}
     chats = model.render(PROMPTS)
     values = mean_head_outputs(model, chats), record_heads(model, chats)
-    with change(model, where, values), change(plain, where, values):
+    with change(model, where, values):
         changed = shown(generate(model, PROMPTS, **options))
+    with change(plain, where, values):
         assert shown(generate(plain, PROMPTS, **options)) == changed
 
 
