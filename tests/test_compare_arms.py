@@ -15,7 +15,7 @@ from scipy import stats as scipy_stats
 
 from rim_lens import RimLensError, compare_arms, load_prompts, series_maths
 from rim_lens.data.schemas import Prompt, PromptSet
-from rim_lens.stats import benjamini_hochberg, paired_difference
+from rim_lens.stats import benjamini_hochberg, bootstrap_crossed_difference, paired_difference
 from rim_lens.training_time.checkpoints import Checkpoints
 from rim_lens.words import LIKELIHOOD
 
@@ -183,3 +183,16 @@ def test_maths_over_a_series_is_compared_with_the_reference(tmp_path):
 
 def test_checkpoints_keep_their_seeds():
     assert [one.seed for one in made_checkpoints()][:3] == [None, 1, 1]
+
+
+def test_seeds_that_agree_by_chance_are_known_no_better_than_chance_allows():
+    rng, found, bounded = np.random.default_rng(0), 0, 0
+    for _ in range(60):
+        a, b = ((rng.random((60, 3, 1)) < 0.1).astype(float) for _ in range(2))
+        difference = (a - b).mean(axis=2)
+        found += bootstrap_crossed_difference(difference, None, n_resamples=50).p <= 0.05
+        bounded += bootstrap_crossed_difference(difference, None, n_resamples=50, answers=(a, b)).p <= 0.05
+        one = bootstrap_crossed_difference(difference, None, n_resamples=50, answers=(a, b)).interval
+        assert one.high - one.low > 0.05
+    assert bounded <= found
+    assert bounded <= 8

@@ -47,6 +47,12 @@ def p_or_none(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else float(value)
 
 
+def corrected(row: pd.Series) -> str:
+    """The q of a row, as words that follow its figure; nothing where its table holds none."""
+    q = row.get("q", math.nan)
+    return "" if pd.isna(q) else f", q = {q:.2g}"
+
+
 def behaviour_findings(table: RimTable) -> list[Finding]:
     """Rates in every condition and what changes against the first one."""
     found = []
@@ -79,7 +85,7 @@ def series_findings(series: SeriesBehavior) -> list[Finding]:
         figure, p = percent(row), None
         if row["checkpoint"] != series.reference:
             change = row[["difference", "difference_low", "difference_high"]].set_axis(["difference", "low", "high"])
-            figure += f", {points(change)}{judge_told(row)}"
+            figure += f", {points(change)}{judge_told(row)}{corrected(row)}"
             p = p_or_none(row["p"])
         words = f"Harmful requests refused by {row['checkpoint']}, thinking off"
         found.append(Finding("What fine-tuning changes", words, figure, f"{row['refused']}/{row['n']}", p))
@@ -97,12 +103,13 @@ def arm_findings(comparison: ArmComparison) -> list[Finding]:
             n = f"{row['n']} x {row['n_seeds']}" if row["n_seeds"] > 1 else str(row["n"])
             what = f"{words} after {dose(row)}{arm_name(arm)}"
             figure = points(row.rename({"change": "difference"})) + judge_told(row) if measure == share else nats(row)
-            found.append(Finding(chapter, what, figure, n, p_or_none(row["p"])))
+            found.append(Finding(chapter, what, figure + corrected(row), n, p_or_none(row["p"])))
     contrasts = comparison.contrasts
     for _, row in contrasts[contrasts["measure"] == share].iterrows():
         n = f"{row['n']} x {row['n_seeds']}" if row["n_seeds"] > 1 else str(row["n"])
         what = f"{called}, {arm_name(row['a'])} minus {arm_name(row['b'])}, {row['step']} steps"
-        found.append(Finding(chapter, what, points(row) + judge_told(row), n, p_or_none(row["p"])))
+        figure = points(row) + judge_told(row) + corrected(row)
+        found.append(Finding(chapter, what, figure, n, p_or_none(row["p"])))
     return found
 
 
@@ -127,6 +134,9 @@ def head_findings(results: Mapping[str, Result]) -> list[Finding]:
     if isinstance(sweep, AblationSweep):
         row = sweep.table.iloc[0]
         figure = f"{Head(row['layer'], row['head'])}: {row['effect']:+.2f} nats [{row['low']:+.2f}, {row['high']:+.2f}]"
+        if "chosen_low" in row:
+            figure += f" (chosen as the largest: [{row['chosen_low']:+.2f}, {row['chosen_high']:+.2f}])"
+        figure += corrected(row)
         words = "Largest effect of one head's ablation on the refusal score"
         found.append(Finding(chapter, words, figure, str(len(sweep.clean)), p_or_none(row["p"])))
     test = results.get("head_test")
@@ -138,6 +148,7 @@ def head_findings(results: Mapping[str, Result]) -> list[Finding]:
             )
             figure = (
                 f"{row['effect']:+.2f} nats [{row['low']:+.2f}, {row['high']:+.2f}], percentile {row['percentile']:.0f}"
+                f"{corrected(row)}"
             )
             found.append(Finding(chapter, words, figure, str(row["n"]), p_or_none(row["p"])))
     probe = results.get("probe")
@@ -190,7 +201,9 @@ def test_lines(results: Mapping[str, Result]) -> list[Line]:
             words = f"{words[:1].upper()}{words[1:]}{against}, on other prompts"
             figure = f"{row['effect']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
             figure += f", random {row['control_mean']:+.2f}" if against else ""
-            lines.append((words, figure, str(row["n"]), row["p"] if row["n_controls"] >= FEW_SETS else None))
+            tested = row["n_controls"] >= FEW_SETS
+            figure += corrected(row) if tested else ""
+            lines.append((words, figure, str(row["n"]), row["p"] if tested else None))
     return lines
 
 
@@ -212,7 +225,7 @@ def shift_line(between: str, row: pd.Series, n: int) -> Line:
     """One shift of the whole set."""
     figure = (
         f"{100 * row['change']:+.1f} % [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}], "
-        f"random {100 * row['control_change']:+.1f} %"
+        f"random {100 * row['control_change']:+.1f} %{corrected(row)}"
     )
     return f"Activation of the safety neurons, {between}", figure, str(n), row["p"]
 

@@ -303,20 +303,26 @@ def effect_table(
 ) -> pd.DataFrame:
     """Mean effect of each head over prompts with its 95 % bootstrap interval, the p of `mean_test` and BH q.
 
-    Q-values count `n_tests` heads; those that were not measured enter with p = 1.
+    Q-values count `n_tests` heads; those that were not measured enter with p = 1. `chosen_low` and `chosen_high` hold the
+    true effect of a head in 95 % of cases also where it was picked as the largest of them: the 95 % interval stretched to
+    Student's t at 1 − 0.05 / n_tests (Benjamini and Yekutieli 2005, one head selected).
     """
     n = len(effect)
     test = mean_test(effect, n_permutations, seed)
     interval = bootstrap_means(effect, seed=seed)
+    tails = np.array([0.025 / n_tests, 0.025])
+    mean, stretch = effect.mean(axis=0), float(np.divide(*stats.t.isf(tails, max(n - 1, 1))))
     padded = np.concatenate([test.p, np.ones(n_tests - len(heads))])
     columns: dict[str, Any] = {
         "layer": [layer for layer, _ in heads],
         "head": [head for _, head in heads],
         "name": [str(Head.parse(head)) for head in heads],
         "n": n,
-        "effect": effect.mean(axis=0),
+        "effect": mean,
         "low": interval.low,
         "high": interval.high,
+        "chosen_low": mean - stretch * (mean - interval.low),
+        "chosen_high": mean + stretch * (interval.high - mean),
         "p": test.p,
         "q": benjamini_hochberg(padded)[: len(heads)],
     }

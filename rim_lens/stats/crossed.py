@@ -30,6 +30,7 @@ within their cell, whose spread over prompts holds their noise, and count one by
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -95,12 +96,14 @@ def bootstrap_crossed_difference(
     n_resamples: int = 2000,
     seed: Seed = 0,
     level: float = 0.95,
+    answers: Sequence[Float[np.ndarray, "prompt wording ..."]] = (),
 ) -> CrossedMean:
     """Mean of ``a`` minus mean of ``b``: two classes of wordings on the same prompts, in the same order.
 
     A resample draws the prompts once for both sides and each side's wordings on its own. A side without wordings, such
-    as thinking off, is given as one column. Where ``a`` holds differences already, ``b`` is None. Raises RimLensError
-    as :func:`bootstrap_crossed`, and for unequal rows.
+    as thinking off, is given as one column. Where ``a`` holds differences already, ``b`` is None, and ``answers`` are
+    the two sides' zeros and ones that it is the difference of, for V_chance. Raises RimLensError as
+    :func:`bootstrap_crossed`, and for unequal rows.
     """
     first, rng = _Cells.of(a), np.random.default_rng(seed)
     second = _Cells.of(np.zeros((first.n_prompts, 1)) if b is None else b)
@@ -120,6 +123,9 @@ def bootstrap_crossed_difference(
     variances = _Variances.of(first.prompt_moves - second.prompt_moves, [first, second])
     if b is not None and binary:
         variances = replace(variances, by_chance=(_by_chance(first, second), n - 1))
+    elif answers:
+        sides = [_Cells.of(side) for side in answers]
+        variances = replace(variances, by_chance=(_by_chance(*sides), n - 1))
     interval, p = _interval(resampled, value, variances, level), variances.p_of(value)
     if first.once_a_prompt and second.once_a_prompt:
         interval = _no_narrower(interval, first, second)

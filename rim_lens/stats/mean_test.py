@@ -5,7 +5,7 @@ many small negative and a few large positive values comes out too often (exponen
 Dividing by the standard error changes nothing, since t of flipped values rises with their mean. So the p of an element
 is the largest of
 
-- sign flips', exact when all 2ⁿ are enumerated: never below 2^(1−n);
+- sign flips', exact when all 2ⁿ are enumerated: never below 2^(1−n), and drawn on for small p (`permutation.finer_p`);
 - Student's t;
 - the level at which the BCa interval of the mean reaches 0, without resampling (ABC, DiCiccio and Efron 1992): with d =
   x − mean, σ = √Σd² / n, a = Σd³ / (6 (Σd²)^{3/2}), a bound is mean + σ w / (1 − a w)², w = a + z, and z is t
@@ -22,11 +22,11 @@ the |t| that has the element's p.
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import stats
 
 from rim_lens.errors import RimLensError
-from rim_lens.stats.permutation import ROUNDING, PermutationTest, Seed, check_count, sign_draws
+from rim_lens.stats.permutation import FEW, ROUNDING, PermutationTest, Seed, Size, check_count, finer_p, sign_draws
 
 _CHUNK_ELEMENTS = 4_000_000  # float64 entries of one chunk of flipped means: 32 MB
 
@@ -51,7 +51,8 @@ def mean_test(values: Float[np.ndarray, "n ..."], n_permutations: int = 2000, se
     with np.errstate(invalid="ignore"):
         equivalent = np.where(np.isinf(t), 1.0, t / np.sqrt(t**2 + n - 1 if n > 1 else 1.0))
     equivalent = np.minimum(observed, equivalent)
-    draws, exact = sign_draws(n, n_permutations, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    draws, exact = sign_draws(n, n_permutations, rng)
     count, family_count, total = np.zeros(x.shape[1]), np.zeros(x.shape[1]), 0
     step = max(1, _CHUNK_ELEMENTS // max(1, x.shape[1]))
     for block in draws:
@@ -62,7 +63,15 @@ def mean_test(values: Float[np.ndarray, "n ..."], n_permutations: int = 2000, se
             family_count += len(largest) - np.searchsorted(largest, equivalent - ROUNDING)
             total += len(null)
     added = 0 if exact else 1
-    p = np.maximum((count + added) / (total + added), alone)
+    flipped = (count + added) / (total + added)
+    if not exact:
+        left = np.flatnonzero(known & (length > 0) & (count < FEW))
+
+        def size_of(inside: Int[np.ndarray, "element"]) -> Size:
+            return lambda signs: np.abs(signs @ unit[:, inside]) * np.sqrt(n)
+
+        flipped[left] = finer_p(size_of, observed - ROUNDING, left, count, total, lambda most: sign_draws(n, most, rng))
+    p = np.maximum(flipped, alone)
     family = np.maximum((family_count + added) / (total + added), p)
     shape = values.shape[1:]
     return PermutationTest(

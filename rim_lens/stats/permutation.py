@@ -13,6 +13,11 @@ and size (Janssen 1997); the plain difference of means does not (a smaller group
 The family-wise p compares each element with the largest statistic of any element in the same permutation
 (Westfall and Young 1993), after dividing by each element's permutation standard deviation so that no element
 dominates by scale.
+
+m permutations cannot give a p below 1 / (m + 1), which no correction over thousands of heads forgives. So elements
+that fewer than `FEW` permutations reach are compared with more, up to 200 times the number of elements, until `FEW` do
+(sequential Monte Carlo, Besag and Clifford 1991): one true head among 4,096 can then reach q < 0.05. What remains is
+the floor of the data: 2^(1−n) from n pairs (14 for 270 heads, 16 for 1,152, 18 for 4,096), 1 / C(n, k) from groups.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Literal
 
 import numpy as np
@@ -32,8 +37,11 @@ from rim_lens.errors import RimLensError
 from rim_lens.stats.effects import two_classes
 
 Seed = int | np.random.Generator
+Size = Callable[[Float[np.ndarray, "draw row"]], Float[np.ndarray, "draw element"]]
 Statistic = Literal["mean_difference", "auroc"]
 _CHUNK_ELEMENTS = 4_000_000  # float64 entries of one chunk of null statistics: 32 MB
+FEW = 10  # permutations at least as extreme, below which more are drawn
+_MORE_PER_ELEMENT, _MOST = 200, 1_000_000
 ROUNDING = 1e-10  # statistics closer than this, relative to the element's scale, count as equal
 
 
@@ -41,8 +49,8 @@ ROUNDING = 1e-10  # statistics closer than this, relative to the element's scale
 class PermutationTest:
     """``statistic``, two-sided ``p`` and family-wise ``family_p``, each of the values' trailing shape.
 
-    ``n`` rows (pairs if paired), ``n_permutations`` labellings compared, ``exact`` if these are all there
-    are.
+    ``n`` rows (pairs if paired), ``n_permutations`` labellings compared for every element (more for small p), ``exact``
+    if these are all there are.
     """
 
     statistic: Float[np.ndarray, "..."]
@@ -91,8 +99,12 @@ def permutation_test(
         exact = math.comb(len(labels), positive) <= n_permutations
         draws = _all_labellings(labels, observed) if exact else _random_orders(observed, n_permutations, rng)
     welch = statistic == "mean_difference" and not paired and min(positive, negative) > 1
-    size = _welch(scores, positive, negative) if welch else None
-    return _compare(observed, draws, scores, values.shape[1:], offset, exact, size=size)
+    size_of = partial(_welch, positive=positive, negative=negative) if welch else None
+
+    def more(most: int) -> tuple[Iterable[Float[np.ndarray, "draw row"]], bool]:
+        return sign_draws(positive, most, rng) if paired else (_random_orders(observed, most, rng), False)
+
+    return _compare(observed, draws, scores, values.shape[1:], offset, exact, more, size_of)
 
 
 def permutation_p(
@@ -145,7 +157,7 @@ def _correlate(
     weights, scores = _unit_columns(outcome[:, None])[:, 0], _unit_columns(scores)
     exact = math.factorial(n) <= n_permutations
     draws = iter([weights[_all_orders(n)]]) if exact else _random_orders(weights, n_permutations, rng)
-    return _compare(weights, draws, scores, shape, 0.0, exact)
+    return _compare(weights, draws, scores, shape, 0.0, exact, lambda most: (_random_orders(weights, most, rng), False))
 
 
 def _compare(
@@ -155,11 +167,13 @@ def _compare(
     shape: tuple[int, ...],
     offset: float,
     exact: bool,
-    size: Callable[[Float[np.ndarray, "draw row"]], Float[np.ndarray, "draw element"]] | None = None,
+    more: Callable[[int], tuple[Iterable[Float[np.ndarray, "draw row"]], bool]],
+    size_of: Callable[[Float[np.ndarray, "row element"]], Size] | None = None,
 ) -> PermutationTest:
     """Counts, per element and for the largest element, the draws at least as extreme as the observed weights.
 
-    `size` turns weights into what is compared; by default |weights · scores|, each element over its own scale.
+    `size_of` makes, for scores, the function from weights to what is compared; by default |weights · scores|, each
+    element over its own scale. `more` draws up to so many labellings, and says whether these are all.
     """
     statistic = observed @ scores
     # All labellings give weights of one length, so the column's length is its permutation scale up to a constant.
@@ -169,28 +183,33 @@ def _compare(
     inverse = np.zeros_like(scale)
     inverse[alive] = 1 / scale[alive]
     clean = np.where(known, scores, 0.0) * inverse
-    if size is None:
+    if size_of is None:
         scaled = np.where(known, np.abs(statistic) * inverse, 0.0)
         threshold = scaled - ROUNDING * np.linalg.norm(observed)
     else:
-        threshold = size(observed[None])[0] * (1 - ROUNDING)
+        threshold = size_of(scores)(observed[None])[0] * (1 - ROUNDING)
+    size = _plain_size(clean) if size_of is None else size_of(scores)
     count = np.zeros(len(threshold))
     family_count = np.zeros(len(threshold))
     total = 0
     step = max(1, _CHUNK_ELEMENTS // max(1, clean.shape[1]))
     for block in draws:
         for start in range(0, len(block), step):
-            part = block[start : start + step]
-            null = np.abs(part @ clean) if size is None else size(part)
+            null = size(block[start : start + step])
             count += (null >= threshold).sum(axis=0)
             largest = np.sort(null.max(axis=1, initial=0.0))
             family_count += len(largest) - np.searchsorted(largest, threshold)
             total += len(null)
-    p, family = (
-        (count / total, family_count / total)
-        if exact
-        else ((count + 1) / (total + 1), (family_count + 1) / (total + 1))
-    )
+    added = 0 if exact else 1
+    p, family = (count + added) / (total + added), (family_count + added) / (total + added)
+    if not exact:
+        left = np.flatnonzero(alive & (count < FEW))
+
+        def size_left(inside: Int[np.ndarray, "element"]) -> Size:
+            return _plain_size(clean[:, inside]) if size_of is None else size_of(scores[:, inside])
+
+        p[left] = finer_p(size_left, threshold, left, count, total, more)
+        family = np.maximum(family, p)
     return PermutationTest(
         statistic=(statistic + offset).reshape(shape),
         p=np.where(known, p, np.nan).reshape(shape),
@@ -199,6 +218,44 @@ def _compare(
         n_permutations=total,
         exact=exact,
     )
+
+
+def _plain_size(clean: Float[np.ndarray, "row element"]) -> Size:
+    """|weights · scores|."""
+    return lambda weights: np.abs(weights @ clean)
+
+
+def finer_p(
+    size_of: Callable[[Int[np.ndarray, "element"]], Size],
+    threshold: Float[np.ndarray, "element"],
+    left: Int[np.ndarray, "left"],
+    count: Float[np.ndarray, "element"],
+    total: int,
+    more: Callable[[int], tuple[Iterable[Float[np.ndarray, "draw row"]], bool]],
+) -> Float[np.ndarray, "left"]:
+    """P-values of the elements `left`, from more permutations, until `FEW` reach the threshold or enough were drawn.
+
+    Where `more` enumerates all there are, p is exact.
+    """
+    draws, exact = more(min(_MOST, max(total, _MORE_PER_ELEMENT * len(threshold))))
+    counts, totals = (
+        (np.zeros(len(left)), np.zeros(len(left))) if exact else (count[left], np.full(len(left), 1.0 * total))
+    )
+    going = np.arange(len(left))
+    size = size_of(left) if len(left) else None
+    for block in draws:
+        if size is None or not len(going):
+            break
+        step = max(1, _CHUNK_ELEMENTS // len(going))
+        for start in range(0, len(block), step):
+            null = size(block[start : start + step])
+            counts[going] += (null >= threshold[left[going]]).sum(axis=0)
+            totals[going] += len(null)
+        if not exact and (counts[going] >= FEW).any():
+            going = going[counts[going] < FEW]
+            size = size_of(left[going]) if len(going) else None
+    added = 0 if exact else 1
+    return (counts + added) / (totals + added)
 
 
 def _welch(

@@ -12,7 +12,7 @@ seeds that two arms share being paired. q: Benjamini and Hochberg over all rows 
 This is the paper's table 2 for one model: Yan et al., arXiv 2509.00544.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, ClassVar
@@ -196,7 +196,8 @@ def contrasts_of(
             continue
         first, second = (np.stack([outcomes[names[arm, step][seed]] for seed in shared], axis=1) for arm in (a, b))
         if len(shared) > 1:
-            row = crossed(first.mean(axis=2) - second.mean(axis=2), None, is_share, "difference")
+            answers = (first, second) if is_share else ()
+            row = crossed(first.mean(axis=2) - second.mean(axis=2), None, is_share, "difference", answers)
         else:
             row = paired(first, second, is_share, "difference")
         interval = Interval(row["low"], row["high"])
@@ -204,9 +205,14 @@ def contrasts_of(
         yield {"step": step, "measure": measure, "a": a, "b": b, **row, "n": len(first), "n_seeds": len(shared)} | apart
 
 
-def crossed(after: np.ndarray, before: Outcomes | None, is_share: bool, name: str) -> dict[str, Any]:
-    """Several trainings' outcomes against others on the same prompts; None where they are differences already."""
-    found = bootstrap_crossed_difference(after, before)
+def crossed(
+    after: np.ndarray, before: Outcomes | None, is_share: bool, name: str, answers: Sequence[Outcomes] = ()
+) -> dict[str, Any]:
+    """Several trainings' outcomes against others on the same prompts.
+
+    None where they are differences already, of these `answers`: no difference of shares is known better than chance allows.
+    """
+    found = bootstrap_crossed_difference(after, before, answers=answers)
     low, high = np.clip(tuple(found.interval), -1, 1) if is_share else found.interval
     return {name: found.value, "low": float(low), "high": float(high), "p": found.p}
 
