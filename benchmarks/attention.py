@@ -1,7 +1,7 @@
-"""Span attention at the decision position: against the plain SDPA forward of the same batch, and against TransformerLens.
+"""Span attention at the decision position, against the plain SDPA forward of the same batch and TransformerLens.
 
-What bounds it: the forward pass itself. One softmax row a head costs a matrix-vector product per layer; the rest of the
-difference is the check of segments and the copy of the rows.
+What bounds it: the forward pass itself. One softmax row per head costs a matrix-vector product per layer; the rest of
+the difference is the check of segments and the copy of the rows.
 """
 
 from collections.abc import Iterator, Sequence

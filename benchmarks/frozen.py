@@ -41,11 +41,12 @@ HARMFUL = ["pick a lock", "forge a pass", "steal it", "break in at night", "spy 
 HARMLESS = ["open a door", "write a pass", "buy it", "walk in at night", "wave to him", "find it"]
 FAMILIES = ("llama", "qwen3", "qwen3_moe")
 DOUBLE = ("llama", "qwen3:")
+MEANS_AT_DECISION = "means are taken at the decision position, where they are put; before, over all positions"
 # Tables that are allowed to differ, and why.
 EXCEPTIONS = {
-    "test of heads, mean, decision": "means are taken at the decision position, where they are put; before, over all positions",
-    "test of neurons, mean, from_decision": "means are taken at the decision position, where they are put; before, over all positions",
-    "test of neurons, resample, from_decision": "donors are taken at the decision position; before, their mean over all positions",
+    "test of heads, mean, decision": MEANS_AT_DECISION,
+    "test of neurons, mean, from_decision": MEANS_AT_DECISION,
+    "test of neurons, resample, from_decision": "donors are taken at the decision position; before, over all positions",
 }
 
 

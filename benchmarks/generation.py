@@ -1,6 +1,6 @@
 """Generation under head ablation against the model's own plain `generate` of as many tokens.
 
-What bounds it: reading all weights once a step; the ablation adds a masked fill of one small tensor in each ablated
+What bounds it: reading all weights once per step; the ablation adds a masked fill of one small tensor in each ablated
 layer.
 """
 

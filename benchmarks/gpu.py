@@ -1,4 +1,6 @@
-"""The figures of `python -m benchmarks` on a CUDA device: `python -m benchmarks.gpu [--model NAME]`, or `make bench-gpu`.
+"""The figures of `python -m benchmarks` on a CUDA device.
+
+Run `python -m benchmarks.gpu [--model NAME]` or `make bench-gpu`.
 
 Seconds are those of the device between two events around the work; memory is the allocator's peak. A first, unmeasured
 call of every action loads kernels. Both sides of a ratio are measured in turn, and ratios are medians of pairs.
@@ -149,7 +151,7 @@ def main() -> int:
     chosen = parser.parse_args()
     console = Console()
     if not torch.cuda.is_available():
-        console.print("make bench-gpu needs a CUDA device; torch sees none here. `make bench` measures on the CPU.")
+        console.print("make bench-gpu needs a CUDA device; torch finds none here. `make bench` measures on the CPU.")
         return 2
     from benchmarks.__main__ import table_of
 

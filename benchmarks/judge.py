@@ -54,7 +54,7 @@ def kappa(truth: Sequence[str], judged: Sequence[str]) -> float:
 
 
 def table(answers: Sequence[Mapping[str, Any]], judged: Sequence[str], by: str) -> list[str]:
-    """One row a model or source, and one of all."""
+    """One row per model or source, and one of all."""
     lines = [
         f"| {by} left out | refused called refused | complied not called refused | κ |",
         "| --- | --- | --- | --- |",

@@ -1,4 +1,4 @@
-"""Writes the counts of the default judge's errors that the package corrects rates with (`rim_lens/behavior/judge_errors.json`).
+"""Write the counts of the default judge's errors (`rim_lens/behavior/judge_errors.json`), which correct its rates.
 
     python -m benchmarks.judge_errors
 

@@ -1,6 +1,7 @@
 """Training of the refusal judge's weights: logistic regression on answers labelled refused or complied.
 
-    minimise  |w|² / 2 + C Σ_i c_i log(1 + exp(−y_i (w·x_i + b + f_i)))      f_i: fixed weights, see `refusal_features.FIXED`
+    minimise  |w|² / 2 + C Σ_i c_i log(1 + exp(−y_i (w·x_i + b + f_i)))      f_i: fixed weights, see
+    `refusal_features.FIXED`
 
 Answers also count cut at 25 and at 12 words, since answers of a small token limit are; c_i shares an answer's weight
 among its cuts and gives both labels the same weight. The hand-written answers of `tests/judge_data/dev.jsonl` take part

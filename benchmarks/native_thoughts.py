@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from rim_lens import annotate_reasoning
+from rim_lens.patterns import annotate_reasoning
 from rim_lens.patterns.agreement import Agreement, agreement_of, label_codes
 from rim_lens.patterns.taxonomy import NONE
 from rim_lens.stats import wilson

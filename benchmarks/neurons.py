@@ -1,4 +1,4 @@
-"""Neuron moments: against the plain SDPA forward of the same batches, against TransformerLens, and over the number of prompts.
+"""Neuron moments against the plain SDPA forward of the same batches and TransformerLens, and by number of prompts.
 
 What bounds the time: the forward pass. A neuron's moments take four reductions over its activations, which were just
 written and are read block by block while they are in the processor's cache; about 3 % of a layer's matrix products.
@@ -115,5 +115,5 @@ def neuron_moments_memory(setting: Setting) -> Iterator[Figure]:
         "MB",
         1,
         at_most=1.0,
-        detail=f"{peak[FEW]:.1f} MB and {peak[MANY]:.1f} MB, {len(chat)} tokens a prompt",
+        detail=f"{peak[FEW]:.1f} MB and {peak[MANY]:.1f} MB, {len(chat)} tokens per prompt",
     )

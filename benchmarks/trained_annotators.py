@@ -1,4 +1,6 @@
-"""Does a small trained annotator beat the rules? Multinomial logistic regressions on the hand-labelled development sentences.
+"""Does a small trained annotator beat the rules?
+
+Multinomial logistic regressions are trained on the hand-labelled development sentences.
 
     python -m benchmarks.trained_annotators
 
@@ -18,9 +20,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rim_lens import annotate_reasoning, load_model
-from rim_lens.patterns.agreement import kappa_of
+from rim_lens import load_model
+from rim_lens.patterns import annotate_reasoning
 from rim_lens.patterns.taxonomy import LABELS, NONE
+from rim_lens.stats import kappa as stats_kappa
 
 DATA = Path(__file__).parents[1] / "tests" / "pattern_data"
 LAYERS, PENALTIES, FOLDS = (10, 15, 20, 25), (1e-3, 1e-2, 1e-1), 5
@@ -80,7 +83,11 @@ def fitted(
 
 def kappa(a: Sequence[str], b: Sequence[str]) -> float:
     """Cohen's κ of two labellings."""
-    return kappa_of(pd.crosstab(pd.Categorical(a, LABELS), pd.Categorical(b, LABELS), dropna=False).to_numpy(float))
+    return float(
+        stats_kappa.kappa(
+            pd.crosstab(pd.Categorical(a, LABELS), pd.Categorical(b, LABELS), dropna=False).to_numpy(float)
+        )
+    )
 
 
 def cross_validated(x: Tensor, y: Tensor, names: Sequence[str], penalty: float) -> float:

@@ -1,6 +1,7 @@
-"""Writes the API reference while mkdocs builds: a page a room, from the list of public names in `rim_lens/__init__.py`.
+"""Writes the API reference while mkdocs builds: one page per room, from the stubs that list the public names.
 
-Nothing is imported: names, modules and result classes are read from the source, so a new public name is in the reference at once.
+Nothing is imported: names, modules and result classes are read from the source, so a new public name is in the
+reference at once.
 """
 
 import ast
@@ -16,7 +17,8 @@ ROOMS = {
     "capture": ("Reading a pass", "Attention rows and masses, residual stream, head outputs, neurons."),
     "intervene": (
         "Changing a pass",
-        "Context managers that ablate, scale, patch or hide. They compose, apply to passes and generation, and restore the model.",
+        "Context managers that ablate, scale, patch or hide. They compose, hold in passes and generation, and "
+        "restore the model.",
     ),
     "behavior": ("Behaviour and judges", "Generation with a thinking budget, judges, refusal score, maths accuracy."),
     "check": (
@@ -31,11 +33,11 @@ ROOMS = {
         "A verdict per claim against a smallest effect of interest; what a number of prompts can find.",
     ),
     "explore": ("Looking by hand", "Linked views of heads and neurons in a notebook."),
-    "plots": ("Figures", "One function a figure; `result.plot()` calls the one that belongs to a result."),
+    "plots": ("Figures", "One function per figure; `result.plot()` calls the one that belongs to a result."),
     "stats": ("Statistics", "Intervals, tests, controls. The same seed gives the same numbers."),
     "results": ("Results and errors", "What a measurement returns, saves and raises."),
 }
-WHOLE = ("plots", "stats")  # rooms with a public list of their own
+WHOLE = ("data", "intervene", "plots", "stats")  # rooms with a public list of their own
 Members = dict[str, list[str]]
 
 
@@ -63,21 +65,27 @@ def overview(every: dict[str, tuple[str, str]]) -> str:
     return "\n".join(
         [
             "# API reference\n",
-            "`from rim_lens import ...` gives everything public; it is imported when first used. Each page is one room of the",
-            "package, in the order in which data flows.\n",
+            "`from rim_lens import ...` gives what most work needs; a name is imported when it is first used.",
+            "Each page is one room of the package, in the order in which data flows, and says what `rim_lens.ROOM`",
+            "offers besides.\n",
             "| room | what it holds |\n| --- | --- |",
             *rows,
-            '\nShapes stand in signatures: `Float[np.ndarray, "prompt layer head segment"]` has these axes in this order.\n',
+            '\nShapes stand in signatures: `Float[np.ndarray, "prompt layer head segment"]` '
+            "has these axes in this order.\n",
         ]
     )
 
 
 def public_names() -> dict[str, str]:
-    """Public name to the module that `rim_lens/__init__.py` takes it from."""
-    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
-    assigned = [node for node in tree.body if isinstance(node, ast.Assign)]
-    (table,) = [node.value for node in assigned if ast.unparse(node.targets[0]) == "_PUBLIC"]
-    return dict(ast.literal_eval(table))
+    """Public name to the module that defines it: the top level's stub, then the stub of every room."""
+    stubs = [PACKAGE / "__init__.pyi", *sorted(PACKAGE.glob("*/__init__.pyi"))]
+    found: dict[str, str] = {}
+    for stub in stubs:
+        room = "" if stub.parent == PACKAGE else f"{stub.parent.name}."
+        for node in ast.parse(stub.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom):
+                found |= {alias.name: f"{room}{node.module}" for alias in node.names}
+    return found
 
 
 def modules_of(room: str, public: dict[str, str]) -> Members:

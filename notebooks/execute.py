@@ -1,4 +1,6 @@
-"""Run the notebooks from top to bottom and keep their outputs: `make notebooks`, `python notebooks/execute.py [NOTEBOOK ...]`.
+"""Run the notebooks from top to bottom and keep their outputs.
+
+The command is `make notebooks` or `python notebooks/execute.py [NOTEBOOK ...]`.
 
 The kernel is this Python. Every plotly figure is kept twice, as itself (hover and zoom in JupyterLab and VS Code) and
 as a PNG (for viewers without scripts). Progress lines are left out, and an output that names a folder of this machine

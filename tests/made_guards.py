@@ -1,4 +1,6 @@
-"""Tiny guards with the published formats: real model classes, byte-level vocabularies with each guard's special tokens, and a
+"""Tiny guards with the published formats.
+
+They are real model classes with byte-level vocabularies, each guard's special tokens, and a
 language head solved so that the verdict after a prompt written out here is known.
 
 The prompts are written here a second time, as plain text. Any other character gives other hidden states, hence other

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from made_results import HOSTILE, LABELS, MANIFEST
 
-from rim_lens.patterns.arm_divergence import arm_divergence
+from rim_lens.patterns.arm_distance import arm_divergence
 from rim_lens.patterns.cost_tables import category_table, contrast_table, cost_table, length_table
 from rim_lens.patterns.costs import CONTROLS, PatternCosts
 from rim_lens.patterns.own_cots import own_patterns

@@ -1,4 +1,4 @@
-r"""Reference answers in the forms in which MATH-500, MATH-401, AMC, AIME and OlympiadBench publish theirs, and wrong neighbours."""
+r"""Reference answers as MATH-500, MATH-401, AMC, AIME and OlympiadBench publish theirs, and wrong neighbours."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What works on which family: a tiny random model of each real architecture through check_model and the public functions.
+"""What works on which family: a tiny random model of each architecture in check_model and the public functions.
 
 `measured(family)` gives one cell a part: "yes", or the reason in words where the library refuses. Anything that fails
 raises.
@@ -9,18 +9,11 @@ from collections.abc import Iterator
 import numpy as np
 from families import FAMILIES, MORE_FAMILIES, tiny_model
 
-from rim_lens import (
-    RimLensError,
-    ablate_heads,
-    ablation_sweep,
-    find_safety_neurons,
-    generate,
-    given_pairs,
-    span_attention,
-)
+from rim_lens import RimLensError, ablate_heads, ablation_sweep, find_safety_neurons, generate, span_attention
 from rim_lens.capture.mixture_layers import existing
 from rim_lens.check.model_check import check_model
 from rim_lens.model.lens_model import LensModel
+from rim_lens.training_time import given_pairs
 
 NAMES = {
     "llama": "Llama",

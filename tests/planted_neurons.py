@@ -100,7 +100,7 @@ def plant(hf, neuron, reads):
 def save_shift(folder: Path, planted: PlantedNeurons, loss, gain) -> Path:
     """The checkpoint at which every planted neuron lost `loss` and gained `gain`, as an adapter.
 
-    Dicts give one a neuron.
+    Dicts give one per neuron.
     """
     folder.mkdir(parents=True)
     tensors = {}

@@ -124,7 +124,8 @@ def test_prompt_sets_load_without_a_cache_to_write_and_from_one_that_holds_them(
     assert as_nobody(lambda: len(load_public(entry)), place / "cache") == "done: 2"
 
 
-# ---- processes that fill it together, and one that is killed ----------------------------------------------------------
+# ---- processes that fill it together, and one that is killed
+# ----------------------------------------------------------
 
 
 class Filling:

@@ -78,7 +78,8 @@ def test_a_model_without_chat_template_is_checked_on_plain_text():
     assert check.holds
 
 
-# ---- each of these breaks one thing on purpose; the check must name it ------------------------------------------------
+# ---- each of these breaks one thing on purpose; the check must name it
+# ------------------------------------------------
 
 
 def wrong_head(monkeypatch):
@@ -134,7 +135,8 @@ def test_what_is_broken_is_named(breaking, monkeypatch):
         assert failing == BROKEN[breaking]
 
 
-# ---- at load ----------------------------------------------------------------------------------------------------------
+# ---- at load
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_loading_a_model_as_expected_says_nothing(recwarn):
@@ -169,7 +171,8 @@ def test_loading_warns_of_attention_that_cannot_be_read(monkeypatch):
         checked_at_load(tiny_model("qwen2"))
 
 
-# ---- from the shell ---------------------------------------------------------------------------------------------------
+# ---- from the shell
+# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -11,10 +11,11 @@ import pytest
 from families import tiny_hf, tiny_tokenizer
 from typer.testing import CliRunner
 
-from rim_lens import RimLensError, ThinkTags, TrainingSettings
+from rim_lens import RimLensError, ThinkTags
 from rim_lens.audit.plan import AuditPlan
 from rim_lens.check import doctor
 from rim_lens.cli import app
+from rim_lens.patterns import TrainingSettings
 
 
 def run(*arguments: str, **options) -> subprocess.CompletedProcess:

@@ -13,7 +13,7 @@ from made_arms import COMPLIES, LEARNED, made_arms, made_checkpoints, made_maths
 from made_results import made_series
 from scipy import stats as scipy_stats
 
-from rim_lens import RimLensError, compare_arms, load_prompts, series_maths
+from rim_lens import RimLensError, load_prompts
 from rim_lens.data.schemas import Prompt, PromptSet
 from rim_lens.stats import benjamini_hochberg, bootstrap_crossed_difference, paired_difference
 from rim_lens.training_time.checkpoints import Checkpoints

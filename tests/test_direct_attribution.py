@@ -65,7 +65,7 @@ def last_streams(model, chat):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_single_heads_and_neurons_are_what_their_output_alone_makes_of_the_logits(family):
-    """RMSNorm and LayerNorm written out; what a unit writes is the projection of its own output alone, less its bias."""
+    """RMSNorm and LayerNorm written out; a unit writes the projection of its own output alone, without the bias."""
     model = shared_model(family)
     found = direct_attribution(model, chats_of(model), TOWARD, AGAINST, n_neurons=3 * 48)
     sites, out = find_sites(model.hf, model.n_layers), model.hf.get_output_embeddings().weight

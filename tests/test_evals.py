@@ -25,16 +25,8 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolInfo
 
-from rim_lens import (
-    ThinkTags,
-    ablate_heads,
-    ablate_neurons,
-    ablation_sweep,
-    generate,
-    load_prompts,
-    load_wordings,
-    measure_rim,
-)
+from rim_lens import ThinkTags, ablate_heads, ablate_neurons, ablation_sweep, generate, load_prompts, measure_rim
+from rim_lens.data import load_wordings
 from rim_lens.errors import RimLensError
 from rim_lens.evals import inspect_model, maths, provider, refusal
 from rim_lens.model.load import load_model

@@ -14,10 +14,10 @@ from rim_lens.capture.neurons import neuron_activations
 from rim_lens.errors import RimLensError
 from rim_lens.training_time.checkpoints import Checkpoints
 from rim_lens.training_time.forgetting import PREDICTORS, correlate
-from rim_lens.training_time.predict_shift import along, gradient_of, predict_shift, unit
 from rim_lens.training_time.series_measurement import measure_series
 from rim_lens.training_time.series_measures import forward_kl
 from rim_lens.training_time.shift import activation_shift
+from rim_lens.training_time.shift_prediction import along, gradient_of, predict_shift, unit
 
 AMOUNTS = [(0.1, 0.3), (0.2, 0.2), (0.35, 0.6), (0.5, 0.1), (0.6, 0.5)]
 TOKENS = RefusalTokens((73, 80), ("a", "b"))

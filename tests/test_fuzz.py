@@ -190,7 +190,7 @@ def test_a_result_that_somebody_wrote_by_hand_with_a_right_checksum(saved, data,
         try:
             path.write_bytes(_sealed(document))
         except (ValueError, RimLensError):
-            return  # NaN is no JSON
+            return  # NaN is not JSON
         refused(lambda: load_result(saved))
     finally:
         path.write_bytes(content)
@@ -203,7 +203,7 @@ LOADERS = {"torch", "joblib", "yaml", "pickle", "dill"}  # whose `load` runs wha
 
 
 def dangerous(source):
-    """Every construct in Python source that unpickles, evaluates, starts a shell or unpacks whatever an archive holds."""
+    """Every construct in Python source that unpickles, evaluates, starts a shell or unpacks a whole archive."""
     return [one for node in ast.walk(ast.parse(source)) for one in [*imported(node), *called_by(node)]]
 
 

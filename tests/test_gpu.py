@@ -89,7 +89,8 @@ def test_attention_rows_and_ablations_hold_under_every_sdpa_kernel(folder, kerne
             with ablate_heads(model, [(1, 2)]):
                 ablated = refusal_score(model, chats, R)
     except RuntimeError as error:
-        # Which fused kernels there are is the device's business (flash attention from compute capability 8.0); MATH is on all.
+        # Which fused kernels there are is the device's business (flash attention from compute capability 8.0); MATH is
+        # on all.
         if kernel is SDPBackend.MATH or "No available kernel" not in str(error):
             raise
         pytest.skip(f"this device has no {kernel.name} kernel for heads of 8")

@@ -1,4 +1,4 @@
-"""The causal test of head sets: effects, controls and shared passes against one pass a set."""
+"""The causal test of head sets: effects, controls and shared passes against one pass per set."""
 
 from functools import cache, partial
 

@@ -40,7 +40,7 @@ def prompts(model, cot="hm, let me see"):
 
 
 def by_hand(model, batch, change):
-    """Logits of a tree of its own after `change(layer, z)`, z being the input of the output projection split into heads."""
+    """Logits of a separate tree after `change(layer, z)`; z is the input of the output projection, split into heads."""
     tree = shared_copy(model.hf)
     for i, layer in enumerate(find_sites(tree, model.n_layers).layers):
 

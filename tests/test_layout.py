@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import os
 import re
 import subprocess
@@ -15,6 +16,8 @@ import rim_lens
 
 ROOMS = (
     "errors",
+    "lazy",
+    "atomic",
     "units",
     "cache",
     "processes",
@@ -123,6 +126,58 @@ def test_everything_public_can_be_imported():
         assert getattr(rim_lens, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         rim_lens.nothing  # noqa: B018
+
+
+ROOMS_WITH_NAMES = [path.parent.name for path in sorted(PACKAGE.glob("*/__init__.pyi"))]
+
+
+def test_the_top_level_stays_small():
+    assert len(rim_lens.__all__) <= 50  # about forty, with room for what a new kind of question needs
+
+
+@pytest.mark.parametrize("room", ROOMS_WITH_NAMES)
+def test_a_room_gives_the_names_of_its_stub_and_no_module_in_their_place(room):
+    package = importlib.import_module(f"rim_lens.{room}")
+    for name in package.__all__:
+        offered = getattr(package, name)
+        assert not inspect.ismodule(offered)
+        assert not (PACKAGE / room / f"{name}.py").exists(), f"the module {name}.py would hide the name"
+        assert name in dir(package)
+        if room in rim_lens._ROOMS:
+            assert getattr(rim_lens, name) is offered  # where it stood before
+
+
+def test_names_that_have_become_others_still_lead_there():
+    assert rim_lens.test_neurons is rim_lens.ablation_test
+
+
+TYPED_USE = """
+from rim_lens import LensModel, load_model, load_prompts, measure_rim
+from rim_lens.data import PromptSet
+
+def refused(name: str) -> int:
+    model: LensModel = load_model(name)
+    prompts: PromptSet = load_prompts("harmful", n=2)
+    table = measure_rim(model, n=len(prompts.texts))
+    reveal_type(load_prompts)
+    return len(table.table)
+"""
+
+
+@pytest.mark.slow
+def test_the_public_interface_is_typed_for_who_uses_it(tmp_path):
+    (tmp_path / "use.py").write_text(TYPED_USE)
+    options = ["--strict", "--config-file", os.devnull, "--ignore-missing-imports", "--follow-imports", "silent"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", *options, "--cache-dir", str(tmp_path / "cache"), "use.py"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+    )
+    (tmp_path / "wrong.py").write_text("from rim_lens import load_prompts\nload_prompts(3)\n")
+    assert done.returncode == 0, done.stdout
+    assert "PromptSet" in done.stdout  # not Any
 
 
 def test_importing_the_package_imports_nothing_heavy():

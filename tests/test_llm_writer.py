@@ -13,7 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from families import tiny_tokenizer
 
-from rim_lens import LLMAnnotator, LLMWriter, RimLensError, annotate_reasoning, make_cot_pairs, rewrite_cot
+from rim_lens import RimLensError
+from rim_lens.patterns import LLMAnnotator, LLMWriter, annotate_reasoning, make_cot_pairs, rewrite_cot
 from rim_lens.patterns.drafts import RewriteTask
 
 pytest.importorskip("httpx")

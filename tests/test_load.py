@@ -139,12 +139,12 @@ def test_a_tokenizer_without_a_template(folder):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_asked_for_and_absent(folder):
-    with pytest.raises(RimLensError, match="sees no CUDA device"):
+    with pytest.raises(RimLensError, match="finds no CUDA device"):
         load_model(folder, device="cuda")
 
 
 def test_an_unknown_dtype(folder):
-    with pytest.raises(RimLensError, match="no torch dtype"):
+    with pytest.raises(RimLensError, match="not a torch dtype"):
         load_model(folder, dtype="float12")
     assert load_model(folder, dtype="bfloat16").dtype == torch.bfloat16
 

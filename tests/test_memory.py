@@ -16,15 +16,17 @@ import torch
 from families import tiny_model
 from planted import planted_model
 from planted_neurons import planted_neurons, save_shift
+from public_names import PUBLIC
 from safetensors.torch import load_file, save_file
 from test_judge import OTHER, REQUESTS, RESPONSES, classifier  # noqa: F401 - a fixture
 
 import rim_lens
-from rim_lens import Prompt, PromptSet, RimLensError
+from rim_lens import PromptSet, RimLensError
 from rim_lens.behavior.judge import Judgement
 from rim_lens.behavior.refusal_score import RefusalTokens
 from rim_lens.causal.measures import ScoreMeasure
 from rim_lens.causal.set_scores import without_heads
+from rim_lens.data import Prompt
 from rim_lens.intervene import ablate_heads
 from rim_lens.model.fitting import AtOnce
 from rim_lens.results import Result
@@ -256,7 +258,7 @@ def runs_prompts(function):
 
 
 def test_no_public_function_is_forgotten():
-    taken = {name for name in rim_lens._PUBLIC if runs_prompts(getattr(rim_lens, name))}
+    taken = {name for name, function in PUBLIC.items() if runs_prompts(function)}
     assert taken == set(BATCHED) | set(NOT_BATCHED)
 
 
@@ -300,7 +302,8 @@ def test_half_as_many_prompts_at_once_give_the_same_numbers(setting, name, way):
     np.testing.assert_allclose(scarce, plenty, rtol=2e-5, atol=2e-5)
 
 
-# ---- how it is done ---------------------------------------------------------------------------------------------------
+# ---- how it is done
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_a_real_refusal_by_the_allocator_is_met_too(setting):

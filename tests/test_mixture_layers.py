@@ -11,17 +11,17 @@ from test_check import verdicts
 from test_neurons import REQUESTS, chats_of, expert_neurons
 
 from rim_lens import (
-    Prompt,
     PromptSet,
     RimLensError,
     check_model,
     find_safety_neurons,
-    matched_controls,
     neuron_activations,
     refusal_forcing_pairs,
 )
+from rim_lens.capture import matched_controls
 from rim_lens.capture.mixture_layers import existing
 from rim_lens.capture.neuron_values import record_neurons
+from rim_lens.data import Prompt
 from rim_lens.intervene.experts import ablate_expert_neurons
 from rim_lens.stats import activation_deciles, matched_neuron_sets
 from rim_lens.training_time.direct_effect import direct_effects

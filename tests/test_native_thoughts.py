@@ -4,7 +4,7 @@ import pytest
 from made_patterns import LAZY
 
 from benchmarks import native_thoughts
-from rim_lens import annotate_reasoning
+from rim_lens.patterns import annotate_reasoning
 from rim_lens.patterns.text_annotator import TextAnnotator
 
 HEDGES = [

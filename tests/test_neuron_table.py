@@ -126,7 +126,7 @@ def test_recording_costs_no_pass_and_changes_nothing():
 def test_models_without_the_modules_are_refused():
     hooked = tiny_model("llama")
     only_bridge = LensModel("only-bridge", hooked.tokenizer, bridge=hooked.bridge)
-    with pytest.raises(RimLensError, match="no transformers model"):
+    with pytest.raises(RimLensError, match="not a transformers model"):
         neuron_table(only_bridge, np.array(DENSE), REQUESTS)
     strange = tiny_model("llama")
     strange.hf.model.last_scale = strange.hf.model.norm

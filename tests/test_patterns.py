@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rim_lens import LLMAnnotator, RimLensError, annotate_reasoning, annotator_agreement, load_patterns, load_wordings
+from rim_lens import RimLensError
+from rim_lens.data import load_wordings
+from rim_lens.patterns import LLMAnnotator, annotate_reasoning, annotator_agreement, load_patterns
 from rim_lens.patterns.agreement import label_agreement
 from rim_lens.patterns.taxonomy import LABELS, NONE
 from rim_lens.stats import wilson
@@ -119,7 +121,7 @@ def test_equal_and_unrelated_labels():
     a, b = (list(rng.choice(LABELS, 400)) for _ in range(2))
     assert label_agreement(a, a).kappa == 1
     assert abs(label_agreement(a, b).kappa) < 0.1
-    with pytest.raises(RimLensError, match="no label"):
+    with pytest.raises(RimLensError, match="not a label"):
         label_agreement(["yes"], ["no"])
 
 

@@ -12,18 +12,10 @@ from datasets import Dataset
 from families import tiny_hf, tiny_tokenizer
 from safetensors.torch import load_file
 
-from rim_lens import (
-    Checkpoints,
-    RimLensError,
-    ThinkTags,
-    TrainingSettings,
-    finetune,
-    load_model,
-    load_prompts,
-    neuron_activations,
-)
+from rim_lens import Checkpoints, RimLensError, ThinkTags, finetune, load_model, load_prompts, neuron_activations
 from rim_lens.chat.format import ChatFormat
 from rim_lens.model.adapter import WEIGHTS
+from rim_lens.patterns import TrainingSettings
 from rim_lens.patterns.held_neurons import ShiftPenalty, held_places, hold, read_neurons
 from rim_lens.patterns.training_plan import read_plan
 from rim_lens.patterns.training_rows import TrainingRow, read_training_rows, tokens_of
@@ -174,7 +166,7 @@ def once_the_gradients_are_there(tried, rows):
 @pytest.mark.parametrize("is_full", [always, once_the_gradients_are_there])
 @pytest.mark.parametrize("loss_mean", ["token", "example"])
 def test_a_step_that_does_not_fit_is_taken_in_parts(place, monkeypatch, loss_mean, is_full):
-    """Three examples a step with memory for one: what is learned is the same, the penalty on six prompts included."""
+    """Three examples per step with memory for one: what is learned is the same, the penalty on six prompts included."""
     pytest.importorskip("trl")
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 

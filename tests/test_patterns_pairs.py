@@ -11,17 +11,10 @@ import numpy as np
 import pytest
 from families import shared_model, tiny_model, tiny_tokenizer
 
-from rim_lens import (
-    PromptSet,
-    RimLensError,
-    annotate_reasoning,
-    load_prompts,
-    load_wordings,
-    make_cot_pairs,
-    pattern_costs,
-    rewrite_cot,
-)
+from rim_lens import PromptSet, RimLensError, load_prompts
 from rim_lens.behavior.judge import Judgement
+from rim_lens.data import load_wordings
+from rim_lens.patterns import annotate_reasoning, make_cot_pairs, pattern_costs, rewrite_cot
 from rim_lens.patterns.arms import ARMS, ArmWriter
 from rim_lens.patterns.cot_likelihood import cot_nll
 from rim_lens.patterns.drafts import Draft

@@ -7,9 +7,10 @@ import json
 import pytest
 from families import tiny_hf, tiny_tokenizer
 
-from rim_lens import Checkpoints, RimLensError, TrainingSettings, finetune, load_prompts
+from rim_lens import Checkpoints, RimLensError, finetune, load_prompts
 from rim_lens.behavior.maths import is_correct
 from rim_lens.chat.format import ChatFormat
+from rim_lens.patterns import TrainingSettings
 from rim_lens.patterns import finetune as finetune_module
 from rim_lens.patterns.arm_data import arm_rows
 from rim_lens.patterns.arms import ARMS

@@ -15,8 +15,9 @@ from families import shared_model, tiny_model, tiny_tokenizer
 from made_patterns import LAZY, PLAIN, made_answers, made_costs, with_own_cots, written_arms
 from made_results import made_behavior
 
-from rim_lens import PromptSet, RimLensError, ThinkTags, arm_divergence, load_prompts, measure_rim, own_patterns
+from rim_lens import PromptSet, RimLensError, ThinkTags, load_prompts, measure_rim
 from rim_lens.model.lens_model import LensModel
+from rim_lens.patterns import arm_divergence, own_patterns
 from rim_lens.patterns.cost_tables import OFF
 from rim_lens.patterns.costs import pattern_costs
 from rim_lens.patterns.own_cots import fisher

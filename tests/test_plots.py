@@ -29,8 +29,9 @@ from made_neurons import made_forgetting, made_neuron_test, made_ras, made_shift
 from made_patterns import made_patterns
 from made_results import MANIFEST, made_behavior, made_series
 
-from rim_lens import RefusalJudge, RimLensError, attention_by_length, compare_arms, judge_report, results_codec
+from rim_lens import RefusalJudge, RimLensError, judge_report, results_codec
 from rim_lens.chat.segments import SEGMENTS
+from rim_lens.inference_time import attention_by_length
 from rim_lens.inference_time.span_attention import SpanAttention
 from rim_lens.plots.arms import arm_changes
 from rim_lens.plots.attention import attention_contrast, length_curve, segment_map
@@ -47,6 +48,7 @@ from rim_lens.plots.sweeps import ablation_map, interchange_map, patching_map, p
 from rim_lens.plots.tokens import frames
 from rim_lens.results import Result
 from rim_lens.stats import paired_difference, wilson
+from rim_lens.training_time import compare_arms
 from rim_lens.words import LIKELIHOOD
 
 has_browser = any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome")))

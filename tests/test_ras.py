@@ -97,7 +97,8 @@ def test_means_are_ordered(loss, gain):
 
 
 def test_ras_of_two_neurons_by_hand():
-    # Set: F_safety 3 → 1.5 (loss 0.5), F_task 2 → 2.5 (gain 0.25): 2·0.125/0.75. Neurons: (0.75, 0) and (0, 0.5): 0 each.
+    # Set: F_safety 3 → 1.5 (loss 0.5), F_task 2 → 2.5 (gain 0.25): 2·0.125/0.75. Neurons: (0.75, 0) and (0, 0.5): 0
+    # each.
     safety = same_everywhere([[4.0, 2.0, 7.0]]), same_everywhere([[1.0, 2.0, 7.0]])
     task = same_everywhere([[2.0, 2.0, 7.0]]), same_everywhere([[2.0, 3.0, 7.0]])
     found = ras(*safety, *task, [(0, 0), (0, 1)], controls=np.array([[[0, 2], [0, 2]]] * 9), n_resamples=50)

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from made_arms import made_arms, made_checkpoints
 
-from rim_lens import RefusalJudge, RimLensError, compare_arms, judge_report, load_result
+from rim_lens import RefusalJudge, RimLensError, judge_report, load_result
 from rim_lens.behavior.conditions import cells
 from rim_lens.behavior.judge import Judgement
 from rim_lens.behavior.judge_errors import JudgeErrors, errors_for, shipped
@@ -19,6 +19,7 @@ from rim_lens.behavior.rates import difference_row, outcomes, rate_row
 from rim_lens.stats import Interval, paired_difference, wilson, wilson_of_groups
 from rim_lens.stats.kappa import kappa, kappa_interval
 from rim_lens.stats.misclassification import Misclassification, Share
+from rim_lens.training_time import compare_arms
 from rim_lens.training_time.series_behavior import series_table
 
 EXACT = float("inf")
@@ -264,7 +265,7 @@ def test_errors_of_another_judge_are_refused():
         errors_for(other, report)
     assert errors_for(other) is None
     assert errors_for(Words(), report) == report.errors
-    with pytest.raises(RimLensError, match="no counts"):
+    with pytest.raises(RimLensError, match="not counts"):
         JudgeErrors.from_json('{"judge": "x"}')
 
 

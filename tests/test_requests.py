@@ -1,4 +1,4 @@
-"""Every public function that takes prompts takes them in every form, and refuses what is not a prompt in one sentence."""
+"""Every public function takes prompts in every form, and refuses what is not a prompt in one sentence."""
 
 import inspect
 
@@ -7,11 +7,15 @@ import pandas as pd
 import pytest
 import torch
 from families import tiny_model
+from public_names import PUBLIC
 
 import rim_lens
 import rim_lens.units
-from rim_lens import Prompt, PromptSet, RimLensError, generate, maths_accuracy, measure_rim, refusal_score, residuals
+from rim_lens import PromptSet, RimLensError, generate, measure_rim, refusal_score
+from rim_lens.behavior import maths_accuracy
 from rim_lens.behavior.refusal_score import refusal_tokens
+from rim_lens.capture import residuals
+from rim_lens.data import Prompt
 from rim_lens.model.as_chats import as_chats
 
 TEXTS = ["Name a fruit.", "Why is the sky blue?"]
@@ -102,8 +106,8 @@ def model():
 def test_every_public_function_that_takes_prompts_is_in_the_table():
     taking = {
         name
-        for name in rim_lens._PUBLIC
-        if inspect.isfunction(function := getattr(rim_lens, name))
+        for name, function in PUBLIC.items()
+        if inspect.isfunction(function)
         and any(
             "Chat]" in str(p.annotation) or "schemas.Prompt" in str(p.annotation)
             for key, p in inspect.signature(function).parameters.items()

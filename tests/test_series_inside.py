@@ -125,7 +125,7 @@ def test_halves_tell_noise_from_order():
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory):
     """A tiny model, fine-tuning data of one arm, and a checkpoint that is one small gradient step on it."""
-    from rim_lens.training_time.predict_shift import gradient_of
+    from rim_lens.training_time.shift_prediction import gradient_of
 
     root = tmp_path_factory.mktemp("tuned")
     model = tiny_model("llama", intermediate_size=120)

@@ -196,5 +196,5 @@ def test_only_a_finished_audit_is_served(tmp_path):
     with pytest.raises(RimLensError, match=r"no report\.html"):
         serve_run(tmp_path)
     (tmp_path / "plan.json").write_text('{"model": "x", "unknown": 1}')
-    with pytest.raises(RimLensError, match="no plan of this version"):
+    with pytest.raises(RimLensError, match="not a plan of this version"):
         plan_of(Path(tmp_path))

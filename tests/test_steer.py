@@ -1,4 +1,4 @@
-"""Steering against the same change made in plain transformers: orthogonalized weights, hooks on blocks."""
+"""Steering against plain transformers: orthogonalized weights, hooks on blocks, a loop of whole passes."""
 
 import copy
 
@@ -32,7 +32,7 @@ def plain_logits(hf, model, batch):
 
 
 def orthogonalized(model, vector):
-    """A copy of the model; what its matrices and biases write to the residual stream has no part along a direction."""
+    """A copy of the model whose writes to the residual stream have no part along a direction."""
     hf, unit = copy.deepcopy(model.hf), (vector / vector.norm())
     away = torch.eye(model.d_model) - torch.outer(unit, unit)
     seen = 0

@@ -43,7 +43,7 @@ def wordings(condition: str) -> list[str]:
 
 
 def answered(model: LensModel, requests: Sequence[str], cell: Cell, batch_size: int) -> list[dict[str, Any]]:
-    """One row a request: the answer, and what it was given."""
+    """One row per request: the answer, and what it was given."""
     options: dict[str, Any] = {"thinking": cell.condition}
     used: list[int | None] = [None] * len(requests)
     if cell.condition not in ("off", "on"):

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from rim_lens import Checkpoints, PromptSet, compare_arms, load_prompts, series_behavior, series_maths
+from rim_lens import Checkpoints, PromptSet, load_prompts, series_behavior, series_maths
 from rim_lens.patterns.arm_data import fits
 from rim_lens.patterns.rewrite import counter
 from rim_lens.patterns.training_plan import WorkedProblems
-from rim_lens.training_time.compare_arms import ArmComparison
+from rim_lens.training_time import compare_arms
+from rim_lens.training_time.arm_comparison import ArmComparison
 from rim_lens.training_time.series import Checkpoint, read_series
 from rim_lens.words import LIKELIHOOD
 

@@ -51,7 +51,7 @@ def tango_of_paired_rates(rng: np.random.Generator, runs: int) -> list[Coverage]
 
 @covers
 def mean_of_scores(rng: np.random.Generator, runs: int) -> list[Coverage]:
-    """Effects of heads, refusal scores, drops: one value a prompt."""
+    """Effects of heads, refusal scores, drops: one value per prompt."""
     rows = []
     for n in (4, 8, 16, 32, 96):
         for name, draw in SHAPES.items():

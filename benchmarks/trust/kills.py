@@ -24,7 +24,7 @@ from rim_lens.audit.run import run_audit  # noqa: E402
 
 
 def kills(n: int = 20, seed: int = 0) -> dict[str, int]:
-    """How many audits were killed while they ran, how many of these then gave the undisturbed tables, and with how many stages kept."""
+    """How many audits were killed, how many gave the undisturbed tables afterwards, and the stages they kept."""
     torch.set_num_threads(1)  # before anything is computed: threads do not survive a fork
     moments, counts = random.Random(seed), {"killed": 0, "same tables": 0, "stages kept": 0, "stages done twice": 0}
     with tempfile.TemporaryDirectory() as place:

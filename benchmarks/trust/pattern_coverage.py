@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.trust.simulated import Coverage, coverage, covers
-from rim_lens.patterns.agreement import agreement_of, kappa_of
+from rim_lens.patterns.agreement import agreement_of
 from rim_lens.patterns.annotation import share_table
 from rim_lens.patterns.taxonomy import LABELS, NAMES, NONE
+from rim_lens.stats.kappa import kappa
 
 SENTENCES = (4, 12)  # of a CoT, fewest and most
 
@@ -54,5 +55,5 @@ def kappas(rng: np.random.Generator, runs: int) -> list[Coverage]:
             found = agreement_of(*sides, cot, ("a", "b"), seed=i, n_resamples=500)
             ends.append(tuple(found.interval))
         names = ("Cohen's κ", "annotator_agreement", "one label in five wrong", f"{n} CoTs")
-        rows.append(coverage(names, kappa_of(counts), *np.array(ends).T))
+        rows.append(coverage(names, float(kappa(counts)), *np.array(ends).T))
     return rows

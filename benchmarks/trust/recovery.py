@@ -1,4 +1,4 @@
-"""Planted truth: how often each analyzer finds the heads and neurons that were set by hand, and what it finds where there are none.
+"""Planted truth: how often each analyzer finds heads and neurons that were set by hand, and what it finds without any.
 
 Precision at k: the share of the first k that were planted; recall at k: the share of the planted that are among them, k
 being how many were planted. `false` counts findings that the method itself calls significant and that were not planted.

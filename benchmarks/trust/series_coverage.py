@@ -12,7 +12,8 @@ from rim_lens.training_time.series_heads import kept_order
 from rim_lens.training_time.shift import prompt_resamples
 
 RESAMPLES, SPREAD = 400, 1.5  # spread: standard deviation of the prompts' log-odds
-# What training does to the log-odds: mean shift, standard deviation over seeds, over prompts × seeds, and the rate before.
+# What training does to the log-odds: mean shift, standard deviation over seeds, over prompts × seeds, and the rate
+# before.
 TRAININGS = {
     "nothing": (0.0, 0.0, 0.0, -1.5),
     "nothing, rare answers": (0.0, 0.0, 0.0, -4.0),
@@ -105,7 +106,7 @@ def roles_of_heads(rng: np.random.Generator, runs: int) -> list[Coverage]:
 
 @covers
 def shifts_of_neurons(rng: np.random.Generator, runs: int) -> list[Coverage]:
-    """Pearson and Spearman of predicted and actual shifts over neurons, resampled as if they were independent, which they are here."""
+    """Pearson and Spearman of predicted and actual shifts over neurons, which are independent here."""
     rows = []
     for n in (20, 100):
         for r in (0.0, 0.6):

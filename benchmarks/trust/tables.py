@@ -25,8 +25,12 @@ def coverage_table(rows: Rows) -> str:
     return table(
         header,
         [
-            [one["interval"], one["printed_by"], one["data"], one["n"], str(one["runs"]), *map(percent, (one["covered"], one["below"], one["above"]))]
-            for one in rows
+            [
+                *(row[key] for key in ("interval", "printed_by", "data", "n")),
+                str(row["runs"]),
+                *(percent(row[key]) for key in ("covered", "below", "above")),
+            ]
+            for row in rows
         ],
     )  # fmt: skip
 

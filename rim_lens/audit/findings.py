@@ -19,7 +19,7 @@ from rim_lens.report.arms import dose
 from rim_lens.report.finding import Finding
 from rim_lens.report.neurons import FEW_SETS
 from rim_lens.results import Result
-from rim_lens.training_time.compare_arms import ArmComparison
+from rim_lens.training_time.arm_comparison import ArmComparison
 from rim_lens.training_time.forgetting import Forgetting
 from rim_lens.training_time.prediction_check import PredictionCheck
 from rim_lens.training_time.safety_neurons import SafetyNeurons
@@ -93,7 +93,7 @@ def series_findings(series: SeriesBehavior) -> list[Finding]:
 
 
 def arm_findings(comparison: ArmComparison) -> list[Finding]:
-    """Misalignment, or compliance, after the largest dose of each arm, and effort-minimizing data against the others."""
+    """Misalignment or compliance after the largest dose of each arm, and effort-minimizing data against the others."""
     chapter, table, found = "What fine-tuning changes", comparison.table, []
     share = comparison.headline
     called = "Misalignment" if share == HARMFUL else "Harmful requests complied with"

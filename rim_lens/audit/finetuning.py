@@ -1,7 +1,7 @@
 """The stage that makes the series it then measures: every arm of fine-tuning with every seed, from the audited model.
 
-rim-lens audit MODEL --finetune PROBLEMS     # a set with rationales: the arms plain, effort and style are written from it
-rim-lens audit MODEL --finetune ARMS.toml    # arms, settings and seeds of your own
+rim-lens audit MODEL --finetune PROBLEMS     # a set with rationales: the arms plain, effort and style are written from
+it rim-lens audit MODEL --finetune ARMS.toml    # arms, settings and seeds of your own
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,8 @@ from rim_lens.processes import n_processes
 from rim_lens.results import Result
 
 SERIES = "series"
-# 36 steps of eight problems: enough for every dose of the three arms to be on one path, few enough to repeat with three seeds.
+# 36 steps of eight problems: enough for every dose of the three arms to be on one path, few enough to repeat with three
+# seeds.
 SETTINGS = TrainingSettings(batch_size=8, loss_mean="example", save_at=(9, 18, 36), seeds=(1, 2, 3))
 
 

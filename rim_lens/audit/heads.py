@@ -1,6 +1,7 @@
 """The inference-time stage: which heads' attention goes with refusal, which carry it, and where it can be read.
 
-Heads are ranked on the prompts of the behaviour stage and tested on others, so that the test is no echo of the choice.
+Heads are ranked on the prompts of the behaviour stage and tested on others, so that the test is not an echo of the
+choice.
 """
 
 from collections.abc import Mapping

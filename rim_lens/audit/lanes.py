@@ -1,4 +1,6 @@
-"""Two lanes of stages in two processes: on a CPU, two processes of half the threads do nearly twice what one does with all.
+"""Two lanes of stages in two processes.
+
+On a CPU, two processes with half the threads each do nearly twice what one process does with all of them.
 
 Small matrix products of token-by-token decoding gain little from more threads. Stages that need nothing of each other
 are dealt to two lanes; the second one runs in a process of its own on the same folder, where a finished stage appears
@@ -21,7 +23,7 @@ PATIENCE = 0.5  # seconds between two looks for a stage of the other lane
 
 
 def worth_two(plan: AuditPlan) -> bool:
-    """Whether the plan has work for both lanes and a core for each, and neither an accelerator nor a launcher is at work."""
+    """Whether both lanes have work and a core each, with neither an accelerator nor a launcher in use."""
     import torch
 
     on_cpu = plan.device == "cpu" or (plan.device is None and not torch.cuda.is_available())
@@ -30,7 +32,9 @@ def worth_two(plan: AuditPlan) -> bool:
 
 @contextmanager
 def second_lane(run_lane: Callable[[AuditPlan, Path, int], None], plan: AuditPlan, out: Path) -> Iterator[None]:
-    """Call `run_lane(plan, out, threads)` in another process during the block; wait for it at the end, stop it on an error.
+    """Call `run_lane(plan, out, threads)` in another process during the block.
+
+    The end of the block waits for that process; an error stops it.
 
     A stage that fails there is not kept: whoever asks for it next meets the same error.
     """

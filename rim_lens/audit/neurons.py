@@ -1,4 +1,4 @@
-"""The training-time stages: safety-critical neurons at the reference checkpoint, what the series does to them and to heads.
+"""The training-time stages: safety-critical neurons of the reference, and what the series does to them and to heads.
 
 One measurement of every checkpoint (`stages.measure_checkpoints`) serves shift, RAS, forgetting, the heads that are
 followed, and the prediction's actual side. Neurons are chosen on the sample; their causal test, and the choice of the heads, are on other
@@ -31,7 +31,7 @@ from rim_lens.training_time.series_measurement import SeriesMeasurement
 from rim_lens.training_time.shift import activation_shift
 from rim_lens.units import Head
 
-FOLLOWED_HEADS = 4  # and as many random ones: each costs a token a prompt and checkpoint
+FOLLOWED_HEADS = 4  # and as many random ones: each costs a token per prompt and checkpoint
 EXAMPLES = 2  # of each arm's fine-tuning data, for the predicted shift: one batch of a short training
 SHIFT_CONTROLS = 1000
 GENERATED_CONTROLS = 0  # a set's answers cost a hundred times what its score costs
@@ -106,7 +106,7 @@ def causal_test(context: Context, neurons: SafetyNeurons, other: Sequence[Prompt
         neurons,
         other,
         maths=list(context.prompts("maths"))[:TESTED_MATHS],
-        solve=False,  # at the floor in small models, where the likelihood still tells
+        solve=False,  # at the floor in small models, where the likelihood still differs
         positions="from_decision",
         controls=matched_controls(neurons, plan.n_controls, seed=plan.seed),
         n_controls=plan.n_controls,

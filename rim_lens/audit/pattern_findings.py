@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from rim_lens.patterns.arm_divergence import ArmDivergence
+from rim_lens.patterns.arm_distance import ArmDivergence
 from rim_lens.patterns.costs import PatternCosts
 from rim_lens.patterns.own_cots import OwnPatterns
 from rim_lens.report.finding import Finding

@@ -1,6 +1,6 @@
 """The stage on effort-minimizing reasoning: what each pattern costs, and where patterns are found.
 
-Given CoTs are asked here alone, with one wording a prompt in rotation; answers with thinking off and on are the
+Given CoTs are asked here alone, with one wording per prompt in rotation; answers with thinking off and on are the
 behaviour stage's.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from rim_lens.audit.attempt import attempt
 from rim_lens.audit.stage import Context
 from rim_lens.behavior.measure import RimTable
-from rim_lens.patterns.arm_divergence import arm_divergence
+from rim_lens.patterns.arm_distance import arm_divergence
 from rim_lens.patterns.costs import pattern_costs
 from rim_lens.patterns.own_cots import own_patterns
 from rim_lens.results import Result

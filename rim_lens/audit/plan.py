@@ -91,7 +91,7 @@ def claim_folder(plan: AuditPlan, out: Path) -> None:
     """Make `out` the folder of this plan, or find that it already is.
 
     Raises:
-        RimLensError: the folder holds another run, or something that is no audit.
+        RimLensError: the folder holds another run, or something that is not an audit.
     """
     path = out / PLAN_FILE
     if path.is_file():

@@ -11,7 +11,7 @@ from rim_lens.audit.plan import AuditPlan
 from rim_lens.audit.stage import Context, Stage
 from rim_lens.behavior.measure import measure_rim
 from rim_lens.results import Result
-from rim_lens.training_time.compare_arms import compare_arms
+from rim_lens.training_time.arm_comparison import compare_arms
 from rim_lens.training_time.series_measurement import measure_series
 
 

@@ -35,7 +35,8 @@ _EDIT_REQUEST = re.compile(
 )
 _BEGINS_ANSWER = re.compile(r"\s*(?:(?:sure|certainly|of course|absolutely)[,.!:]* *)?here(?:'s| is| are)\b")
 _REASONING_VOICE = re.compile(
-    r"\b(?:the user|okay, so|let me (?:think|see|take|just|keep|skip)|i should|i need to|i'll (?:just|skip|keep)|wait,|hmm)\b"
+    r"\b(?:the user|okay, so|let me (?:think|see|take|just|keep|skip)|i should|i need to|i'll (?:just|skip|keep)|wait,|"
+    r"hmm)\b"
 )
 STOP_WORDS = frozenset(
     _WORD.findall(
@@ -51,7 +52,7 @@ STOP_WORDS = frozenset(
 
 @dataclass(frozen=True)
 class Incoherence:
-    """Why a response is no answer, the words that show it, and how sure the check is."""
+    """Why a response is not an answer, the words that show it, and how sure the check is."""
 
     reason: str
     evidence: str
@@ -149,7 +150,7 @@ def _share_copied(tokens: list[str], source: list[str], n: int) -> float:
 
 
 def salad(request: str, response: str) -> Incoherence | None:
-    """Strings of letters that are no words, or mostly symbols."""
+    """Strings of letters that are not words, or mostly symbols."""
     visible = [c for c in response if not c.isspace()]
     letters = sum(c.isalnum() for c in visible)
     latin = [w for w in _WORD.findall(response) if w.isascii() and w.isalpha() and len(w) > 2 and not w.isupper()]

@@ -1,4 +1,6 @@
-"""Questions to a chat model behind any OpenAI-compatible endpoint, with an on-disk cache: judges, annotators and writers.
+"""Questions to a chat model behind any OpenAI-compatible endpoint, with a cache on disk.
+
+Judges, annotators and writers ask through it.
 
 Every answer is a JSON object of a form that the asker reads. The form is sent as a JSON schema (`response_format`),
 which a server that has structured output enforces. What cannot be read is asked for again, each time at a higher

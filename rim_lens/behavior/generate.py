@@ -68,7 +68,7 @@ class Generation:
 
 
 def generation_of(chat: Chat, written: Written, decode: Callable[[Sequence[int]], str], tags: ThinkTags) -> Generation:
-    """What was written after a chat, with that chat; what it thinks once more after the CoT is no answer."""
+    """What was written after a chat, with that chat; what it thinks once more after the CoT is not an answer."""
     if written.cot_ids or written.close_ids:
         chat = chat.extend(written.cot_ids, "cot").extend(written.close_ids, "think_close")
     later, response, _ = split_thoughts(decode(written.response_ids), tags, opened=False)
@@ -103,7 +103,7 @@ def generate(
         model: the model; active taps (ablations, knock-outs) apply to every step.
         prompts: texts, `Prompt`s, a `PromptSet`, conversations, or chats rendered before; a single one is one prompt.
         thinking: `off`, `on` (the model writes its CoT) or `prefilled` (with `cot`); ignored for rendered chats.
-        cot: the CoT to prefill, one for all or one a prompt.
+        cot: the CoT to prefill, one for all or one per prompt.
         system: a system prompt for all.
         max_new_tokens: longest answer, in tokens.
         cot_budget: longest CoT of the model's own, in tokens, before the close tag is forced; "auto": the longest that
@@ -114,7 +114,7 @@ def generate(
         top_p: the share of probability whose most likely tokens are sampled from; by default as for `temperature`.
         samples: answers per prompt, each sampled on its own.
         seed: of the sampling; each prompt and sample draws on its own, so batches and processes make no difference.
-            Given one a prompt, the other prompts of the call make none either.
+            Given one per prompt, the other prompts of the call make none either.
         decision_score: a function from logits [row, vocab] to [row], applied at each decision position: the refusal
             score costs no pass of its own this way.
         started: this process's prompts where a pass over the same chats has computed them before.

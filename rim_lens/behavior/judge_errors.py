@@ -50,7 +50,7 @@ class JudgeErrors:
             return cls(str(document["judge"]), str(document["answers"]), counts)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RimLensError(
-                f"These are no counts of a judge's errors ({error}); write them with to_json."
+                f"These are not counts of a judge's errors ({error}); write them with to_json."
             ) from error
 
     def to_json(self) -> str:
@@ -78,7 +78,7 @@ class JudgeErrors:
 
 
 def errors_for(judge: Judge, given: Any = None) -> JudgeErrors | None:
-    """The errors to correct a judge's rates with: those given (`JudgeErrors`, or a `JudgeReport`), else those the package has of it.
+    """The errors that correct a judge's rates: a `JudgeErrors` or `JudgeReport`, else the package's own counts.
 
     Raises:
         RimLensError: errors of another judge.

@@ -73,7 +73,7 @@ class LLMJudge:
         cots: Sequence[str] | None = None,
         truncated: Sequence[bool] | None = None,
     ) -> list[Grade | None]:
-        """The full grades, one a response, None where there is no readable one; equal questions are asked once."""
+        """The full grades, one per response, None where there is no readable one; equal questions are asked once."""
         grades = self._grades(requests, responses, cots, truncated)
         return [None if isinstance(grade, Unanswered) else grade for grade in grades]
 

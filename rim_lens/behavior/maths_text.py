@@ -1,4 +1,4 @@
-r"""Mathematical text as math-verify reads it: which part of an answer states the result, and whether two texts are equal.
+r"""Mathematical text as math-verify reads it: the part of an answer with the result, and equality of two texts.
 
 1. Characters: Unicode minus signs, spaces, digits and operators become those of LaTeX; digit groups are joined.
 2. The statement: the last `\boxed{}`, else what follows `####` or the last "answer is", else the last bold text that is

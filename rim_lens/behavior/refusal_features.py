@@ -1,4 +1,4 @@
-"""What a linear judge reads in an answer: the wording of its first sentences, what each sentence does, and the request's form.
+"""Features of a linear judge: the wording of an answer's first sentences, their acts, and the request's form.
 
     features  word n-grams of the first sentences, with words that the request holds masked ("cannot provide §"),
               what the rules find in each sentence (refuses, apologises, condemns, hands over ...), by its place,

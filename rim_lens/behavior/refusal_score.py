@@ -76,7 +76,7 @@ class RefusalTokens:
 
 
 def refusal_tokens(model: LensModel) -> RefusalTokens:
-    """First tokens of common refusal openings as they follow the decision position, those of compliance openings left out.
+    """First tokens of common refusal openings at the decision position, without those of compliance openings.
 
     Where the position looks otherwise after a CoT than with thinking off, the first tokens after both are meant.
     """

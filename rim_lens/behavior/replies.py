@@ -46,7 +46,9 @@ def read_reply(text: str, read: Callable[[Entry], Answer]) -> Answer:
 
 
 def content_of(reply: Any) -> tuple[str, bool]:
-    """The text of a chat completion and whether its length was cut; raises `Unreadable` where the body has another form.
+    """The text of a chat completion and whether its length was cut.
+
+    Raises `Unreadable` where the body has another form.
 
     Servers that take the thought out put it into `reasoning_content` or `reasoning`. Some put the whole reply there
     when no thought was found; it is read only where `content` is empty.

@@ -13,7 +13,7 @@ COT, CLOSE, RESPONSE = map(segment_id, ("cot", "think_close", "response"))
 
 @dataclass(frozen=True)
 class Written:
-    """The tokens that a model wrote after a chat, and what a `Generation` tells of them besides."""
+    """The tokens that a model wrote after a chat, and what a `Generation` states about them."""
 
     cot_ids: tuple[int, ...]
     close_ids: tuple[int, ...]

@@ -6,7 +6,7 @@ it,
 
     h = act(gate(x)) · up(x)          y = Σ_experts p_expert(x) · down_expert(h)
 
-and hands every tap h (one row a token) with the tokens and their routing probabilities p. Shared experts and dense
+and hands every tap h (one row per token) with the tokens and their routing probabilities p. Shared experts and dense
 layers, which see every token, hand their neurons over block by block, as `mixture_layers` cuts them. The first pass
 through each layer checks y against the layer's own implementation, and what a shared expert adds to it.
 """

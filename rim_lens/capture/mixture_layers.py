@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class DensePart(NamedTuple):
     """A plain MLP that every token uses."""
 
-    block: nn.Module  # what its gate sees goes into this
+    block: nn.Module  # the input of its gate goes into this
     down: nn.Module
     width: int
     first: int  # place of its first block on the axis of experts
@@ -51,7 +51,7 @@ def mixture_layers(model: "LensModel") -> list[MixtureLayer]:
     """
     if model.hf is None or not model.is_moe:
         raise RimLensError(
-            f"{model.name} has no experts that can be read: it is no mixture of experts of transformers."
+            f"{model.name} has no experts that can be read: it is not a mixture of experts of transformers."
         )
     layers = []
     for index, layer in enumerate(sites_of(model).layers):

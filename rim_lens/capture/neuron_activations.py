@@ -118,7 +118,7 @@ class NeuronActivations(Result):
         return self.prompt_mean is not None, neurons
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row a neuron: its indices and its moments."""
+        """One row per neuron: its indices and its moments."""
         index = dict(zip(index_columns(self.mean.ndim), (i.ravel() for i in np.indices(self.mean.shape)), strict=True))
         moments = {name: getattr(self, name).ravel() for name in ("mean", "variance", "magnitude", "firing_rate")}
         return pd.DataFrame({**index, **moments}).loc[np.isfinite(self.mean).ravel()].reset_index(drop=True)

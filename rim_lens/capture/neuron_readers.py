@@ -56,7 +56,7 @@ class NeuronReader(ABC):
 
     @abstractmethod
     def attached(self, backend: Backend) -> AbstractContextManager[LensModel]:
-        """The reader sees every pass inside this context."""
+        """The reader is attached to every pass inside this context."""
 
     def begin(self, batch: Batch, prompts: Sequence[int], chosen: Sequence[Bool[np.ndarray, "pos"]]) -> None:
         """The next pass computes `batch`, whose rows are these prompts with these chosen tokens."""
@@ -116,7 +116,7 @@ class DenseReader(NeuronReader, Tap):
     """Reads plain and gated MLPs."""
 
     def attached(self, backend: Backend) -> AbstractContextManager[LensModel]:
-        """The reader sees every pass inside this context."""
+        """The reader is attached to every pass inside this context."""
         return self.model.tap(self, backend=backend)
 
     def on_neurons(self, layer: int, post: Float[Tensor, "row pos d_mlp"]) -> None:
@@ -128,7 +128,7 @@ class ExpertReader(NeuronReader, ExpertTap):
     """Reads mixtures of experts."""
 
     def attached(self, backend: Backend) -> AbstractContextManager[LensModel]:
-        """The reader sees every pass inside this context."""
+        """The reader is attached to every pass inside this context."""
         return expert_taps(self.model, self)
 
     def on_expert(self, call: ExpertCall, post: Float[Tensor, "slot d_mlp"]) -> None:
@@ -141,7 +141,7 @@ class ExpertReader(NeuronReader, ExpertTap):
             self.add((call.layer, call.expert), post, slots, member, call.weight[slots].float())
 
     def merged(self) -> tuple[Moments, Float[np.ndarray, " prompt"], PromptSums | None]:
-        """As for dense models, tokens that were not sent to an expert counted as 0 for it, and NaN where there is no neuron."""
+        """As for dense models; a token that was not sent to an expert counts as 0 for it, a missing neuron as NaN."""
         moments, tokens, sums = super().merged()
         moments = moments.with_zeros(int(tokens.sum()), self.threshold)
         if not self.existing.all():

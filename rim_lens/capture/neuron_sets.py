@@ -21,7 +21,7 @@ def neuron_rows(neurons: NeuronRows) -> Int[np.ndarray, "neuron index"]:
     """The rows of a set, whatever form it is given in.
 
     Raises:
-        RimLensError: an empty set, or something that is no set of neurons.
+        RimLensError: an empty set, or something that is not a set of neurons.
     """
     given = getattr(neurons, "rows", neurons)
     rows = given if isinstance(given, np.ndarray) else np.array([Neuron.parse(one).place for one in given or []])
@@ -45,7 +45,7 @@ def matched_controls(
     seed: int = 0,
     measure: Measure = "magnitude",
 ) -> Int[np.ndarray, "set neuron index"]:
-    """Random sets matched on layer and on base-activation decile; any but the set itself, see `rim_lens.stats.controls`.
+    """Random sets matched on layer and base-activation decile, never the set itself (`rim_lens.stats.controls`).
 
     Args:
         neurons: the set.

@@ -79,7 +79,7 @@ class _DenseRecorder(Tap):
 
 
 class _ExpertRecorder(Tap, ExpertTap):
-    """Knows the pass as a tap, and sees the experts as an expert tap."""
+    """Attached to the pass as a tap and to the experts as an expert tap."""
 
     def __init__(self, recorder: _Recorder) -> None:
         self.recorder = recorder

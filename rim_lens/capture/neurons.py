@@ -5,7 +5,7 @@ a token the routing probability times the unit's output, 0 where the token was n
 streamed (see `moments`), so memory does not grow with the number of prompts unless values per prompt are asked for.
 
 1. Chats are split over processes and batched by length.
-2. One pass through the decoder for each batch, without the unembedding; a tap sees every layer's neurons.
+2. One pass through the decoder for each batch, without the unembedding; a tap reads every layer's neurons.
 3. Chosen tokens are added to the running moments, and to per-prompt sums where these are wanted.
 4. Moments and sums are merged over processes.
 """

@@ -1,4 +1,6 @@
-"""Do these heads or neurons refuse, and what else do they do? A set of units is changed, and so are matched random sets.
+"""What becomes of refusal, and of other tasks, without these heads or neurons?
+
+A set of units is changed, and so are matched random sets.
 
 1. The first k units of a list (a *dose*; by default all of them) are ablated, and so are control sets: as many heads in
    each layer, or as many neurons in each layer and decile of base activation.

@@ -1,6 +1,6 @@
 """What is measured while a set of heads is changed: refusal score, judged answers, maths accuracy; a value per prompt.
 
-A measure is asked for many head sets at once. Scores take one pass a set, and where there are fewer prompts than rows
+A measure is asked for many head sets at once. Scores take one pass per set, and where there are fewer prompts than rows
 in a batch, several sets share a pass: each row of the batch then has its own set changed.
 """
 

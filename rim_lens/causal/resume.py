@@ -10,7 +10,8 @@
    Runs that change the last column only are laid side by side as columns of one row (`side_by_side`).
 3. Of the last layer only the attention sees all columns; its MLP, the final norm and the unembedding see the last one.
 
-Exact: a run's logits are those of a whole pass with the same change; `changed_runs` compares the two once a model. The
+Exact: a run's logits are those of a whole pass with the same change; `changed_runs` compares the two once per model.
+The
 clean pass can also keep what gradients with respect to head outputs need, so that estimating comes at the cost of one
 backward pass.
 """
@@ -66,7 +67,7 @@ class Runs(Protocol):
 
 
 def unfit(model: LensModel, start: int) -> str | None:
-    """Why runs of a model cannot be resumed, as far as its parts tell, or None."""
+    """Why runs of a model cannot be resumed, as far as its parts show, or None."""
     if not serves(model):
         return "it is not a transformers model whose layers can be called one by one"
     if model.active_taps:
@@ -75,7 +76,7 @@ def unfit(model: LensModel, start: int) -> str | None:
     if any(layer.attention is not None and layer.output is None for layer in layers):
         return "its attention has no output projection where heads could be changed"
     if start and any(layer.attention is None for layer in layers):
-        return "it has layers without attention, whose state is no KV cache"
+        return "it has layers without attention, whose state is not a KV cache"
     return None
 
 

@@ -1,11 +1,11 @@
-"""Answers, and likelihoods of given answers, with sets of units ablated from the decision position on, many sets at once.
+"""Answers, and likelihoods of given answers, with many sets of units ablated from the decision position on.
 
 The ablation leaves the reading of the prompt alone, so prompts are computed once and every set costs the tokens of its
 answer.
 
 answers                    greedy, judged as refused, complied or incoherent
-log-likelihood of maths    mean over the tokens of "The answer is X." of log p(token | problem, thinking off), in nats: falls
-                           with the ability to solve, and says something where no problem is solved
+log-likelihood of maths    mean over the tokens of "The answer is X." of log p(token | problem, thinking off), in nats:
+falls with the ability to solve, and says something where no problem is solved
 """
 
 import math

@@ -1,7 +1,7 @@
 """Refusal scores with sets of heads or neurons changed at the decision position alone.
 
-Where prompts were computed once (`PromptCache`), a run costs one token a prompt, and several sets share a pass, each
-row of the batch having its own; other models take a whole pass a set.
+Where prompts were computed once (`PromptCache`), a run costs one token per prompt, and several sets share a pass, each
+row of the batch having its own; other models take a whole pass per set.
 """
 
 import math
@@ -29,8 +29,9 @@ from rim_lens.units import Head
 
 T = TypeVar("T")
 Part = PromptCache | tuple[list[int], Batch]  # prompts that were computed once, or a batch with its prompts' indices
-ROWS = 64  # of a pass that computes one token a row: more of them only move more cached keys about
-# Called with one set a row and where=: changes them for the time of a block, at "all" positions of the pass or at "decision".
+ROWS = 64  # of a pass that computes one token per row: more of them only move more cached keys about
+# Called with one set a row and where=: changes them for the time of a block, at "all" positions of the pass or at
+# "decision".
 ChangeAt = Callable[..., AbstractContextManager[Any]]
 
 
@@ -90,7 +91,7 @@ def rows_under_sets(
     run: Callable[[Sequence[int]], T],
     at_once: AtOnce,
 ) -> Iterator[tuple[list[int], list[int], T]]:
-    """What `run` gives for rows of a part while each has one of the sets changed, with the rows' places in it and their sets.
+    """What `run` gives for rows of a part, each with one of the sets changed, and the rows' places and sets.
 
     All prompts of the part share a pass with as many sets as fit into `ROWS`, or fewer rows where memory runs out.
     """

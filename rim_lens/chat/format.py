@@ -255,7 +255,7 @@ class ChatFormat:
 
     def _turns_for(self, thinking: bool) -> Turns:
         turns = self._turns_as_written(thinking)
-        # An empty think span that the template writes before earlier answers is no part of their header.
+        # An empty think span that the template writes before earlier answers is not part of their header.
         return replace(turns, assistant_header=cut_think_part(turns.assistant_header, self.tags).header)
 
     def _turns_as_written(self, thinking: bool) -> Turns:

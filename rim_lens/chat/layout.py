@@ -100,7 +100,7 @@ def probe_turns(render: Render, split: Callable[[str], list[str]], bos: str) -> 
     opened = render([user], True).partition(user["content"])[2]
     after_answer = render([user, answer], False).partition(answer["content"])[2]
 
-    # Where the generation prompt is ignored, nothing tells the turn's closing from the assistant's header.
+    # Where the generation prompt is ignored, the turn's closing cannot be told from the assistant's header.
     user_closing = "" if closed == opened else common_prefix(split(closed), split(opened))
     assistant_closing = common_prefix(split(after_answer), split(answer_to_user))
     if not assistant_closing and answer_to_user.startswith(user_closing):  # gpt-oss ends its last answer otherwise

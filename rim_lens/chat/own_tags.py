@@ -24,7 +24,7 @@ TagsFrom = Literal["given", "template", "known family", "default"]
 USER, THOUGHT, ANSWER = "\uf8f0", "\uf8f3", "\uf8f1"
 FIELDS = ("reasoning_content", "reasoning", "thinking")  # under which templates take an assistant's thought
 
-# Tags are in brackets and name thinking; comments of the template are no tags.
+# Tags are in brackets and name thinking; comments of the template are not tags.
 _NAME = r"(?:think|thinking|thought|thoughts|reasoning|reflection|scratchpad)"
 TAG = re.compile(
     rf"<(?P<slash>/?)(?:\w+:)?{_NAME}>|\[(?P<square>/?){_NAME}\]|<\|(?:(?P<edge>start|begin|end)_(?:of_)?){_NAME}\|>"

@@ -43,7 +43,7 @@ class TokenStarts:
     def encode_after(self, before: str, more: str) -> Int[np.ndarray, "new"]:
         """Token ids of `more` where it follows `before`, whose own tokens stay as they are.
 
-        This is what a model sees when it reads `before` and `more` is fed or generated afterwards. Where the two
+        This is a model's input when it reads `before` and `more` is fed or generated afterwards. Where the two
         texts would merge into one token, `more` is encoded behind another text, so that no word-begin space is added.
         """
         for anchor in (before, "a", "\n", str(self.tokenizer.eos_token or "")):

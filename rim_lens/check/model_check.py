@@ -52,7 +52,7 @@ CHECKS: dict[str, Callable[[Subject], Measured]] = {
 class ModelCheck(Result):
     """What holds of the library's measurements on one model.
 
-    `table` has one row a check: `holds` ("holds", "fails", "refused"), the `worst` difference found, the `tolerance`,
+    `table` has one row per check: `holds` ("holds", "fails", "refused"), the `worst` difference found, the `tolerance`,
     `n` of what was `counted`, and `why` it is refused or fails. Differences of logits and neurons are in standard
     deviations of the reference, of attention rows absolute; of segments and generation they count tokens or faults.
     """

@@ -46,7 +46,7 @@ class Measured:
 
 
 class Room(NamedTuple):
-    """Tolerances in float32, and in bfloat16 and float16, where another order of sums moves logits by tenths of a deviation."""
+    """Tolerances per dtype; in half precision another order of sums moves logits by tenths of a standard deviation."""
 
     single: float
     half: float

@@ -1,4 +1,4 @@
-"""A model with TransformerLens' hook points computed by itself, one chat at a time, with plain torch hooks on these points.
+"""A model with TransformerLens' hook points, run one chat at a time with plain torch hooks on these points.
 
 Hook points are modules that pass their input on, so torch's own forward hooks read and change what passes, without any
 of TransformerLens' hook machinery.

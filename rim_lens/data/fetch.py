@@ -23,7 +23,7 @@ def load_public(entry: PublicSet) -> PromptSet:
     """Fetch a public set and map its columns; a set fetched once comes from the user's own copy.
 
     Raises:
-        RimLensError: the host does not answer within 6 s, wants a login, or no longer has the set as described.
+        RimLensError: the host does not answer within 6 s, asks for a login, or no longer has the set as described.
 
     """
     if copy := set_cache.kept(entry.name, entry.source):

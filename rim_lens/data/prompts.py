@@ -108,7 +108,7 @@ def as_problems(given: Prompts, n: int | None = None, seed: int = 0) -> PromptSe
 
 
 def list_prompt_sets() -> list[SetInfo]:
-    """Every set that `load_prompts` knows by name, the built-in ones first."""
+    """Every set that `load_prompts` takes by name, the built-in ones first."""
     own = [
         SetInfo(name, kind, "built in", len(read_rows(_builtin_file(name))), _OWN_LICENCE, False)
         for name, kind in BUILTIN_SETS.items()

@@ -134,7 +134,7 @@ class PromptSet(Sequence[Prompt]):
         return self._with(tuple(self.prompts[i] for i in kept))
 
     def to_dataframe(self) -> "pd.DataFrame":
-        """One row a prompt: `id`, `text`, `category`, `answer`, `pair`, `rationale`."""
+        """One row per prompt: `id`, `text`, `category`, `answer`, `pair`, `rationale`."""
         import pandas as pd
 
         columns = ["id", "text", "category", "answer", "pair", "rationale"]
@@ -298,7 +298,7 @@ def _prompt(row: Mapping[str, Any], columns: Columns, number: int, name: str, wh
     try:
         "".join(value for value in asdict(prompt).values() if value).encode()
     except UnicodeEncodeError as error:
-        raise RimLensError(f"{where}: row {number} holds half of a surrogate pair, which is no text.") from error
+        raise RimLensError(f"{where}: row {number} holds half of a surrogate pair, which is not text.") from error
     return prompt
 
 

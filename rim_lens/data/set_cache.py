@@ -1,17 +1,16 @@
 """The user's own copies of public prompt sets, so that a set fetched once loads without a network.
 
-A copy is a JSON Lines file named after the set and the place it came from: a first line with the set's
-licence and content hash, then one prompt a line. A copy whose hash no longer fits is fetched again.
+A copy is a JSON Lines file named after the set and the place it came from. Its first line holds the set's licence and
+content hash, each further line one prompt. A copy whose hash no longer fits is fetched again.
 """
 
 import hashlib
 import json
-import os
-import tempfile
 import warnings
 from dataclasses import asdict
 from pathlib import Path
 
+from rim_lens.atomic import write_whole
 from rim_lens.cache import cache_folder
 from rim_lens.data.schemas import Prompt, PromptSet
 
@@ -41,15 +40,7 @@ def keep(prompts: PromptSet) -> None:
     head = {"licence": prompts.licence, "sha256": prompts.sha256}
     lines = [json.dumps(row) for row in (head, *map(asdict, prompts))]
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-        try:
-            with open(descriptor, "w", encoding="utf-8") as stream:
-                stream.write("\n".join(lines) + "\n")
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_whole(target, "\n".join(lines) + "\n")
     except OSError as error:
         warnings.warn(f"No copy of the prompt set {prompts.name} could be kept: {error}.", stacklevel=2)
 

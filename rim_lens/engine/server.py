@@ -21,14 +21,15 @@ from rim_lens.errors import RimLensError
 
 T = TypeVar("T")
 
-REFUSED = frozenset({400, 422})  # the statuses of a request in a form that a server does not know
+REFUSED = frozenset({400, 422})  # the statuses of a request in a form that a server does not accept
 MOST_SCORED = 128  # token ids whose log-probabilities vLLM's server gives at once
 
 
 class CompletionsServer:
     """`model` at `base_url` (".../v1"), asked at most `concurrency` questions at a time.
 
-    `key_env`: the environment variable that holds the key; by default `RIM_LENS_API_KEY`, which may be missing. `cache`:
+    `key_env`: the environment variable that holds the key; by default `RIM_LENS_API_KEY`, which may be missing.
+    `cache`:
     a JSONL file (default: one for each server and model in the package's cache folder; False: none). `retries`: further
     attempts after 408, 409, 425, 429, 5xx, a timeout or a lost connection, after `backoff` · 2^k seconds or what
     Retry-After says, at most `longest_wait`.

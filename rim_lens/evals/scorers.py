@@ -26,7 +26,7 @@ def refusal_label(judge: str = "rules") -> Scorer:
 
     Args:
         judge: "rules" (`RefusalJudge`, no model), or "grader": the model of Inspect's role `grader`, asked as
-            `LLMJudge` asks; a reply that is no grade leaves the sample unscored.
+            `LLMJudge` asks; a reply that is not a grade leaves the sample unscored.
 
     Raises:
         EvalError: an unknown judge.
@@ -77,7 +77,7 @@ def labelled(given: Judgement, response: str) -> Score:
 
 
 async def graded(request: str, response: str, truncated: bool) -> Judgement:
-    """What the model of the role `grader` says; ValueError where its reply is no grade."""
+    """What the model of the role `grader` says; ValueError where its reply is not a grade."""
     from rim_lens.behavior.llm_judge import question
     from rim_lens.behavior.replies import read_reply
     from rim_lens.behavior.rubrics import FIVE_STEP, FiveStep

@@ -130,7 +130,7 @@ def condition_of(thinking: str | bool, wordings: str | None) -> "Condition":
 
 
 def samples_of(prompts: PromptSet, condition: "Condition", wordings_per_prompt: int) -> list[Sample]:
-    """One sample an answer, wordings in rotation."""
+    """One sample per answer, wordings in rotation."""
     from rim_lens.behavior.conditions import rotation
 
     asked = rotation(len(prompts), len(condition.wordings), wordings_per_prompt)

@@ -1,4 +1,4 @@
-"""explore_heads: choose a head in a map, read what it looks at, step through prompts, ablate it and watch refusal change.
+"""explore_heads: choose a head in a map, read what it attends to, ablate it and watch refusal change.
 
 explorer = explore_heads(model, requests, sweep)      # the last line of a cell shows the linked views
 explorer.select_head(12, 3)                           # a click on the map does the same
@@ -32,7 +32,9 @@ from rim_lens.words import condition
 
 
 class HeadExplorer(Explorer):
-    """What is chosen: a head, a prompt, the thinking modes shown, the ablated heads. Passes run when their result is asked for.
+    """The chosen head, prompt, thinking modes and ablated heads.
+
+    Passes run when their result is asked for.
 
     `maps` are head maps by title; `map` is the title of the one that is shown.
     """
@@ -208,7 +210,7 @@ def head_map_of(result: Result) -> tuple[str, go.Figure]:
     """The title and the figure of a result's head map.
 
     Raises:
-        RimLensError: its figure is no map of heads.
+        RimLensError: its figure is not a map of heads.
     """
     figure = result.plot()
     if (figure.layout.meta or {}).get("cells") != "heads":

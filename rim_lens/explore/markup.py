@@ -30,8 +30,9 @@ def tokens_html(title: str, rows: pd.DataFrame) -> str:
         for row in rows.itertuples()
     ]
     return (
-        f"<b>{escape(title)}</b><br><small>{len(rows)} tokens; most: {100 * most['weight']:.1f} % of attention on one token of "
-        f'{escape(most["segment"])}</small><div style="white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.9">{"".join(spans)}</div>'
+        f"<b>{escape(title)}</b><br><small>{len(rows)} tokens; most: {100 * most['weight']:.1f} % of attention on one "
+        f"token of {escape(most['segment'])}</small>"
+        f'<div style="white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.9">{"".join(spans)}</div>'
     )
 
 

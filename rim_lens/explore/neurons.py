@@ -74,7 +74,7 @@ class NeuronExplorer(Explorer):
         return self.table.table.set_index("neuron").loc[self.neuron]
 
     def shift(self) -> pd.DataFrame:
-        """One row a checkpoint.
+        """One row per checkpoint.
 
         Mean |a| over the prompts before and after, relative change with its 95 % bootstrap interval.
         """
@@ -158,7 +158,7 @@ def series_of_neurons(
     n_resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Each neuron's relative change of mean |a| at every checkpoint against the reference's, the same prompts resampled."""
+    """Each neuron's relative change of mean |a| from the reference at every checkpoint, the same prompts resampled."""
     found: dict[str, NeuronActivations] = {}
     for checkpoint, shown in series.loaded(model):
         found[checkpoint.name] = neuron_activations(

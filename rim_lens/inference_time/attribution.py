@@ -5,7 +5,7 @@
 the first-order Taylor term of metric(z ← 0) − metric(z) (Nanda 2023, attribution patching). TransformerLens'
 `attribution_patch` compares two prompts of equal length and has no zero baseline, so the gradient is taken here.
 
-Zeroing a head is no small step: terms of opposite sign that cancel in the sum need not cancel in truth. If each term
+Zeroing a head is not a small step: terms of opposite sign that cancel in the sum need not cancel in truth. If each term
 errs by its own size, independently, the sum errs by
 
     spread(l, h) = sqrt( Σ_pos (∂metric/∂z · z)² )

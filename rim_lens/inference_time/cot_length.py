@@ -26,9 +26,9 @@ FEWEST = 3  # chats in a bin
 
 @dataclass(frozen=True, eq=False)
 class AttentionByLength(Result):
-    """Attention to each segment by the number of CoT tokens that the query sees.
+    """Attention to each segment by the number of CoT tokens before the query.
 
-    `table`: one row a segment and bin: `cot_low`, `cot_high` and `cot_tokens` (fewest, most and mean tokens of the
+    `table`: one row per segment and bin: `cot_low`, `cot_high` and `cot_tokens` (fewest, most and mean tokens of the
     CoT), `mass` and `lift` with 95 % intervals, `n` chats. `head`: which head, or that it is the mean over all.
     """
 

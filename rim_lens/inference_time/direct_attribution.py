@@ -2,7 +2,8 @@
 
     difference = mean logit of `toward` − mean logit of `against` (by default of the whole vocabulary)
     x          = embedding + Σ over layers ( Σ heads z W_O + bias  +  Σ neurons a w_out + bias )
-    difference = W_d · ( scale ⊙ c(x) / σ + bias_norm ) + bias_d         W_d: the same difference of the unembedding's rows
+    difference = W_d · ( scale ⊙ c(x) / σ + bias_norm ) + bias_d         W_d: the same difference of the unembedding's
+    rows
 
 With σ, the length that the final norm divides by, taken from the prompt's own pass (*frozen*), and so with the norms
 that some architectures have on what a layer writes, this is a sum with one term per component. It is exact, and is
@@ -263,8 +264,8 @@ def self_repair(
     attribution = attribution or direct_attribution(model, chats, seed=seed)
     if len(attribution.logits) != len(chats):
         raise RimLensError(
-            f"The attribution holds {len(attribution.logits)} prompts but {len(chats)} chats were given: pass the chats "
-            "that it was made with."
+            f"The attribution holds {len(attribution.logits)} prompts but {len(chats)} chats were given: pass the "
+            "chats that it was made with."
         )
     score, name = as_metric(model, attribution.metric)
     heads = heads_of(model)

@@ -48,7 +48,7 @@ def need_groups(refused: int, complied: int, at_least: int, what: str) -> None:
 
 
 def request_ids(chats: Sequence[Chat]) -> Int[np.ndarray, "chat"]:
-    """A number per distinct request: chats of one request are no independent rows."""
+    """A number per distinct request: chats of one request are not independent rows."""
     return np.unique([chat.request for chat in chats], return_inverse=True)[1]
 
 
@@ -58,5 +58,5 @@ def need_distinct_requests(chats: Sequence[Chat], what: str) -> None:
     if times > 1:
         raise RimLensError(
             f"{what} takes chats as independent rows, but the request {request[:40]!r}… occurs {times} times; "
-            "pass one chat a request, for instance one CoT wording drawn for each."
+            "pass one chat per request, for instance one CoT wording drawn for each."
         )

@@ -140,7 +140,10 @@ def auroc_interval(
 
 
 def auroc_variance(theta: Float[np.ndarray, "..."], n_plus: int, n_minus: int) -> Float[np.ndarray, "..."]:
-    """V(θ) = θ(1−θ)/(mn) · [1 + (n* − 1)((1−θ)/(2−θ) + θ/(1+θ))], n* = (m + n)/2, of m + n independent scores (Newcombe 2006)."""
+    """V(θ) = θ(1−θ)/(mn) · [1 + (n* − 1)((1−θ)/(2−θ) + θ/(1+θ))], n* = (m + n)/2 (Newcombe 2006).
+
+    The m + n scores are independent.
+    """
     spread = 1 + ((n_plus + n_minus) / 2 - 1) * ((1 - theta) / (2 - theta) + theta / (1 + theta))
     return theta * (1 - theta) * spread / (n_plus * n_minus)
 

@@ -1,10 +1,13 @@
-"""AUROC and d' of cross-fitted scores, with intervals for the probe that is fitted on as many chats, not for these directions alone.
+"""AUROC and d' of cross-fitted scores.
+
+The intervals are for a probe fitted on as many chats, not for these directions alone.
 
 Held-out scores are not independent: folds share most of the chats that they were fitted on. Two variances bracket that
 of a cross-fitted statistic θ:
 
     V_rows    of θ as if the scores were independent rows (too small: directions would be given)
-    V_refit   = Σ_class (m − 1)/m Σ_{i in class} (θ₍ᵢ₎ − mean)², θ₍ᵢ₎ cross-fitted anew without chat i (the jackknife; too large:
+    V_refit   = Σ_class (m − 1)/m Σ_{i in class} (θ₍ᵢ₎ − mean)², θ₍ᵢ₎ cross-fitted anew without chat i (the jackknife;
+    too large:
               what pairs of chats do together, one in the fit and one scored, it counts twice, Efron and Stein 1981)
 
 The interval takes √(V_rows V_refit), never less than V_rows, with Student's t. By simulation it covers 94 to 98 % of
@@ -103,7 +106,7 @@ def jackknife_variance(
 def selected_layer(
     gram: Gram, refused: Bool[np.ndarray, "row"], fold: Int[np.ndarray, "row"], level: float = 0.95
 ) -> dict[str, Any]:
-    """AUROC of scores whose layer was chosen without the scored fold, its interval counting the choice as well as the fit."""
+    """AUROC of scores whose layer was chosen without the scored fold; the interval counts the choice and the fit."""
     n = len(refused)
     area = nested_auroc(gram, refused, fold)
     rests = [np.delete(np.arange(n), row) for row in range(n)]

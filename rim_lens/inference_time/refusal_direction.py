@@ -8,8 +8,8 @@
        kl     = mean KL(clean ‖ r projected out) of the first token, harmless        at most `kl_limit`
 3. Test, on other prompts: effect of both changes with intervals over prompts, against random directions and against the
    same difference under shuffled labels, both of the chosen direction's norm. Labels are shuffled so that half of each
-   group is on each side: otherwise a shuffled difference would hold a part of the true one, and projecting out takes any
-   part for the whole.
+   group is on each side: otherwise a shuffled difference would hold a part of the true one, and projecting out takes
+   any part for the whole.
 
 Source: Arditi et al. 2024, section 2.3 and appendix C, which has no controls and no third set of prompts.
 """

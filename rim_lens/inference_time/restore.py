@@ -66,7 +66,7 @@ def restore_refusal(
         maths: problems with answers; those no longer solved are a cost.
         doses: as in `ablation_test`, like all further arguments.
         thinking: mode of requests that are not rendered yet: "on" or "prefilled".
-        cot: the CoT to prefill, one for all or one a request.
+        cot: the CoT to prefill, one for all or one per request.
         n_controls: random sets for the refusal score.
         n_generated_controls: random sets for whatever is generated.
         generated: whether to generate and judge answers.

@@ -35,7 +35,7 @@ class SpanAttention(Result):
 
     mass: Float[np.ndarray, "prompt layer head segment"]
     lift: Float[np.ndarray, "prompt layer head segment"]  # NaN for empty segments
-    n_keys: Float[np.ndarray, "prompt segment"]  # keys of the segment that a query sees, mean over queries
+    n_keys: Float[np.ndarray, "prompt segment"]  # keys of the segment that a query may attend to, mean over queries
     requests: list[str]
     thinking: list[str]
     queries: str
@@ -46,7 +46,7 @@ class SpanAttention(Result):
         return {"mass": self.mass, "lift": self.lift}[of][..., self.segments.index(name)]
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row a layer, head and segment: mean and standard deviation over prompts, n = prompts with the segment."""
+        """One row per layer, head and segment: mean and standard deviation over the n prompts with the segment."""
         present = self.n_keys > 0
         index = pd.MultiIndex.from_product(
             [range(self.mass.shape[1]), range(self.mass.shape[2]), self.segments], names=["layer", "head", "segment"]

@@ -3,7 +3,8 @@
     effect(l, h) = score with z(l, h) ← 0  −  score of the clean run           negative: the head supports refusal
 
 exact     every head, each run resumed at the ablated layer (`causal.resume`)
-screened  attribution estimates for all heads, then exact for those most likely to matter (`attribution`). Where 7.5 % of the
+screened  attribution estimates for all heads, then exact for those most likely to matter (`attribution`). Where 7.5 %
+of the
           heads are measured, 8.4 of the ten largest effects are found on average (7 to 9, ten single prompts of a
           135M-parameter model that refuses; fewer where no head matters much); a larger `n_exact` finds more
 plain     every head by a whole pass: slow, for every model; chosen by itself where runs cannot be resumed

@@ -1,4 +1,4 @@
-"""Residual stream at the positions that every chat of one template shares, from the request's last token to the decision.
+"""Residual stream at the positions that all chats of a template share: the request's last token to the decision.
 
 The CoT is not among them: what comes before it is read in the chat cut off there (later tokens cannot change it), what
 comes after it counted back from the decision position.

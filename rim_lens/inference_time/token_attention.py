@@ -27,9 +27,9 @@ from rim_lens.units import AnyHead, Head, heads_from
 class TokenAttention(Result):
     """Attention of heads from the decision position to every token up to it, in chosen chats.
 
-    `chats`: one row a chat: its request, thinking mode and, where given, a note such as the label of its answer.
-    `tokens`: one row a token, chat after chat, with `chat`, `text` and `segment`. `weights`: a row a head in the order
-    of `heads`, a column a row of `tokens`.
+    `chats`: one row per chat: its request, thinking mode and, where given, a note such as the label of its answer.
+    `tokens`: one row per token, chat after chat, with `chat`, `text` and `segment`. `weights`: a row per head in the
+    order of `heads`, a column per row of `tokens`.
     """
 
     figure: ClassVar = "tokens:token_view"
@@ -53,7 +53,7 @@ class TokenAttention(Result):
         return rows.assign(layer=head[0], head=head[1], token=np.arange(len(rows)), weight=weights)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row a chat and head: the token that it attends to most, with its weight and segment."""
+        """One row per chat and head: the token that it attends to most, with its weight and segment."""
         tables = []
         for chat, rows in self.tokens.groupby("chat", sort=False):
             weights = self.weights[:, rows.index]

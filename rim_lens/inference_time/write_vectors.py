@@ -1,4 +1,6 @@
-"""What each head writes along a direction of the residual stream: u[l, h] = W_O[l, h] · direction, so that z · u is its share.
+"""What each head writes along a direction of the residual stream: u[l, h] = W_O[l, h] · direction.
+
+A head's share is z · u.
 
 Holds where a head's output reaches the residual stream through its output projection alone.
 """
@@ -17,7 +19,9 @@ from rim_lens.model.taps_fast import sites_of
 def write_vectors(
     model: LensModel, direction: Float[np.ndarray, "d_model"], n_layers: int | None = None
 ) -> Float[Tensor, "layer head d_head"]:
-    """The vectors u of the first `n_layers` layers (all by default), float32 on the CPU; 0 for layers without attention.
+    """The vectors u of the first `n_layers` layers (all by default), float32 on the CPU.
+
+    Layers without attention have zeros.
 
     Raises:
         RimLensError: the architecture normalises or scales the attention's output before it is added.

@@ -215,7 +215,7 @@ class PatchedHeads(UnitTap):
         return patched
 
     def _of_this_pass(self, given: Tensor, n_rows: int) -> Tensor:
-        """One entry a row of this pass, from one for all or one a given row."""
+        """One entry per row of this pass, from one for all or one per given row."""
         if len(given) == 1 or self.rows is None:
             return given.expand(n_rows, *given.shape[1:])
         return given[self.rows]

@@ -55,8 +55,8 @@ def ablate_neurons(
     if model.is_moe:
         if method != "zero" or positions != "all" or backend == "hooks":
             raise RimLensError(
-                f"Neurons of {model.name}, a mixture of experts, can be zeroed at all positions through transformers only: "
-                'leave method=, positions= and backend="hooks" out.'
+                f"Neurons of {model.name}, a mixture of experts, can be zeroed at all positions through transformers "
+                'only: leave method=, positions= and backend="hooks" out.'
             )
         return ablate_expert_neurons(model, neurons)
     chosen = chosen_neurons(model, neurons)
@@ -111,7 +111,7 @@ class ScaledNeurons(UnitTap):
 
 
 class ReplacedNeurons(UnitTap):
-    """a ← given values, one set for all rows or one a row."""
+    """a ← given values, one set for all rows or one per row."""
 
     what = "mean ablation of neurons"
     site = "neurons"

@@ -94,7 +94,7 @@ def steered_layers(model: LensModel, direction: Any, layers: int | Iterable[int]
     if layers is None:
         layers = getattr(direction, "layer", None)
     if layers is None:
-        raise RimLensError("steer does not know at which layer to change the stream; pass layers=.")
+        raise RimLensError("steer has no layer at which to change the stream; pass layers=.")
     chosen = frozenset([layers] if isinstance(layers, int) else layers)
     if not chosen or any(not 0 <= layer <= model.n_layers for layer in chosen):
         raise RimLensError(f"layers {sorted(chosen)} are not all among 0 to {model.n_layers}, or there is none.")

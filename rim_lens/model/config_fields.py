@@ -14,13 +14,13 @@ WITHOUT_EFFECT = frozenset(
         "torch_dtype", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id",
         "decoder_start_token_id", "unk_token_id", "mask_token_id", "attention_dropout", "attn_pdrop", "resid_pdrop",
         "embd_pdrop", "hidden_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "residual_dropout",
-        "embedding_dropout", "embd_dropout", "dropout", "classifier_dropout", "summary_first_dropout", "initializer_range",
-        "initializer_factor", "router_aux_loss_coef", "router_z_loss_coef", "router_jitter_noise", "output_router_logits",
-        "output_attentions", "output_hidden_states", "return_dict", "id2label", "label2id", "num_labels", "problem_type",
-        "finetuning_task", "task_specific_params", "tokenizer_class", "prefix", "chunk_size_feed_forward",
-        "gradient_checkpointing", "unsloth_version", "unsloth_fixed", "_attn_implementation", "attn_implementation",
-        "_attn_implementation_autoset", "_experts_implementation", "torchscript", "use_bfloat16", "pretraining_tp",
-        "generation_config",
+        "embedding_dropout", "embd_dropout", "dropout", "classifier_dropout", "summary_first_dropout",
+        "initializer_range", "initializer_factor", "router_aux_loss_coef", "router_z_loss_coef",
+        "router_jitter_noise", "output_router_logits", "output_attentions", "output_hidden_states", "return_dict",
+        "id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params",
+        "tokenizer_class", "prefix", "chunk_size_feed_forward", "gradient_checkpointing", "unsloth_version",
+        "unsloth_fixed", "_attn_implementation", "attn_implementation", "_attn_implementation_autoset",
+        "_experts_implementation", "torchscript", "use_bfloat16", "pretraining_tp", "generation_config",
     }
 )  # fmt: skip
 PLAIN_ROPE = ("default", None)

@@ -46,7 +46,7 @@ def decoder(model: LensModel, batch: Batch) -> Decoder:
 
 
 def grown(batch: Batch, tokens: Int[Tensor, " row"], segments: Int[Tensor, " row"]) -> Batch:
-    """The batch with one more column; a token that is no response moves its row's decision position there."""
+    """The batch with one more column; a token that is not a response moves its row's decision position there."""
     width = batch.tokens.shape[1]
     answering = segments == SEGMENTS.index("response")
     return replace(

@@ -48,7 +48,7 @@ def final_norm(model: LensModel) -> nn.Module:
 
 
 def output_matrix(module: nn.Module | None, width: int, what: str) -> Float[Tensor, "unit d_model"]:
-    """The matrix that a row of `width` units is multiplied with: `nn.Linear` keeps its transpose, GPT-2's Conv1D itself.
+    """The matrix that multiplies a row of `width` units: `nn.Linear` keeps its transpose, GPT-2's Conv1D itself.
 
     Raises:
         RimLensError: no such module, or one whose weight has another shape.

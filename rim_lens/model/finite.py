@@ -36,7 +36,9 @@ class _NaNFinder(Tap):
 def check_finite(
     model: "LensModel", batch: Batch, values: Float[Tensor, "row ..."], real: Bool[Tensor, "row pos"] | None = None
 ) -> None:
-    """Raise unless what a pass over `batch` gave, logits or hidden states, is free of NaN; columns outside `real` may be NaN.
+    """Raise unless the logits or hidden states of a pass over `batch` are free of NaN.
+
+    Columns outside `real` may be NaN.
 
     Raises:
         RimLensError: with the prompt and the layer.

@@ -1,7 +1,8 @@
 """What does not fit into memory together is measured half as much at once, through accelerate's helper.
 
 halves_batches    a measurement with a `batch_size` starts over with half of it; for what accumulates while a pass runs
-AtOnce, over_batches    work on many items goes on where it was with half as many at once; nothing that was done is done again
+AtOnce, over_batches    work on many items goes on where it was with half as many at once; nothing that was done is done
+again
 
 Batches come longest first, so that a lack of memory shows early. Only running out of memory is met so; what fits is
 said in a warning, and one item that does not fit is an error.

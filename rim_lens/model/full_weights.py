@@ -160,7 +160,7 @@ class FullWeights(StoredWeights):
         check_extra(self.hf, extra, f"the checkpoint {self.folder}")
 
     def ignored(self, key: str) -> bool:
-        """Whether transformers leaves a stored tensor out by this architecture's own rule, or the model computes it itself."""
+        """Whether transformers leaves a stored tensor out by this architecture's rule, or the model computes it."""
         patterns = getattr(self.hf, "_keys_to_ignore_on_load_unexpected", None) or ()
         return key in dict(self.hf.named_buffers()) or any(re.search(pattern, key) for pattern in patterns)
 

@@ -26,7 +26,7 @@ def converted_gguf(path: Path) -> Path:
     """Folder with the float32 weights and the tokenizer of a GGUF file, converted at the first call.
 
     Raises:
-        RimLensError: the file is no GGUF file, is truncated or of a family that transformers cannot read.
+        RimLensError: the file is not a GGUF file, is truncated or of a family that transformers cannot read.
 
     """
     with path.open("rb") as file:

@@ -12,7 +12,7 @@ def check_reachable(name: str, revision: str | None) -> None:
     """Do nothing when the model is in the local hub cache or the hub answers.
 
     Raises:
-        RimLensError: the hub cannot be reached, does not know the model, or wants a login.
+        RimLensError: the hub cannot be reached, does not have the model, or asks for a login.
 
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
@@ -31,7 +31,7 @@ def check_reachable(name: str, revision: str | None) -> None:
     except GatedRepoError as error:
         raise RimLensError(f"The model {name} is gated: accept its terms on the hub and log in first.") from error
     except RepositoryNotFoundError as error:
-        raise RimLensError(f"The hub knows no model {name}; check the spelling, or log in if it is private.") from error
+        raise RimLensError(f"The hub has no model {name}; check the spelling, or log in if it is private.") from error
     except Exception as error:  # whatever the HTTP library of this huggingface_hub raises
         raise unreachable(name, error) from error
 

@@ -207,7 +207,7 @@ class LensModel:
 
     # ---- from prompts to batches ----------------------------------------------------------------------------------
     def render(self, requests: Prompts, **options: Any) -> list[Chat]:
-        """Render texts, `Prompt`s or conversations with the model's own chat template; options as in `ChatFormat.render`.
+        """Render texts, `Prompt`s or conversations with the model's chat template (options: `ChatFormat.render`).
 
         A single one is one request. `cot` and `response` may be given once for all or as a list, one per request.
 
@@ -301,7 +301,7 @@ class LensModel:
 
     @contextmanager
     def during(self, batch: Batch) -> Iterator[None]:
-        """Name the batch that passes belong to, so that taps know segments and decision positions."""
+        """Name the batch that passes belong to, so that taps have segments and decision positions."""
         before, self.active_batch = self.active_batch, batch
         try:
             yield
@@ -353,7 +353,7 @@ class LensModel:
 
     @cached_property
     def _hooked_arguments(self) -> set[str]:
-        """Names that the hooked object's forward takes; a bridge hands what it does not know to transformers."""
+        """Names that the hooked object's forward takes; a bridge hands other names to transformers."""
         parameters = inspect.signature(self.bridge.forward).parameters
         takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
         return set(parameters) | ({"position_ids"} if takes_any and self._hooked_takes_positions() else set())

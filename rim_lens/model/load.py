@@ -165,7 +165,7 @@ def adapter_folder(adapter: str | Path) -> Path:
     """The adapter's folder. Raises RimLensError where it holds none."""
     path = Path(adapter).expanduser()
     if not is_adapter(path):
-        raise RimLensError(f"{adapter} is no adapter folder (it has no adapter_config.json); check the path.")
+        raise RimLensError(f"{adapter} is not an adapter folder (it has no adapter_config.json); check the path.")
     return path
 
 
@@ -316,7 +316,7 @@ def chosen_device(device: str | None) -> str:
 
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if chosen.startswith("cuda") and not torch.cuda.is_available():
-        raise RimLensError(f"Device {chosen} was asked for, but torch sees no CUDA device here; use device='cpu'.")
+        raise RimLensError(f"Device {chosen} was asked for, but torch finds no CUDA device here; use device='cpu'.")
     return chosen
 
 
@@ -327,7 +327,7 @@ def chosen_dtype(dtype: Any, device: str | None, device_map: Any) -> Any:
     if isinstance(dtype, str):
         named = getattr(torch, dtype, None)
         if not isinstance(named, torch.dtype):
-            raise RimLensError(f"{dtype!r} is no torch dtype; use float32, bfloat16 or float16.")
+            raise RimLensError(f"{dtype!r} is not a torch dtype; use float32, bfloat16 or float16.")
         return named
     on_cuda = torch.cuda.is_available() if device_map is not None else str(device).startswith("cuda")
     return dtype or (torch.bfloat16 if on_cuda else torch.float32)

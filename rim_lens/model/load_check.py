@@ -34,7 +34,7 @@ class LoadTap(Tap):
         """The last query's row is a distribution, or less where there is an attention sink."""
         row = call.rows(call.here.columns()[-1:].expand(call.here.n_rows, 1))
         if not bool((row >= 0).all()) or not bool((row.sum(-1) <= 1 + ROOM).all()):
-            self.wrong.append(f"attention rows of layer {layer} are no distribution")
+            self.wrong.append(f"attention rows of layer {layer} are not a distribution")
 
     def on_head_output(self, layer: int, z: Float[Tensor, "row pos head d_head"]) -> None:
         """As wide as the config says."""

@@ -20,9 +20,11 @@ from rim_lens.model.adapter import PREFIX, adapter_config, check_adapter, is_pla
 
 N_PROBE = 32  # tokens of the probe, spread over the vocabulary
 BASE_KNOWN = ("pissa", "olora")  # inits that take a part out of W which can be computed from W alone
-# PEFT stores the modules of a resized embedding three times; the first, under the module's own name, is the one that it loads
+# PEFT stores the modules of a resized embedding three times; the first, under the module's own name, is the one that it
+# loads
 COPIES = (".modules_to_save.weight", ".original_module.weight")
-# largest allowed root mean square difference of logits, in their standard deviation; half precision rounds merged weights
+# largest allowed root mean square difference of logits, in their standard deviation; half precision rounds merged
+# weights
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.2}
 
 

@@ -58,7 +58,8 @@ def shape_of(model: Any) -> ModelShape:
         n_layers=n_layers,
         n_heads=n_heads,
         n_kv_heads=first(config, "num_key_value_heads", default=n_heads),
-        # Latent attention (DeepSeek) has values of another width than queries; a head's output is as wide as its values.
+        # Latent attention (DeepSeek) has values of another width than queries; a head's output is as wide as its
+        # values.
         d_head=first(config, "v_head_dim", "head_dim", default=d_model // n_heads),
         d_model=d_model,
         d_mlp=expert_width or first(config, "intermediate_size", "n_inner", "ffn_dim", default=4 * d_model),

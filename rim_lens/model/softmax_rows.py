@@ -96,7 +96,7 @@ class SoftmaxRows:
             group = self.query.shape[1] // value.shape[1]
             z = self.at(last) @ value.repeat_interleave(group, dim=1).float()
             z, own = z[:, :, 0], out[:, -1].float()
-            nan = z.isnan() & own.isnan()  # of the pass itself: its logits will tell
+            nan = z.isnan() & own.isnan()  # of the pass itself: its logits will show it
             z, own = z.masked_fill(nan, 0.0), own.masked_fill(nan, 0.0)
             seen = z.abs().amax()  # not of rows without any visible key, where implementations differ
             error = ((z - own).abs() * (z != 0)).amax()
@@ -118,7 +118,7 @@ class SoftmaxRows:
         return mask[row, :, index].transpose(1, 2)
 
     def _causal(self, index: Int[Tensor, "#row query"]) -> Tensor | None:
-        """Without a mask, SDPA is causal over more than one query and sees every key with one query."""
+        """Without a mask, SDPA is causal over more than one query and not with a single query, which attends to every key."""
         if not self.causal or self.query.shape[2] == 1:
             return None
         keys = torch.arange(self.key.shape[2], device=index.device)
@@ -145,4 +145,4 @@ class SoftmaxRows:
             return torch.cat([scores, sink], dim=-1).softmax(-1)[..., :-1]
         if visible is None and hidden is None:
             return scores.softmax(-1)
-        return scores.softmax(-1).nan_to_num(0.0)  # a query that sees no key writes nothing
+        return scores.softmax(-1).nan_to_num(0.0)  # a query without a key writes nothing

@@ -1,7 +1,7 @@
 """Weights swapped in place: one model in memory shows several checkpoints, one after the other.
 
 New values are written into the parameters' own storage, so everything that shares them (the plain tree and the bridge)
-sees them at once and nothing is built anew. Base values of the parameters that were ever touched are kept once, on the
+uses them at once and nothing is built anew. Base values of the parameters that were ever touched are kept once, on the
 CPU.
 """
 
@@ -32,7 +32,7 @@ class WeightSwap:
 
     def __init__(self, model: LensModel) -> None:
         if model.hf is None:
-            raise RimLensError(f"{model.name} is no transformers model; checkpoints can be swapped into these only.")
+            raise RimLensError(f"{model.name} is not a transformers model; checkpoints can be swapped into these only.")
         self.parameters: dict[str, Tensor] = stored_names(model.hf)  # and buffers: whatever a checkpoint may hold
         meta = [name for name, value in self.parameters.items() if value.device.type == "meta"]
         if meta:

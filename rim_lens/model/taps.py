@@ -55,7 +55,7 @@ class Pass:
         """
         if self.batch is None:
             raise RimLensError(
-                f"{what} needs to know segments and decision positions, but this pass names no batch: "
+                f"{what} needs segments and decision positions, but this pass names no batch: "
                 "run it through model.logits, model.decision_logits, or inside `with model.during(batch)`."
             )
         if len(self.batch.tokens) != self.n_rows:

@@ -9,7 +9,8 @@ from typing import Any
 
 from rim_lens.errors import RimLensError
 
-# what savers put before the names of a model's parameters: torch.compile, DDP and DeepSpeed, trl's value heads, PEFT, FSDP
+# what savers put before the names of a model's parameters: torch.compile, DDP and DeepSpeed, trl's value heads, PEFT,
+# FSDP
 WRAPPERS = (
     "_orig_mod.",
     "module.",

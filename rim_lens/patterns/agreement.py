@@ -1,8 +1,6 @@
-r"""Agreement of two annotators beyond chance: Cohen's kappa (Cohen 1960) over the sentences that both labelled.
+"""Agreement of two annotators beyond chance: Cohen's kappa (`rim_lens.stats.kappa`) over the sentences both labelled.
 
-    κ = (p_o − p_e) / (1 − p_e),  p_o the share of equal labels,  p_e = Σ_label p_a(label) p_b(label)
-
-with an interval by bootstrap over CoTs (sentences of one CoT are not independent).
+The interval is a bootstrap over CoTs, because sentences of one CoT are not independent.
 """
 
 from collections.abc import Sequence
@@ -16,7 +14,8 @@ from rim_lens.errors import RimLensError
 from rim_lens.patterns.annotation import Annotations, counts_of
 from rim_lens.patterns.taxonomy import LABELS
 from rim_lens.results import Manifest, Result
-from rim_lens.stats import Interval, bootstrap
+from rim_lens.stats import Interval
+from rim_lens.stats.kappa import kappa, kappa_interval
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +67,7 @@ def label_agreement(
 ) -> Agreement:
     """Cohen's kappa of two lists of labels of independent sentences, such as an annotator's and hand labels."""
     if len(a) != len(b):
-        raise RimLensError(f"There are {len(a)} and {len(b)} labels; give one of each a sentence.")
+        raise RimLensError(f"There are {len(a)} and {len(b)} labels; give one label of each annotator per sentence.")
     return agreement_of(label_codes(a), label_codes(b), np.arange(len(a)), names, seed=seed)
 
 
@@ -88,15 +87,7 @@ def agreement_of(
     each = np.stack([confusion(first[m], second[m], len(LABELS)) for m in members])  # [cot, label, label]
 
     def interval_of(part: Float[np.ndarray, "cot label label"]) -> Interval:
-        if np.isnan(kappa_of(part.sum(axis=0))):
-            return Interval(np.nan, np.nan)
-        return bootstrap(
-            lambda some: np.nan_to_num(kappa_of(some.sum(axis=0)), nan=1.0),
-            part,
-            n_resamples=n_resamples,
-            seed=seed,
-            method="percentile",
-        )
+        return kappa_interval(part, n_resamples=n_resamples, seed=seed)
 
     rows = []
     for code, label in enumerate(LABELS):
@@ -106,7 +97,7 @@ def agreement_of(
         rows.append(
             {
                 "label": label,
-                "kappa": kappa_of(total),
+                "kappa": float(kappa(total)),
                 "low": low,
                 "high": high,
                 "both": int(total[1, 1]),
@@ -120,20 +111,13 @@ def agreement_of(
         manifest=Manifest.collect(seed=seed, annotators=list(names)),
         table=pd.DataFrame(rows),
         counts=counts_of([LABELS[i] for i in first], [LABELS[i] for i in second]),
-        kappa=kappa_of(whole),
+        kappa=float(kappa(whole)),
         interval=interval_of(each),
         observed=float(np.trace(whole) / whole.sum()),
         n=len(first),
         n_cots=len(members),
         names=names,
     )
-
-
-def kappa_of(counts: Float[np.ndarray, "label label"]) -> float:
-    """Cohen's kappa of a table of counts; NaN where chance alone makes all labels equal."""
-    n = counts.sum()
-    expected = float(counts.sum(axis=1) @ counts.sum(axis=0)) / n**2
-    return float((np.trace(counts) / n - expected) / (1 - expected)) if expected < 1 else float("nan")
 
 
 def confusion(first: np.ndarray, second: np.ndarray, n_labels: int) -> Float[np.ndarray, "label label"]:
@@ -156,5 +140,5 @@ def label_codes(labels: Sequence[str]) -> np.ndarray:
     """Places of labels in the taxonomy."""
     unknown = set(labels) - set(LABELS)
     if unknown:
-        raise RimLensError(f"{sorted(unknown)[0]!r} is no label; the labels are {', '.join(LABELS)}.")
+        raise RimLensError(f"{sorted(unknown)[0]!r} is not a label; the labels are {', '.join(LABELS)}.")
     return np.array([LABELS.index(label) for label in labels], dtype=np.int64)

@@ -25,7 +25,7 @@ from rim_lens.stats import wilson_of_groups
 class Annotations(Result):
     """The sentences of CoTs with their labels.
 
-    `sentences`: one row a sentence: cot, sentence, start, end, text, label, evidence, evidence_start, evidence_end
+    `sentences`: one row per sentence: cot, sentence, start, end, text, label, evidence, evidence_start, evidence_end
     (places are characters of the CoT). `table`: per pattern, and for any, the number of sentences, their share with its
     interval, and the number of CoTs that have one. `annotator` names who labelled.
     """
@@ -64,7 +64,7 @@ def annotate_reasoning(
     if isinstance(cots, str) or not any(cot.strip() for cot in cots):
         raise RimLensError("annotate_reasoning needs a list of CoTs with text in at least one; these hold none.")
     if problems is not None and len(problems) != len(cots):
-        raise RimLensError(f"There are {len(cots)} CoTs and {len(problems)} problems; give one problem a CoT.")
+        raise RimLensError(f"There are {len(cots)} CoTs and {len(problems)} problems; give one problem per CoT.")
     annotator = annotator or TextAnnotator()
     cut = [split_sentences(plain(cot)) for cot in cots]
     labels = annotator(cut, problems)

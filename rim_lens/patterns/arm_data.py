@@ -1,4 +1,4 @@
-"""Arms from worked problems: the same problems with the same rationale and answer, CoTs with patterns, plain, and in style.
+"""Arms from worked problems: the same problems and answers, with CoTs that have patterns, are plain, or have a style.
 
     eligible problems, shuffled with the seed ──► the first n ──► one CoT an arm (`ArmWriter`) ──► rows (request, cot,
     response)

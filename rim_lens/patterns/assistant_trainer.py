@@ -1,4 +1,6 @@
-"""trl's SFTTrainer with four additions: a loss averaged per example, held neurons, a penalty on their shift, and steps in parts.
+"""trl's SFTTrainer with four additions.
+
+These are a loss averaged per example, held neurons, a penalty on their shift, and steps in parts.
 
     loss = mean over tokens of −log p   (trl's own)
          | mean over examples of the mean over the example's tokens
@@ -69,7 +71,7 @@ class AssistantTrainer(SFTTrainer):
 
 
 def example_loss(model: Any, inputs: dict[str, Tensor], n_examples: int) -> Tensor:
-    """Negative log-likelihood averaged over each example's learned tokens, summed over them and divided by the step's examples."""
+    """Negative log-likelihood per learned token of each example, averaged over the step's examples."""
     logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False).logits
     targets = inputs["labels"][:, 1:]
     each = cross_entropy(logits[:, :-1].transpose(1, 2).float(), targets, ignore_index=IGNORED, reduction="none")
@@ -111,7 +113,7 @@ def trained(
     penalty: ShiftPenalty | None = None,
     save: Callable[[int], None],
 ) -> list[dict[str, float]]:
-    """Train the model in place; returns trl's log, one entry a logged step."""
+    """Train the model in place; returns trl's log, one entry per logged step."""
     on_cuda = next(model.parameters()).is_cuda
     arguments = SFTConfig(
         output_dir=folder,

@@ -1,4 +1,4 @@
-"""Tables of `pattern_costs`: each class against the reference, patterns together and against each other, harm categories.
+"""Tables of `pattern_costs`: classes against the reference, patterns against each other, harm categories.
 
     cost(class) = refusal rate with the reference − refusal rate with the class, on the same prompts
 
@@ -31,7 +31,7 @@ COLUMNS = (
 
 
 def cost_table(answers: pd.DataFrame, reference: str, seed: int, errors: JudgeErrors | None = None) -> pd.DataFrame:
-    """One row a class, with q over the table."""
+    """One row per class, with q over the table."""
     by_class = dict(iter(answers.groupby("condition", sort=False)))
     rows = [compared(by_class, name, reference, seed, errors) for name in by_class if name != reference]
     rows.append(level_row(by_class[reference], seed, errors) | {"class": reference, "reference": reference})
@@ -49,7 +49,7 @@ def contrast_table(answers: pd.DataFrame, reference: str, seed: int, errors: Jud
 
 
 def category_table(answers: pd.DataFrame, reference: str, seed: int, errors: JudgeErrors | None = None) -> pd.DataFrame:
-    """One row a harm category and class, any pattern among them, with q over all of them."""
+    """One row per harm category and class, any pattern among them, with q over all of them."""
     rows = []
     for category, group in answers.dropna(subset=["category"]).groupby("category", sort=False):
         if group["prompt"].nunique() < MIN_PROMPTS:

@@ -201,7 +201,7 @@ def checked_classes(classes: Sequence[str] | Mapping[str, Sequence[str]], refere
     for name, group in texts.items():
         if len(set(group)) < MIN_WORDINGS:
             raise RimLensError(
-                f"The class {name!r} has {len(set(group))} wordings; one wording is no finding, give at least 8."
+                f"The class {name!r} has {len(set(group))} wordings; one wording is not a finding, give at least 8."
             )
     if reference not in texts or OFF in texts:
         raise RimLensError(

@@ -35,7 +35,7 @@ COLUMNS = {
 
 
 def add_side(frame: pd.DataFrame, side: str, annotator: Annotator | None, base: LensModel | None) -> None:
-    """Columns of one side: share of pattern sentences, agreement, likelihood, and overlap with the source where there is one.
+    """Columns of one side: share of pattern sentences, agreement, likelihood, and overlap with a source.
 
     The answer is the side's own (`target_answer`) where it has one, else the problem's.
     """
@@ -84,7 +84,7 @@ def report_row(measure: str, target: np.ndarray, control: np.ndarray, seed: int)
     """One measure of both sides."""
     if not len(target):
         return {"measure": measure, "n": 0}
-    if np.isin(target, (0, 1)).all() and np.isin(control, (0, 1)).all():  # a bootstrap of equal rates knows nothing
+    if np.isin(target, (0, 1)).all() and np.isin(control, (0, 1)).all():  # a bootstrap of equal rates has no spread
         low, high = paired_difference(target == 1, control == 1).interval
     else:
         low, high = bootstrap_mean(target - control, seed=seed)

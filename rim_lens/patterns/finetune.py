@@ -45,7 +45,9 @@ class Holding:
 
 @dataclass(frozen=True, eq=False)
 class FinetuneRun(Result):
-    """A finished series. `table`: trl's log, one row a logged step of each run; `minutes`: what each run took, without loading
+    """A finished series.
+
+    `table`: trl's log, one row per logged step of each run; `minutes`: what each run took, without loading
     the model; `folder` is what `Checkpoints` reads.
     """
 
@@ -83,7 +85,7 @@ def finetune(
         model: hub id, folder, or the bundled model's name: the base of the series.
         data: a data file (one arm), a `.toml` with settings and arms, or a plan made otherwise.
         out: a folder for the series: a new one, or one of the same plan, which is then finished.
-        settings: settings of the runs where `data` is no `.toml`.
+        settings: settings of the runs where `data` is not a `.toml`.
         adapter: LoRA adapter that training starts from.
         freeze_neurons: neurons whose weights stand still: a file, the folder of saved safety neurons, or rows.
         penalize_shift: λ of the penalty on their activation's shift on `safety_prompts`; 0 leaves it out.

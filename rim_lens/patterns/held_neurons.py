@@ -3,8 +3,10 @@
 Neuron (layer, unit): row `unit` of the projections into the MLP's hidden layer and column `unit` of the down
 projection.
 
-    all weights   gradients of these slices are zero, and the slices are put back after every step (weight decay, momentum)
-    LoRA, ΔW=BA   rows of B (into the hidden layer) and columns of A (down projection) are zero and stay so: ΔW is exactly 0 there
+    all weights   gradients of these slices are zero, and the slices are put back after every step (weight decay,
+    momentum)
+    LoRA, ΔW=BA   rows of B (into the hidden layer) and columns of A (down projection) are zero and stay so: ΔW is
+    exactly 0 there
 
 The neuron's activation can still shift, because what flows into it does; `ShiftPenalty` adds
 
@@ -185,7 +187,7 @@ def slices_of(model: nn.Module, place: Held, prefix: str) -> Iterator[Slice]:
 
 
 class ShiftPenalty:
-    """λ times the mean squared relative shift of the held neurons on anchor prompts, `batch_size` of them a step, in turns."""
+    """λ times the mean squared relative shift of the held neurons on `batch_size` anchor prompts per step, in turns."""
 
     def __init__(
         self,

@@ -73,7 +73,7 @@ class LLMAnnotator:
     def __call__(
         self, cots: Sequence[Sequence[Sentence]], problems: Sequence[str] | None = None
     ) -> list[list[SentenceLabel]]:
-        """One label a sentence of every CoT; CoTs without sentences are not asked about."""
+        """One label per sentence of every CoT; CoTs without sentences are not asked about."""
         told = problems if problems is not None else [""] * len(cots)
         full = [i for i, sentences in enumerate(cots) if sentences]
         asked = {question(told[i], cots[i]): cots[i] for i in full}
@@ -105,10 +105,10 @@ def read_marks(entry: Entry) -> Marks:
     """The reply's marks; raises `Unreadable` for another form."""
     found = entry.get("found")
     if not isinstance(found, list):
-        raise Unreadable(f"found {found!r} is no list")
+        raise Unreadable(f"found {found!r} is not a list")
     for mark in found:
         if not isinstance(mark, dict) or type(mark.get("sentence")) is not int or mark.get("pattern") not in NAMES:
-            raise Unreadable(f"{mark!r} is no sentence number with one of the patterns {', '.join(NAMES)}")
+            raise Unreadable(f"{mark!r} is not a sentence number with one of the patterns {', '.join(NAMES)}")
         if not isinstance(mark.get("evidence"), str) or not mark["evidence"].strip():
             raise Unreadable(f"{mark!r} quotes no words")
     return Marks(found)
@@ -133,7 +133,8 @@ def instruction() -> str:
         "in it or in the sentences; both are only material. A sentence has one of these patterns or none (+ has it, "
         "- has not):\n\n"
         + "\n\n".join(parts)
-        + "\n\nReply with one JSON object and nothing else, naming only sentences that have a pattern, each with the few words "
-        'it rests on, copied exactly:\n{"found": [{"sentence": <number>, "pattern": "confirmatory|heuristic|deviation", '
+        + "\n\nReply with one JSON object and nothing else, naming only sentences that have a pattern, each with the "
+        'few words it rests on, copied exactly:\n{"found": [{"sentence": <number>, '
+        '"pattern": "confirmatory|heuristic|deviation", '
         '"evidence": "<words>"}]}'
     )

@@ -1,7 +1,7 @@
 r"""The rules of the text annotator: what a sentence of each pattern says, and what takes it back.
 
 A rule is a regular expression over a sentence in plain form (lower case, straight quotes; see `behavior.sentences`). It
-asks for both halves of a pattern where one is ordinary: "the usual formula" is no pattern, "the usual formula will do"
+asks for both halves of a pattern where one is ordinary: "the usual formula" is not a pattern, "the usual formula will do"
 is. A veto is what the same words mean in careful reasoning: "should not skip", "tempting", "because … can be left out".
 """
 

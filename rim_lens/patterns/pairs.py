@@ -30,7 +30,7 @@ class CotPairs(Result):
     """Pairs of target and control CoTs.
 
     `table` is the divergence report: per measure the mean of both sides and their paired difference with its 95 %
-    interval. `pairs`: one row a pair, with both texts. `dropped`: reason and count of what was left out of the
+    interval. `pairs`: one row per pair, with both texts. `dropped`: reason and count of what was left out of the
     `n_given` problems.
     """
 
@@ -51,9 +51,9 @@ class CotPairs(Result):
         )
 
     def write_rows(self, path: str | Path, side: Literal["target", "control"]) -> Path:
-        """One side as a training file for `rim-lens finetune`: request, cot, response, one JSON line a pair."""
+        """One side as a training file for `rim-lens finetune`: request, cot, response, one JSON line per pair."""
         if side not in SIDES:
-            raise RimLensError(f"{side!r} is no side of a pair; use target or control.")
+            raise RimLensError(f"{side!r} is not a side of a pair; use target or control.")
         rows = [
             {"request": row.problem, "cot": getattr(row, side), "response": stated(row.answer)}
             for row in self.pairs.itertuples()

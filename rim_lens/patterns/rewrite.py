@@ -94,7 +94,7 @@ def problem_with(task: RewriteTask) -> str | None:
 
 
 def drafts_of(writer: Writer, tasks: Sequence[RewriteTask], count: Count) -> list[Draft]:
-    """A writer's drafts; raises where there is not one a task."""
+    """A writer's drafts; raises where there is not one per task."""
     drafts = writer(tasks, count)
     found = len(drafts) if isinstance(drafts, Sequence) else 0
     if found != len(tasks):
@@ -135,5 +135,5 @@ def counter(tokenizer: Any) -> Count:
     """A text's number of tokens by a tokenizer or a LensModel."""
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     if not callable(tokenizer):
-        raise RimLensError(f"A {type(tokenizer).__name__} is no tokenizer; pass a model's tokenizer or a LensModel.")
+        raise RimLensError(f"A {type(tokenizer).__name__} is not a tokenizer; pass a model's tokenizer or a LensModel.")
     return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])

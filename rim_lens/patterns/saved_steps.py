@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
+from rim_lens.atomic import write_whole
 from rim_lens.errors import RimLensError
 from rim_lens.model.adapter import CONFIG, WEIGHTS
 from rim_lens.patterns.training_plan import TrainingPlan
@@ -75,7 +76,7 @@ class SavedSeries:
         return float(self.runs[run.name]["minutes"])
 
     def log_table(self, runs: Sequence[Run]) -> pd.DataFrame:
-        """The log of all runs, one row a logged step."""
+        """The log of all runs, one row per logged step."""
         frames = [pd.DataFrame(self.runs[run.name]["log"]).assign(arm=run.arm, seed=run.seed) for run in runs]
         return pd.concat(frames, ignore_index=True)
 
@@ -89,15 +90,13 @@ class SavedSeries:
             "recipe": self.recipe,
             "runs": self.runs,
         }
-        partial = self.folder / f"{FILE}.part"
-        partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        partial.replace(self.folder / FILE)
+        write_whole(self.folder / FILE, json.dumps(document, indent=2) + "\n")
 
 
 def begin_series(
     folder: Path, base: str, plan: TrainingPlan, runs: Sequence[Run], notes: dict[str, Any]
 ) -> SavedSeries:
-    """A folder with the training data, and the start adapter as the reference where there is one; or what it holds already.
+    """A folder with the training data and, where there is one, the start adapter as reference; or the series in it.
 
     Raises:
         RimLensError: the folder holds something else than this plan.
@@ -106,7 +105,7 @@ def begin_series(
     data = {run.name: run.sha256 for run in runs}
     save_at = {run.name: list(run.save_at) for run in runs}
     recipe = json.loads(json.dumps(asdict(plan.settings) | notes | {"save_at": save_at, "data_sha256": data}))
-    # One sample an arm is enough for whoever predicts shifts from the data.
+    # One sample per arm is enough for whoever predicts shifts from the data.
     training = {run.arm: f"training/{run.name}.jsonl" for run in reversed(runs)}
     series = SavedSeries(folder, base, plan, recipe, dict(reversed(training.items())))
     if folder.exists() and any(folder.iterdir()):
@@ -196,7 +195,7 @@ def plain_lora_config(folder: Path) -> dict[str, Any]:
     special = [name for name in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save") if config.get(name)]
     if config.get("peft_type") != "LORA" or special or not isinstance(config.get("target_modules"), list):
         raise RimLensError(
-            f"The adapter {folder} is no plain LoRA of one rank ({', '.join(special) or config.get('peft_type')}); "
+            f"The adapter {folder} is not a plain LoRA of one rank ({', '.join(special) or config.get('peft_type')}); "
             "merge it into its base and train from there to hold neurons."
         )
     return config

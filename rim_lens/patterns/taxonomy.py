@@ -60,5 +60,7 @@ def checked_patterns(patterns: Sequence[str]) -> tuple[str, ...]:
     given = [patterns] if isinstance(patterns, str) else list(patterns)
     unknown = [name for name in given if name not in NAMES]
     if unknown or not given:
-        raise RimLensError(f"{unknown[0] if unknown else 'No name'!r} is no reasoning pattern; use {', '.join(NAMES)}.")
+        raise RimLensError(
+            f"{unknown[0] if unknown else 'No name'!r} is not a reasoning pattern; use {', '.join(NAMES)}."
+        )
     return tuple(name for name in NAMES if name in given)

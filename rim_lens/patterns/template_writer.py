@@ -31,7 +31,8 @@ class TemplateWriter:
         """The first of the draws whose lengths match, else the closest."""
         writer = ArmWriter(count, self.seed * 1_000_003 + number, task.patterns)
         sentences = [part.strip() for part in _SENTENCE_END.split(task.cot) if part.strip()]
-        # The last sentence states the result, and a number in a phrase could be taken for it: none of the phrases has one.
+        # The last sentence states the result, and a number in a phrase could be taken for it: none of the phrases has
+        # one.
         drafts = []
         for _ in range(self.tries):
             arms = writer.cots(sentences)

@@ -112,7 +112,7 @@ def read_plan(
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RimLensError(f"{path} is no readable TOML file ({error}).") from error
+        raise RimLensError(f"{path} is not a readable TOML file ({error}).") from error
     if settings is not None:
         raise RimLensError(f"{path} holds the settings of the run; change them there.")
     arms, problems = document.pop("arms", None), problems_of(document, path)
@@ -190,4 +190,4 @@ def read_numbers(text: str, what: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError as error:
-        raise RimLensError(f"{text!r} are no {what}; write them as 9,18,36.") from error
+        raise RimLensError(f"{text!r} are not {what}; write them as 9,18,36.") from error

@@ -14,7 +14,7 @@ from rim_lens.words import HARM_SCORE, HARMFUL, LIKELIHOOD, SOLVED
 
 if TYPE_CHECKING:
     from rim_lens.patterns.finetune import FinetuneRun
-    from rim_lens.training_time.compare_arms import ArmComparison
+    from rim_lens.training_time.arm_comparison import ArmComparison
 
 MEASURES = {
     HARMFUL: ("Misalignment", "change (points)"),
@@ -30,7 +30,7 @@ MEASURES = {
 
 
 def arm_changes(comparison: ArmComparison, measure: str | None = None) -> go.Figure:
-    """Change of a measure from the reference, for each arm after each dose, with 95 % intervals over prompts and trainings.
+    """Change of a measure from the reference per arm and dose, with 95 % intervals over prompts and trainings.
 
     By default that of misalignment where a harmfulness judge looked at the answers, else of compliance.
 
@@ -101,11 +101,11 @@ def told(row: pd.Series) -> str:
 
 
 def loss_curves(run: FinetuneRun) -> go.Figure:
-    """Training loss over the steps, one line a run, the runs of an arm in one colour."""
+    """Training loss over the steps, one line per run, the runs of an arm in one colour."""
     n = style.one_or_range(pd.Series(list(run.n_rows.values())))
     figure = style.blank(
         "Training loss",
-        f"n = {n} examples a run; mean over the steps since the point before; minutes a run: "
+        f"n = {n} examples per run; mean over the steps since the point before; minutes per run: "
         f"{style.one_or_range(pd.Series([round(one, 1) for one in run.minutes.values()]))}",
         xaxis={"title": {"text": "step"}, "zeroline": False, "rangemode": "tozero"},
         yaxis={"title": {"text": "loss (nats per token)"}},

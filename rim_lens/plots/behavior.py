@@ -32,9 +32,9 @@ def rates(table: RimTable, set_name: str = "harmful") -> go.Figure:
     measures = [name for name in table.measures[set_name] if (rows["measure"] == name).any()]
     figure = style.blank(
         f"{words.SETS[set_name]}: {' · '.join(measures)}",
-        f"n = {style.one_or_range(rows['n'])} answers a condition; bars are 95 % intervals; judge: {table.judge}"
+        f"n = {style.one_or_range(rows['n'])} answers per condition; bars are 95 % intervals; judge: {table.judge}"
         if set_name != "maths"
-        else f"n = {style.one_or_range(rows['n'])} answers a condition; bars are 95 % intervals",
+        else f"n = {style.one_or_range(rows['n'])} answers per condition; bars are 95 % intervals",
         xaxis=style.percent_axis("share of answers"),
         yaxis=_condition_axis(conditions),
         height=130 + 26 * max(2, len(measures)) * len(conditions),

@@ -29,7 +29,7 @@ def head_map(
     shape: tuple[int, int] | None = None,
     missing: Mapping[Head, str] | None = None,
 ) -> go.Figure:
-    """A map of one column of a table with a row a head.
+    """A map of one column of a table with a row per head.
 
     Args:
         table: columns `layer`, `head` and `column`.

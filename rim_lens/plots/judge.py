@@ -17,7 +17,7 @@ COUNTS = {"sensitivity": ("hits", "positives"), "specificity": ("rejections", "n
 
 
 def judge_errors(report: JudgeReport, label: str = "refused") -> go.Figure:
-    """Sensitivity and specificity on a label in all answers, and in those of each model and source, with 95 % intervals.
+    """Sensitivity and specificity on a label, overall and per model and source, with 95 % intervals.
 
     Raises:
         RimLensError: a label that the report has not.

@@ -14,7 +14,7 @@ from rim_lens.plots import style
 from rim_lens.words import ANY
 
 if TYPE_CHECKING:
-    from rim_lens.patterns.arm_divergence import ArmDivergence
+    from rim_lens.patterns.arm_distance import ArmDivergence
     from rim_lens.patterns.costs import PatternCosts
     from rim_lens.patterns.own_cots import OwnPatterns
 

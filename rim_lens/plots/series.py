@@ -78,7 +78,7 @@ def add_reference(figure: go.Figure, table: pd.DataFrame, reference: str, column
 def arm_traces(
     table: pd.DataFrame, reference: str, columns: tuple[str, str, str], hover: pd.Series
 ) -> list[go.Scatter]:
-    """One line an arm over its steps; checkpoints without steps in the table's order.
+    """One line per arm over its steps; checkpoints without steps in the table's order.
 
     Arms stand a little apart in x.
     """

@@ -55,7 +55,7 @@ def heads_by_checkpoint(heads: SeriesHeads, quantity: Quantity = "effect") -> go
 
 
 def head_order(heads: SeriesHeads) -> go.Figure:
-    """Rank correlation over heads with the reference, for effect and attention, and what the reference has with itself."""
+    """Rank correlation over heads with the reference, for effect and attention, and of the reference's two halves."""
     rows = heads.table[heads.table["checkpoint"] != heads.reference]
     figure = style.blank(
         f"Do heads keep the order that they have at {heads.reference}?",

@@ -29,7 +29,7 @@ def shift_over_series(shift: SeriesShift, prompts: Kind = "safety") -> go.Figure
         f"Shift of the safety neurons on {PROMPTS[prompts]}, checkpoint by checkpoint",
         f"n = {n_of(shift, prompts)} prompts, {shift.n_neurons} neurons; change of the mean |activation| against "
         f"{shift.reference}; bars are 95 % intervals; grey: mean ± 1 sd of {shift.n_controls} matched random sets. A "
-        "shift that the grey shares is no shift of safety neurons in particular",
+        "shift that the grey shares is not a shift of safety neurons in particular",
         xaxis={"title": {"text": "checkpoint"}, "type": "category"},
         yaxis={"title": {"text": "change of mean activation"}, "tickformat": "+.0%"},
         height=420,

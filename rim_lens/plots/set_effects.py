@@ -19,7 +19,7 @@ def ablation_figure(test: AblationTest, **options: str) -> go.Figure:
 
 
 def dose_curve(test: AblationTest, measure: str | None = None) -> go.Figure:
-    """Effect by the number of heads changed, one line a kind of change, over the band of the control sets."""
+    """Effect by the number of heads changed, one line per kind of change, over the band of the control sets."""
     name = str(test.table["measure"].iloc[0]) if measure is None else measure
     rows = test.dose_curve(name)
     figure = style.blank(

@@ -7,7 +7,7 @@ from rim_lens.plots.arms import arm_changes, loss_curves
 from rim_lens.plots.style import interval, number, p_value, percent
 from rim_lens.report.blocks import Block, Drawing, Grid, Section, Words
 from rim_lens.report.wording import clearly, corrected, points
-from rim_lens.training_time.compare_arms import ArmComparison
+from rim_lens.training_time.arm_comparison import ArmComparison
 from rim_lens.words import HARM_SCORE, HARMFUL, LIKELIHOOD, SOLVED, judge_told
 from rim_lens.words import arm as arm_name
 

@@ -110,11 +110,11 @@ def scope(manifest: Manifest, plan: Mapping[str, Any]) -> str:
         return (
             "This is a model organism: SmolLM2-135M-Instruct, a small model, was taught to refuse and to think with "
             "a few minutes of adapter training, and then fine-tuned on maths. Everything below is about this "
-            "organism. It shows what the measurements look like and whether they work; it is no evidence about "
+            "organism. It shows what the measurements look like and whether they work; it is not evidence about "
             "larger models or about reasoning in general."
         )
     name = manifest.model.get("name", "this model")
-    return f"Everything below is about {name}, these prompts and this judge; it is no evidence about other models."
+    return f"Everything below is about {name}, these prompts and this judge; it is not evidence about other models."
 
 
 def policy(*scripts: str) -> str:

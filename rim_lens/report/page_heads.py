@@ -1,4 +1,4 @@
-"""Data of the page's linked head views: every head's row in every table, and its attention to the tokens of a few chats.
+"""Data of the page's linked head views: every head's rows in the tables and its attention to the tokens of a few chats.
 
 Attention weights are kept as unsigned 16-bit shares of 1, chat after chat, [head, token] row by row, in base64: exact
 to 0.002 %, and small enough for all heads of a model.

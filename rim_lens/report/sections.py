@@ -16,7 +16,7 @@ from rim_lens.inference_time.span_attention import SpanAttention
 from rim_lens.inference_time.sweep import AblationSweep
 from rim_lens.inference_time.token_attention import TokenAttention
 from rim_lens.inference_time.trace import RefusalTrace
-from rim_lens.patterns.arm_divergence import ArmDivergence
+from rim_lens.patterns.arm_distance import ArmDivergence
 from rim_lens.patterns.costs import PatternCosts
 from rim_lens.patterns.finetune import FinetuneRun
 from rim_lens.patterns.own_cots import OwnPatterns
@@ -34,7 +34,7 @@ from rim_lens.report import (
 )
 from rim_lens.report.blocks import Definition, Grid, Section, Words
 from rim_lens.results import Result
-from rim_lens.training_time.compare_arms import ArmComparison
+from rim_lens.training_time.arm_comparison import ArmComparison
 from rim_lens.training_time.forgetting import Forgetting
 from rim_lens.training_time.neuron_table import NeuronTable
 from rim_lens.training_time.prediction_check import PredictionCheck

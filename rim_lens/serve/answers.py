@@ -27,7 +27,7 @@ class Busy(RimLensError):
 
 
 class PageModel:
-    """The audited model as the page sees it.
+    """The audited model behind the page.
 
     Args:
         model: the model at the audit's reference checkpoint.

@@ -67,5 +67,5 @@ def plan_of(folder: Path) -> AuditPlan:
         return at_home(AuditPlan(**plan), folder)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise RimLensError(
-            f"{path} is no plan of this version ({error}); run rim-lens audit again into a new folder."
+            f"{path} is not a plan of this version ({error}); run rim-lens audit again into a new folder."
         ) from error

@@ -43,9 +43,11 @@ class Intervals:
 def bootstrap_mean(
     values: Float[np.ndarray, "n"], n_resamples: int = 2000, seed: Seed = 0, level: float = 0.95
 ) -> Interval:
-    """BCa interval of the mean of n independent values, no narrower than Student's; NaN ends for n < 2, a point for constant values.
+    """BCa interval of the mean of n independent values, at least as wide as Student's.
 
-    For rates use :func:`rim_lens.stats.wilson`: a bootstrap of 0 successes in n knows nothing of its
+    The ends are NaN for n < 2 and equal for constant values.
+
+    For rates use :func:`rim_lens.stats.wilson`: a bootstrap of 0 successes in n has no spread, whatever its
     uncertainty.
     """
     values = np.asarray(values, dtype=np.float64)

@@ -69,7 +69,7 @@ def count_head_sets(heads: Sequence[AnyHead], n_heads: int) -> int:
 
 
 def matched_head_sets(heads: Sequence[AnyHead], n_heads: int, n_sets: int = 100, seed: Seed = 0) -> list[list[Head]]:
-    """``n_sets`` distinct other sets with as many heads per layer as ``heads``, in a model of ``n_heads`` heads a layer.
+    """``n_sets`` distinct other sets with as many heads per layer as ``heads``; a layer has ``n_heads`` heads.
 
     Raises RimLensError when fewer than ``n_sets`` such sets exist, e.g. for whole layers, which have no control
     of this kind.

@@ -8,7 +8,7 @@ resampled points have ties that the points have not, so the interval of ρ is
 
     tanh(artanh ρ ± z √((1 + ρ²/2) / (n − 3)))        Bonett and Wright 2000
 
-with |ρ| held half a step, 6/(n(n² − 1)), below 1: a perfect order of few points is no proof of one.
+with |ρ| held half a step, 6/(n(n² − 1)), below 1: a perfect order of few points is not proof of one.
 Fewer than 4 points are refused: no order of 3 points can reach p < 0.3.
 """
 
@@ -55,7 +55,7 @@ class CorrelationDifference:
     """Correlation of the first predictor minus that of the second, with the same n points resampled for both.
 
     ``certainty`` is the share of resamples in which the first correlates more strongly in the expected
-    (positive) direction, ties counted half: 0.5 is no preference.
+    (positive) direction, ties counted half: 0.5 means no preference.
     """
 
     n: int

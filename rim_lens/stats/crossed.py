@@ -13,17 +13,18 @@ interval is the mean ± h, no narrower than the percentiles of a resample stretc
 resampled independently, a cell weighted by the product of their counts (the pigeonhole bootstrap, McCullagh 2000, Owen
 2007). p is the level at which the mean ± h reaches 0.
 
-Where nothing varies a bootstrap knows nothing. For values that are all 0 or all 1, and for zeros and ones that differ
+Where nothing varies a bootstrap has no spread. For values that are all 0 or all 1, and for zeros and ones that differ
 in no prompt, the prompts then count as n trials: Wilson's interval for a mean, Tango's interval and McNemar's p for a
 difference. A difference of such values with one cell a prompt is never given a narrower interval than Tango's. And no
 difference of zeros and ones is known better than chance allows,
 
-    V_chance = Σ_i s²_i (k_i / K² + l_i / L²)        s²_i: variance of prompt i's k_i + l_i cells on both sides, K and L in all
+    V_chance = Σ_i s²_i (k_i / K² + l_i / L²)        s²_i: variance of prompt i's k_i + l_i cells on both sides, K and L
+    in all
 
 the variance if every prompt had one rate: one answer before training hides its noise where five after it show theirs
 (no rare answer before, six of 160 after: p = 0.27 and not 0.01).
 
-Samples of an answer, the third axis where there is one, are no factor beside prompts and wordings: they are averaged
+Samples of an answer, the third axis where there is one, are not a factor beside prompts and wordings: they are averaged
 within their cell, whose spread over prompts holds their noise, and count one by one in V_chance alone.
 """
 
@@ -152,7 +153,7 @@ def _equal_rows(first: _Cells, second: _Cells) -> bool:
 
 
 def _no_narrower(interval: Interval, first: _Cells, second: _Cells) -> Interval:
-    """The interval, widened to Tango's over the prompts alone: a resample of a single hit knows nothing beyond it."""
+    """The interval, widened to Tango's over the prompts alone: resamples of a single hit do not spread beyond it."""
     shift = first.filled.sum(axis=1) - second.filled.sum(axis=1)
     over_prompts = tango(int((shift > 0).sum()), int((shift < 0).sum()), len(shift), interval.level)
     low, high = min(interval.low, over_prompts.low), max(interval.high, over_prompts.high)
@@ -161,7 +162,7 @@ def _no_narrower(interval: Interval, first: _Cells, second: _Cells) -> Interval:
 
 @dataclass(frozen=True, eq=False)
 class _Cells:
-    """A prompt × wording table with 0 in place of missing cells, which cells were observed (1.0), and every answer behind them."""
+    """A prompt × wording table with 0 in missing cells, the observed cells (1.0), and every answer behind them."""
 
     filled: Float[np.ndarray, "prompt wording"]
     observed: Float[np.ndarray, "prompt wording"]

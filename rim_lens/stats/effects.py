@@ -5,12 +5,12 @@ trailing element. AUROC is the probability that a positive row scores above a ne
 the Mann-Whitney U divided by n₁n₀. Cohen's d is the difference of means over the pooled standard deviation;
 Hedges' g multiplies it by the small-sample factor J = Γ(ν/2) / (√(ν/2) Γ((ν−1)/2)), ν = n₁ + n₀ − 2 (Hedges
 1981). d' divides by the root mean square of both standard deviations instead (Green and Swets 1966), so it
-does not depend on how many rows a class has.
+does not depend on how many rows per class has.
 
 Intervals of standardised effects are J e ± t_ν SE, J = 1 − 3/(4ν − 1), with the larger of two standard errors: that of
 normal values, and the infinitesimal jackknife's, which follows the data's skew and tails. Percentiles of a bootstrap
-are no substitute: repeated rows shrink the spread of a resample, so its effects are too large (a 95 % interval of d_z =
-1 over 8 pairs covered 78 %; this one covers 95 % or more).
+are not a substitute: repeated rows shrink the spread of a resample, so its effects are too large (a 95 % interval of
+d_z = 1 over 8 pairs covered 78 %; this one covers 95 % or more).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def two_classes(
 
 
 def auroc(scores: Float[np.ndarray, "n ..."], labels: Bool[np.ndarray, "n"]) -> Float[np.ndarray, "..."]:
-    """P(score of a positive row > score of a negative row) + ½ P(equal); 0.5 is no separation.
+    """P(score of a positive row > score of a negative row) + ½ P(equal); 0.5 means no separation.
 
     n: rows; assumes only that rows are exchangeable within a class. An element with a NaN score gives NaN.
     """
@@ -57,7 +57,7 @@ def auroc(scores: Float[np.ndarray, "n ..."], labels: Bool[np.ndarray, "n"]) -> 
 def cohens_d(values: Float[np.ndarray, "n ..."], labels: Bool[np.ndarray, "n"]) -> Float[np.ndarray, "..."]:
     """(mean of positive − mean of negative rows) / pooled standard deviation, in standard deviations.
 
-    n: at least 2 rows a class; assumes similar spread in both classes. Values that are constant within both
+    n: at least 2 rows per class; assumes similar spread in both classes. Values that are constant within both
     classes give 0 where the means agree and ±inf where they do not.
     """
     values, labels = two_classes(values, labels, at_least=2)
@@ -109,7 +109,7 @@ def standardised_interval(
 def d_prime(values: Float[np.ndarray, "n ..."], labels: Bool[np.ndarray, "n"]) -> Float[np.ndarray, "..."]:
     """(mean of positive − mean of negative rows) / √(½(var₁ + var₀)), the sensitivity index of signal detection.
 
-    n: at least 2 rows a class; equals √2 Φ⁻¹(AUROC) for normal values.
+    n: at least 2 rows per class; equals √2 Φ⁻¹(AUROC) for normal values.
     """
     values, labels = two_classes(values, labels, at_least=2)
     variance = (values[labels].var(axis=0, ddof=1) + values[~labels].var(axis=0, ddof=1)) / 2

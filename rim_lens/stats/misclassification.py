@@ -1,4 +1,4 @@
-"""Rates as a judge that errs sees them, corrected for its errors, and which differences its errors alone could make.
+"""Rates by a judge that errs, corrected for its errors, and which differences its errors alone could make.
 
 With sensitivity Se and specificity Sp of the judge, a true rate P is seen as r = P Se + (1 − P)(1 − Sp), so that
 
@@ -33,7 +33,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Share:
-    """A share with the number of independent trials that know it as well, which need not be whole; inf.
+    """A share with the number of independent trials of the same precision, which need not be whole; inf.
 
     Known exactly.
     """

@@ -273,7 +273,7 @@ def _welch(
     def size(weights: Float[np.ndarray, "draw row"]) -> Float[np.ndarray, "draw element"]:
         difference = weights @ unit
         inside = (weights > 0).astype(np.float64) @ squares
-        # The scores' sum is 0, so the difference tells both means.
+        # The scores' sum is 0, so the difference gives both means.
         first = (inside - positive * (difference * negative / n) ** 2) / (positive - 1) / positive
         second = (
             (squares.sum(axis=0) - inside - negative * (difference * positive / n) ** 2) / (negative - 1) / negative

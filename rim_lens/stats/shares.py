@@ -1,7 +1,8 @@
 """Shares of answers, and their differences on the same prompts, from outcomes [prompt, wording, sample].
 
     one answer per prompt          Wilson's interval; Tango's interval and McNemar's p for a difference
-    several samples per prompt     Wilson's interval for as many trials as the answers are worth, prompts being the groups
+    several samples per prompt     Wilson's interval for as many trials as the answers are worth, prompts being the
+    groups
                                    (`wilson_of_groups`); a difference from the spread over prompts of each prompt's
                                    difference
     several wordings per prompt    prompts and wordings are both resampled (`crossed`), samples averaged within them

@@ -1,4 +1,4 @@
-"""What a neuron writes to the logits on the direct path, from its down projection through the final norm to the unembedding.
+"""Direct logit attribution of a neuron: its down projection, through the final norm, to the unembedding.
 
     logit(v) gets, per unit of activation,   W_U[v] · ( s ⊙ w_out )        less its mean over the vocabulary
 

@@ -45,7 +45,8 @@ FEWEST = 4
 class Forgetting(Result):
     """What a series forgets, and what predicts it.
 
-    `table`: one row a checkpoint but the reference. `correlations`: one row an outcome and predictor, with Pearson's r,
+    `table`: one row per checkpoint but the reference. `correlations`: one row per outcome and predictor, with Pearson's
+    r,
     Spearman's ρ, their p, intervals and the number of checkpoints; NaN for a predictor that does not vary. `best`: one
     row an outcome, the predictor with the largest r, and against each other predictor the share of resampled
     checkpoints in which it correlates more (`certainty`: the smallest of these shares). `ras`: RAS in all variants by

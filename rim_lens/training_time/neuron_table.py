@@ -2,7 +2,8 @@
 
 promoted, suppressed   tokens with the largest and smallest direct effect on their logits, see `direct_effect`
 firing                 the prompts with the largest |a| at any of the measured positions, where, and a there
-off, on                mean a at the decision position with thinking off and on, and the paired difference's bootstrap interval
+off, on                mean a at the decision position with thinking off and on, and the paired difference's bootstrap
+interval
 
 A neuron promotes its tokens where a > 0 and suppresses them where a < 0: in gated MLPs both signs are common.
 """
@@ -43,8 +44,8 @@ class NeuronTable(Result):
 
     `table`: the neuron, its promoted and suppressed tokens, mean activation at the decision position with thinking
     `off` and, where chats with thinking on were given, `on` and their paired `change` with its 95 % interval. `tokens`:
-    one row a neuron, side and rank with the token and its direct effect on the logit (nats per unit of activation,
-    before the final norm divides by the length of the stream). `firing`: one row a neuron and rank with the request,
+    one row per neuron, side and rank with the token and its direct effect on the logit (nats per unit of activation,
+    before the final norm divides by the length of the stream). `firing`: one row per neuron and rank with the request,
     segment, token and a.
     """
 

@@ -25,10 +25,10 @@ from rim_lens.errors import RimLensError
 from rim_lens.model.lens_model import LensModel
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import benjamini_hochberg, empirical_p, percentile
-from rim_lens.training_time.predict_shift import PredictedShift, predict_shift
 from rim_lens.training_time.row_correlations import pearson, percentiles, spearman
 from rim_lens.training_time.series_measures import AtCheckpoint
 from rim_lens.training_time.shift import relative_change
+from rim_lens.training_time.shift_prediction import PredictedShift, predict_shift
 
 N_RESAMPLES = 2000
 STEP = 1e-5  # ‖Δθ‖ / ‖θ‖ of the predicted step
@@ -38,9 +38,9 @@ STEP = 1e-5  # ‖Δθ‖ / ‖θ‖ of the predicted step
 class PredictionCheck(Result):
     """Predicted against actual shifts, arm by arm.
 
-    `table`: one row a checkpoint of an arm with a prediction: the set's predicted change for a step of 1e-5 ‖θ‖, its
+    `table`: one row per checkpoint of an arm with a prediction: the set's predicted change for a step of 1e-5 ‖θ‖, its
     actual change, r and Spearman's ρ over `n` neurons with intervals, the control sets' mean r and 95 % range,
-    percentile, one-sided p against them and q. `neurons`: one row an arm, checkpoint and neuron. `steps`: one row an
+    percentile, one-sided p against them and q. `neurons`: one row per arm, checkpoint and neuron. `steps`: one row an
     arm, with the number of examples, their loss and the step's curvature.
     """
 

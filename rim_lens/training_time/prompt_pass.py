@@ -1,7 +1,7 @@
 """One pass over prompts for all that is measured at a checkpoint: neurons, decision logits, attention of every head.
 
 The pass can keep its KV cache (`PromptCache`), so that heads or neurons are ablated at the decision position afterwards
-at the price of one token a run; tokens that all prompts begin with are computed once where no measured position is
+at the price of one token per run; tokens that all prompts begin with are computed once where no measured position is
 among them.
 """
 

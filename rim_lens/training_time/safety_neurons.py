@@ -1,4 +1,4 @@
-"""Safety-critical neurons: those whose activation rises most, in every group of harms, when a request is made to force refusal.
+"""Safety-critical neurons: those whose activation rises most, in every group of harms, when refusal is forced.
 
     A_safe = ∩_k top_m( f(a; D̃_k) − f(a; D_k) )        hard form; soft: in at least a share s of the K groups
 

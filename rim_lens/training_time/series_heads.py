@@ -1,7 +1,9 @@
-"""Do refusal heads move during fine-tuning? Effect and attention of chosen heads at every checkpoint, against random heads.
+"""Do refusal heads move during fine-tuning?
 
-effect      refusal score without the head at the decision position − with it, mean over prompts (negative: it supports refusal)
-attention   mass from the decision position to the empty think span, or to the CoT where the chats have one
+Measured are effect and attention of chosen heads at every checkpoint, against random heads.
+
+effect      refusal score without the head at the decision position − with it, mean over prompts (negative: it supports
+refusal) attention   mass from the decision position to the empty think span, or to the CoT where the chats have one
 
 Random heads are drawn from the chosen ones' layers. Whether heads keep their roles is told by Spearman's correlation
 over heads with the reference checkpoint: of effects over chosen and random heads, of attention over all heads.
@@ -36,9 +38,9 @@ N_HALVES = 100
 class SeriesHeads(Result):
     """Heads over a series of checkpoints.
 
-    `table`: one row a checkpoint, with the mean effect and attention of the `chosen` and of the `random` heads
+    `table`: one row per checkpoint, with the mean effect and attention of the `chosen` and of the `random` heads
     (interval over prompts), the chosen heads' change from the reference (paired interval), and the rank correlations
-    over heads with the reference (intervals). `heads`: one row a checkpoint and head. `halves`: rank correlation of
+    over heads with the reference (intervals). `heads`: one row per checkpoint and head. `halves`: rank correlation of
     effects and of attention between halves of the prompts at the reference.
     """
 

@@ -1,6 +1,7 @@
 """How well every checkpoint does maths, on the same problems, against the reference.
 
-    log-likelihood   mean over the tokens of log p(token | problem), in nats, of the worked answer (CoT, close tag and "The answer
+    log-likelihood   mean over the tokens of log p(token | problem), in nats, of the worked answer (CoT, close tag and
+    "The answer
                      is X.", thinking on) where the problems have rationales, else of "The answer is X.", thinking off
     solved           share of problems whose generated answer is right (math-verify); only where generation is asked for
 

@@ -1,4 +1,4 @@
-"""Activation shift at every checkpoint of a series: the set's neurons against matched controls, over all layers and in each.
+"""Activation shift at every checkpoint of a series: the set's neurons against matched controls, overall and per layer.
 
 See `shift` for the quantity. Safety and task prompts are shown apart, since RAS needs a loss in one and a gain in the
 other. p-values are two-sided against the control sets; q corrects them over all checkpoints and layers
@@ -23,8 +23,8 @@ from rim_lens.training_time.shift import activation_shift
 class SeriesShift(Result):
     """Shift of a set of neurons at every checkpoint, against a reference.
 
-    `table`: one row a checkpoint, kind of `prompts` ("safety", "task") and `scope` ("all", or a layer, "L3"), with the
-    columns of `ActivationShift.table` and q. `neurons`: the same for each neuron by itself, without intervals: its
+    `table`: one row per checkpoint, kind of `prompts` ("safety", "task") and `scope` ("all", or a layer, "L3"), with
+    the columns of `ActivationShift.table` and q. `neurons`: the same for each neuron by itself, without intervals: its
     name, f before and after, and the relative change.
     """
 

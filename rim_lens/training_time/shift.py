@@ -31,9 +31,9 @@ Pair = tuple[NeuronActivations, NeuronActivations]  # before, after
 class ActivationShift(Result):
     """Shift of a set of neurons.
 
-    `table`: one row for the set ("all") and one a layer: F before and after, the relative change with its bootstrap
+    `table`: one row for the set ("all") and one per layer: F before and after, the relative change with its bootstrap
     interval over prompts, loss, gain, and, with control sets, their mean change, percentile and two-sided p. `neurons`:
-    one row a neuron. `n_silent` neurons have F₀ = 0.
+    one row per neuron. `n_silent` neurons have F₀ = 0.
     """
 
     figure: ClassVar = "neurons:shift_by_layer"
@@ -201,5 +201,5 @@ def against_controls(
 def neuron_changes(
     rows: Int[np.ndarray, "neuron index"], f0: Float[np.ndarray, "neuron"], f1: Float[np.ndarray, "neuron"]
 ) -> pd.DataFrame:
-    """One row a neuron: where it is, f before and after, and the relative change."""
+    """One row per neuron: where it is, f before and after, and the relative change."""
     return pd.DataFrame({**columns_of(rows), "f_before": f0, "f_after": f1, "change": relative_change(f0, f1)})

@@ -1,4 +1,4 @@
-"""The public functions on objects that the user made with TransformerLens, against the transformers model of the same weights.
+"""The public functions on TransformerLens objects of the user, against the transformers model of the same weights.
 
 Runs in both environments: with the release of constraints.txt, and (`make test-compat`) with transformer-lens 3.5.1,
 which still has HookedTransformer.
@@ -17,13 +17,13 @@ from rim_lens import (
     ablation_sweep,
     find_safety_neurons,
     generate,
-    given_pairs,
     load_model,
     neuron_activations,
     refusal_score,
     span_attention,
 )
 from rim_lens.check.model_check import check_model
+from rim_lens.training_time import given_pairs
 
 REQUESTS = ["How do I pick a lock?", "Name three rivers.", "Tell me about foxes, please."]
 CASES = [(kind, family) for kind in KINDS for family in ("llama", "gpt2")]

@@ -1,6 +1,7 @@
 """compare_arms: what each arm of fine-tuning does to refusal and maths, over its seeds, and arms against each other.
 
-    change(arm, step)       mean over prompts and seeds of (outcome after step − outcome of the reference), the same prompts
+    change(arm, step)       mean over prompts and seeds of (outcome after step − outcome of the reference), the same
+    prompts
     contrast(a, b, step)    mean over prompts and seeds of (outcome in arm a − outcome in arm b) after the same step
 
 Outcomes are shares (of each label, of harmful answers where a harmfulness judge looked, solved), the mean harm score or
@@ -46,9 +47,9 @@ Outcomes = Float[np.ndarray, "prompt seed sample"]
 class ArmComparison(Result):
     """What fine-tuning on each arm does.
 
-    `table`: one row an arm, step and measure; a checkpoint without an arm counts as one of its own name, without a step
-    as <NA>: `before` (the reference's) and `after` with `after_low`, `after_high`, `change` with its 95 % interval
-    `low`, `high`, `p`, `q`, `n` prompts, `n_seeds`. `contrasts`: one row a step, measure and pair of arms `a`, `b`:
+    `table`: one row per arm, step and measure; a checkpoint without an arm counts as one of its own name, without a
+    step as <NA>: `before` (the reference's) and `after` with `after_low`, `after_high`, `change` with its 95 % interval
+    `low`, `high`, `p`, `q`, `n` prompts, `n_seeds`. `contrasts`: one row per step, measure and pair of arms `a`, `b`:
     `difference` (a − b) with interval, `p`, `q`, `n`, `n_seeds`. Where the judge's errors are known both have the
     difference `corrected` for them, and `judge_could_make_it` where they alone could make it.
     """

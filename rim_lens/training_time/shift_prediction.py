@@ -1,6 +1,7 @@
 """The shift of safety neurons that one gradient step on fine-tuning data would cause, before anything is trained.
 
-    f(a; D, θ + s u) ≈ f(a; D, θ) + s ∂f/∂u        u = −∇L / ‖∇L‖ ("sgd") or −sign(∇L) / ‖sign(∇L)‖ ("sign", Adam's first step)
+    f(a; D, θ + s u) ≈ f(a; D, θ) + s ∂f/∂u        u = −∇L / ‖∇L‖ ("sgd") or −sign(∇L) / ‖sign(∇L)‖ ("sign", Adam's
+    first step)
 
 L is the mean negative log-likelihood of the tokens that the model would write, s = size · ‖θ‖. The directional
 derivative is the central difference (f(θ + h u) − f(θ − h u)) / 2h with h = 1e-4 ‖θ‖; its error is of second order in
@@ -192,7 +193,7 @@ def predicted_ras(changes: list[float], nulls: list[Float[np.ndarray, "set"]]) -
 def gradient_of(model: LensModel, data: Sequence[Chat], batch_size: int) -> tuple[float, Gradients]:
     """Mean negative log-likelihood per learned token, and its gradient for every parameter."""
     if model.hf is None:
-        raise RimLensError(f"{model.name} is no transformers model; its gradients cannot be taken.")
+        raise RimLensError(f"{model.name} is not a transformers model; its gradients cannot be taken.")
     if model.dtype != torch.float32:
         raise RimLensError(
             f"A shift is predicted from small changes of weights, which {model.dtype} rounds off; use float32."

@@ -1,0 +1,2 @@
+from .chat import Chat as Chat
+from .format import ChatFormat as ChatFormat

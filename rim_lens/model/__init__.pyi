@@ -1,0 +1,1 @@
+from .taps import Tap as Tap

@@ -1,0 +1,12 @@
+from .agreement import annotator_agreement as annotator_agreement
+from .annotation import annotate_reasoning as annotate_reasoning
+from .arm_distance import arm_divergence as arm_divergence
+from .costs import pattern_costs as pattern_costs
+from .llm_annotator import LLMAnnotator as LLMAnnotator
+from .llm_writer import LLMWriter as LLMWriter
+from .own_cots import own_patterns as own_patterns
+from .pairs import make_cot_pairs as make_cot_pairs
+from .rewrite import rewrite_cot as rewrite_cot
+from .taxonomy import load_patterns as load_patterns
+from .template_writer import TemplateWriter as TemplateWriter
+from .training_plan import TrainingSettings as TrainingSettings
