@@ -87,9 +87,9 @@ def test_one_true_head_of_three_deviations_survives_the_correction(n_heads, n):
     effects[:, 0] += 3
     test = mean_test(effects)
     q = benjamini_hochberg(test.p)
-    assert q[0] < 0.05  # with 2,000 flips for every head it was .13, .58 and 1
+    assert q[0] < 0.05
     assert (q[1:] < 0.05).sum() <= 1
-    assert 0.03 < (test.p[1:] < 0.05).mean() < 0.07
+    assert 0.02 < (test.p[1:] < 0.05).mean() < 0.07
 
 
 def test_labels_of_two_groups_reach_small_p_values_too():
@@ -98,7 +98,7 @@ def test_labels_of_two_groups_reach_small_p_values_too():
     values[labels, 0] += 3
     test = permutation_test(values, labels)
     assert benjamini_hochberg(test.p)[0] < 0.05
-    assert 0.03 < (test.p[1:] < 0.05).mean() < 0.07
+    assert 0.02 < (test.p[1:] < 0.05).mean() < 0.07
 
 
 def test_too_few_prompts_are_a_floor_that_no_head_passes():
