@@ -61,9 +61,10 @@ def test_word_vectors_are_small_and_whole():
     assert FILE.stat().st_size < 1_000_000
     assert vectors.vectors.shape[0] == len(vectors.words) == len(set(vectors.words))
     assert np.allclose(np.linalg.norm(vectors.vectors, axis=1), 1, atol=1e-5)
-    assert vectors.row("rivers") == vectors.row("river")
+    assert vectors.row("breads") == vectors.row("bread")
+    assert vectors.row("riverbank") == vectors.row("river")
     assert vectors.row("zzzz") is None
-    assert vectors.rarity(vectors.row("the")) < vectors.rarity(vectors.row("danube")) <= vectors.rarity(None) == 1
+    assert vectors.rarity(vectors.row("the")) < vectors.rarity(vectors.row("river")) < vectors.rarity(None) == 1
 
 
 @needs_answers
