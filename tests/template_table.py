@@ -33,7 +33,7 @@ A prompt is rendered by the model's own chat template. The think tags come from 
 `ChatFormat.tags_from` says which, and `rim-lens chat-segments` prints it. A think tag whose other half is not known is an error. So is a
 system prompt that a template leaves out. A date that a template writes is held at 26 July 2024, so that a render can be repeated. A second
 BOS token is taken out. Both are said in `ChatFormat.notes`. Other variables of a template go through
-`ChatFormat(tokenizer, variables={"reasoning_effort": "high"})`.
+`load_model(..., template_variables={"reasoning_effort": "high"})`, or `--template-variable reasoning_effort=high` in the shell.
 
 """
 
