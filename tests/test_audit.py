@@ -31,9 +31,11 @@ from rim_lens.audit import patterns as patterns_stage
 from rim_lens.audit import stage as stage_module
 from rim_lens.audit import stages
 from rim_lens.audit.attempt import NotMeasured
+from rim_lens.audit.compare import compare_runs
 from rim_lens.audit.findings import findings_of
 from rim_lens.audit.plan import AuditPlan
-from rim_lens.audit.run import run_audit
+from rim_lens.audit.run import run_audit, write_growing
+from rim_lens.audit.show import answer_lines, print_comparison
 from rim_lens.audit.stage import Context
 from rim_lens.audit.stages import STAGES
 from rim_lens.model.lens_model import LensModel
@@ -172,6 +174,53 @@ def test_an_empty_set_of_neurons_is_told(audit):
     missing = audit.results["neuron_shift"]
     assert isinstance(missing, NotMeasured)
     assert "top of every group" in missing.reason
+
+
+def test_the_answer_is_at_most_15_lines_of_80_columns(audit):
+    lines = answer_lines(audit)
+    assert len(lines) <= 15
+    assert max(map(len, lines[:-1])) <= 80  # the last one is a path
+    assert lines[0].startswith(f"On {audit.model}, ")
+    assert lines[-1] == f"open {audit.report}"
+    for claim in audit.verdicts.table["words"]:
+        assert any(claim in line for line in lines)
+
+
+def test_the_page_is_there_after_the_first_stage_and_says_what_is_to_come(audit, plan, tmp_path):
+    shutil.copytree(audit.folder / "stages" / "behavior", tmp_path / "stages" / "behavior")
+    write_growing(plan, [stage for stage in STAGES if stage.wanted(plan)], tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert (
+        "To come: Effort-minimizing reasoning: what each pattern costs; Refusal and maths over the checkpoints" in page
+    )
+    assert 'load_result("stages/behavior/behavior")' in page
+    assert "data-unfinished=" not in audit.report.read_text()
+
+
+def test_runs_side_by_side_say_in_what_they_differ(audit, plan, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(audit.folder, other)
+    (other / "plan.json").write_text(json.dumps(json.loads((other / "plan.json").read_text()) | {"cot_budget": 9}))
+    compared = compare_runs([audit.folder, other])
+    assert compared.table["not comparable"].tolist() == ["", "cot_budget"]
+    row = (
+        audit.results["behavior"]
+        .table.query("set == 'harmful' and condition == 'off' and measure == 'refused'")
+        .iloc[0]
+    )
+    rate = f"{100 * row['rate']:.0f} [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
+    assert compared.table["refused, off"].tolist() == [rate] * 2
+    verdict = audit.verdicts.of("thinking")
+    assert compared.table[verdict["words"]].tolist() == [verdict["verdict"]] * 2
+    print_comparison(compared, tmp_path)
+    page = (tmp_path / "comparison.html").read_text()
+    assert 'href="other/report.html"' in page
+    assert "cot_budget" in (tmp_path / "comparison.md").read_text()
+    assert r"\toprule" in (tmp_path / "comparison.tex").read_text()
+    with pytest.raises(RimLensError, match="holds no finished audit"):
+        compare_runs([audit.folder, tmp_path])
+    with pytest.raises(RimLensError, match="two finished audits"):
+        compare_runs([audit.folder])
 
 
 def test_the_findings_are_the_tables_rows(audit):

@@ -198,3 +198,18 @@ def test_only_a_finished_audit_is_served(tmp_path):
     (tmp_path / "plan.json").write_text('{"model": "x", "unknown": 1}')
     with pytest.raises(RimLensError, match="not a plan of this version"):
         plan_of(Path(tmp_path))
+
+
+def test_relative_paths_of_a_plan_are_found_from_any_folder(tmp_path, monkeypatch):
+    series, run = tmp_path / "assets" / "series", tmp_path / "runs" / "demo"
+    series.mkdir(parents=True)
+    run.mkdir(parents=True)
+    plan = {"model": "smollm2-135m-instruct", "checkpoints": "assets/series"}
+    (run / "plan.json").write_text(json.dumps(plan))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert plan_of(run).checkpoints == str(series)
+    assert plan_of(run).model == "smollm2-135m-instruct"
+    monkeypatch.chdir(tmp_path)
+    assert plan_of(Path("runs/demo")).checkpoints == "assets/series"

@@ -37,6 +37,11 @@ class Audit:
     seconds: dict[str, float]
 
     @property
+    def model(self) -> str:
+        """What was measured: the model with its adapter or checkpoint."""
+        return next(iter(self.results.values())).manifest.model.get("name", "this model")
+
+    @property
     def report(self) -> Path:
         """The one-file HTML report."""
         return self.folder / "report.html"
@@ -117,7 +122,13 @@ def write_growing(plan: AuditPlan, stages: Sequence[Stage], out: Path) -> None:
         results = {name: load_result(place) for name, place in places.items()}
         manifest = next(iter(results.values())).manifest
         page = report_page(
-            results, findings_of(results), manifest, asdict(plan), places=places_of(out), unfinished=unfinished
+            results,
+            findings_of(results),
+            manifest,
+            asdict(plan),
+            verdicts=verdicts(results, plan.margins).table,
+            places=places_of(out),
+            unfinished=unfinished,
         )
         write_text(out / "report.html", page)
 
@@ -158,6 +169,6 @@ def write_outputs(audit: Audit, plan: AuditPlan) -> None:
     write_json(audit.folder / "results.json", document)
     for name, result in (audit.results | {"verdicts": audit.verdicts}).items():
         write_text(audit.folder / "tables" / f"{name}.csv", result.to_dataframe().to_csv(index=False))
-    write_text(
-        audit.report, report_page(audit.results, audit.findings, manifest, asdict(plan), places=places_of(audit.folder))
-    )
+    table, places = audit.verdicts.table, places_of(audit.folder)
+    page = report_page(audit.results, audit.findings, manifest, asdict(plan), verdicts=table, places=places)
+    write_text(audit.report, page)

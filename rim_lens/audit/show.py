@@ -1,36 +1,33 @@
-"""The findings as a table in the terminal, several audits side by side, and where the pages are."""
+"""What an audit says in a terminal: the verdicts, one sentence of what was found, one of what is open, and where the page is."""
 
 from collections.abc import Sequence
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
+from textwrap import wrap
 
 from rim_lens.audit.compare import Comparison, compare_runs
 from rim_lens.audit.files import write_text
 from rim_lens.audit.run import Audit
+from rim_lens.report.answer import found_sentence, more_sentence
 from rim_lens.report.comparison import comparison_page
 
+WIDTH = 79
 
-def print_findings(audit: Audit) -> None:
-    """Print every finding with its interval, n and p-value, then the report's path."""
-    console = Console()
-    chapter = None
-    table = Table("finding", "figure [95 % interval]", "n", "p", title="Findings")
-    for finding in audit.findings:
-        if finding.chapter != chapter:
-            chapter = finding.chapter
-            table.add_section()
-            table.add_row(f"[bold]{chapter}[/bold]", "", "", "")
-        table.add_row(finding.what, finding.figure, finding.n, "" if finding.p is None else f"{finding.p:.2g}")
-    console.print(table)
-    console.print(f"open {audit.report}", soft_wrap=True, highlight=False)
+
+def answer_lines(audit: Audit) -> list[str]:
+    """The answer in at most 15 lines of 80 columns."""
+    table = audit.verdicts.table
+    return [
+        *wrap(found_sentence(table, audit.model), WIDTH, max_lines=2, placeholder=" …"),
+        *str(audit.verdicts).splitlines(),
+        *wrap(more_sentence(table), WIDTH, max_lines=2, placeholder=" …"),
+        f"open {audit.report}",
+    ]
 
 
 def print_audits(audits: Sequence[Audit], out: Path) -> None:
-    """Print the findings of one audit, or several side by side with their page."""
+    """Print the answer of one audit, or several side by side with their page."""
     if len(audits) == 1:
-        print_findings(audits[0])
+        print("\n".join(answer_lines(audits[0])))
         return
     print_comparison(compare_runs([audit.folder for audit in audits]), out)
 
