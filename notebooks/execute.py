@@ -9,6 +9,7 @@ is an error.
 
 import base64
 import os
+import re
 import sys
 import tempfile
 import time
@@ -29,7 +30,8 @@ from rim_lens.plots import image_bytes
 HERE = Path(__file__).resolve().parent
 FIGURE, PNG = "application/vnd.plotly.v1+json", "image/png"
 PARAMETERS = "parameters"
-PROGRESS = '<pre style="white-space:pre;overflow-x:auto'  # how a progress line opens in a notebook
+WIDGET = "application/vnd.jupyter.widget-view+json"
+BAR = re.compile(r"\d+%\||\dit \[")  # how a progress bar reads as text
 LONGEST_CELL = 600  # seconds
 
 
@@ -84,9 +86,9 @@ def figures(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 
 def is_progress(output: nbformat.NotebookNode) -> bool:
-    """Whether an output is a progress line or a message of a library, not a result."""
-    html = output.get("data", {}).get("text/html", "")
-    return output.get("name") == "stderr" or (output.output_type == "display_data" and html.startswith(PROGRESS))
+    """Whether an output is a progress bar or a message of a library, not a result."""
+    data = output.get("data", {})
+    return output.get("name") == "stderr" or (WIDGET in data and bool(BAR.search(data.get("text/plain", ""))))
 
 
 def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

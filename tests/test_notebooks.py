@@ -55,7 +55,16 @@ def test_committed_outputs_are_complete_small_and_name_no_folder(path):
     assert len(text) < 2_000_000
     assert execute.machine_paths(text) == []
     assert not re.search(r"(?<![\w.])/(tmp|root|home|work)/", html_outputs(notebook))
-    assert "generating:" not in text  # progress lines
+    assert execute.WIDGET not in text  # progress bars
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS[:3], ids=lambda path: path.stem)
+def test_those_that_measure_open_with_a_question_and_end_with_its_answer(path):
+    assert "**Question: " in read(path).cells[0].source
+    code = [cell for cell in read(path).cells if cell.cell_type == "code"]
+    said = "".join(output.get("text", "") for output in code[-1].outputs)
+    assert re.search(r"\[[^\]]+\]", said)  # an interval
+    assert re.search(r"n = \d+|\d+ checkpoints", said)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
