@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Float64
+from scipy import stats
 from torch import Tensor
 
 from rim_lens.behavior.refusal_score import RefusalTokens, log_odds, refusal_tokens
