@@ -1,4 +1,4 @@
-"""The top level, by task: load, ask, look, test, follow a series, keep results. One line per name."""
+"""The top level, by task: load, ask, look, test, follow a series, decide, keep results. One line per name."""
 
 # load
 from .model.load import load_model as load_model
@@ -23,8 +23,9 @@ from .behavior.judge_report import judge_report as judge_report
 from .inference_time.span_attention import span_attention as span_attention
 from .inference_time.token_attention import token_attention as token_attention
 from .inference_time.refusal_heads import find_refusal_heads as find_refusal_heads
+from .inference_time.receiver_heads import receiver_heads as receiver_heads
+from .inference_time.expert_load import expert_load as expert_load
 from .inference_time.probe import probe_refusal as probe_refusal
-from .inference_time.trace import trace_refusal as trace_refusal
 from .inference_time.cot_importance import cot_importance as cot_importance
 from .inference_time.refusal_direction import refusal_direction as refusal_direction
 from .inference_time.direct_attribution import direct_attribution as direct_attribution
@@ -39,18 +40,21 @@ from .intervene.steer import steer as steer
 from .inference_time.sweep import ablation_sweep as ablation_sweep
 from .inference_time.patching import patching_sweep as patching_sweep
 from .causal.ablation_test import ablation_test as ablation_test
-from .inference_time.restore import restore_refusal as restore_refusal
+from .causal.mediation import mediation as mediation
 
 # follow a series
 from .training_time.checkpoints import Checkpoints as Checkpoints
 from .training_time.counterfactuals import refusal_forcing_pairs as refusal_forcing_pairs
 from .training_time.safety_neurons import find_safety_neurons as find_safety_neurons
 from .training_time.neuron_table import neuron_table as neuron_table
+from .training_time.direction_drift import direction_drift as direction_drift
 from .training_time.ras import ras as ras
 from .training_time.series_measurement import measure_series as measure_series
-from .training_time.series_measurement import series_behavior as series_behavior
-from .training_time.series_measurement import series_maths as series_maths
 from .patterns.finetune import finetune as finetune
+
+# decide
+from .claims.power import power as power
+from .claims.verdicts import verdicts as verdicts
 
 # keep results
 from .results import Result as Result
