@@ -17,7 +17,15 @@ from rim_lens.causal.ablation_test import ablation_test as causal_test
 from rim_lens.inference_time.probe import probe_refusal
 from rim_lens.inference_time.refusal_heads import find_refusal_heads
 from rim_lens.inference_time.span_attention import span_attention
-from rim_lens.inference_time.trace import RefusalTrace, trace_refusal
+from rim_lens.inference_time.trace import (
+    READ,
+    RefusalTrace,
+    _falls,
+    _heads,
+    held_out_places,
+    read_places,
+    trace_refusal,
+)
 from rim_lens.inference_time.write_vectors import write_vectors
 from rim_lens.intervene import ablate_heads, knock_out, patch_heads, record_heads
 
@@ -179,10 +187,10 @@ def test_readings_are_what_the_heads_write_up_to_the_mlps():
     model, _ = planted()
     probe, trace = traced()
     one = judged("prefilled")[0][3]
-    z = head_outputs(model, [one], "cot")[0]
+    z = head_outputs(model, [one], READ)[0]
     u = write_vectors(model, probe.chosen.vector, probe.layer)
     embedded = (
-        model.hf.model.embed_tokens.weight.detach()[one.token_ids[one.where("cot")]].numpy() @ probe.chosen.vector
+        model.hf.model.embed_tokens.weight.detach()[one.token_ids[read_places(one)]].numpy() @ probe.chosen.vector
     )
     total = embedded + np.einsum("lphd,lhd->p", z[: probe.layer].numpy(), u.numpy())
     reading = trace.tokens.query("chat == 3")["reading"].to_numpy() * probe.chosen.spread + probe.chosen.middle
@@ -202,3 +210,14 @@ def test_the_trace_survives_saving(tmp_path):
     again = RefusalTrace.load(trace.save(tmp_path / "trace"))
     assert again.table.equals(trace.table)
     assert "n = 48 CoTs" in again.caption()
+
+
+def test_heads_of_pure_noise_are_not_found_at_the_cliff_of_their_sum():
+    rng = np.random.default_rng(3)
+    written = [rng.normal(size=(40, 6, 9)) for _ in range(32)]
+    falls = [_falls(one.sum((1, 2))[:, None], 4)[:, 0] for one in written]
+    own = _heads(written, [int(one.argmax()) + 4 for one in falls], 4, 1.0, 0)
+    other = _heads(written, held_out_places(falls, 4, 0), 4, 1.0, 0)
+    assert (own["p"] < 0.05).mean() > 0.2
+    assert (other["p"] < 0.05).mean() < 0.15
+    assert (other["q"] < 0.05).sum() == 0

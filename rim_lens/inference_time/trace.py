@@ -9,7 +9,10 @@
    falls across it.
 
 The fall at the steepest place is positive in any wandering series, so it is set against the same fall on directions
-that were fitted to permuted labels. Source of the term: "refusal cliff" (arXiv 2510.06036).
+that were fitted to permuted labels. For the same reason heads are not tested at each chat's own cliff, which is the
+maximum of their sum: a place, counted from the start (as a share of the tokens) or from the end (in tokens), is chosen
+on one half of the chats as the steepest of their mean, and heads are tested there on the other half, and the other way
+round. Tokens are read from the first of the CoT to the decision position. Source of the term: "refusal cliff" (arXiv 2510.06036).
 """
 
 from collections.abc import Sequence
@@ -19,11 +22,12 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from rim_lens.behavior.judge import Judgement
 from rim_lens.capture.activations import head_outputs, residuals
 from rim_lens.chat.chat import Chat
+from rim_lens.chat.segments import segment_id
 from rim_lens.errors import RimLensError
 from rim_lens.inference_time.contrast import pair_contrast
 from rim_lens.inference_time.groups import groups_of, need_distinct_requests
@@ -38,14 +42,17 @@ from rim_lens.results import Manifest, Result
 from rim_lens.stats import bootstrap_means, empirical_p
 from rim_lens.units import Head
 
+READ = ("cot", "think_close")  # the decision position is the last token of the close tag
+PARTS = 20  # places counted from the start
+
 
 @dataclass(frozen=True, eq=False)
 class RefusalTrace(Result):
     """The refusal direction along the CoT, the cliff, and the heads that write it.
 
     `table`: one row per head below the probe's layer, the head that writes most of the fall first: `fall` (mean fall of
-    its contribution across the cliff, in standard deviations) with its 95 % interval over chats, `share` of the whole
-    fall, `effect` (d_z), `p` (`stats.mean_test` over chats) and `q` over heads, n. `curve`: mean reading by relative
+    its contribution, in standard deviations, across the place that the other half of the chats chose) with its 95 %
+    interval over chats, `share` of the whole fall there, `effect` (d_z), `p` (`stats.mean_test` over chats) and `q` over heads, n. `curve`: mean reading by relative
     position, with interval, the band of control directions (2.5 to 97.5 %), and the means of refused and complied
     chats. `chats`: one row per chat: reading at `start` and `end`, `fall` and relative place of the `cliff` and its
     token. `tokens`: every reading. `fall`, `control_falls` and `p`: mean fall at the cliff against control directions.
@@ -120,11 +127,11 @@ def trace_refusal(
     readings, written = [], []
 
     def read(some: Sequence[Chat]) -> list[tuple[np.ndarray, np.ndarray]]:
-        stream = residuals(model, some, "cot", batch_size=len(some))[:, probe.layer]
-        outputs = head_outputs(model, some, "cot", batch_size=len(some))[:, : probe.layer]
+        stream = residuals(model, some, READ, batch_size=len(some))[:, probe.layer]
+        outputs = head_outputs(model, some, READ, batch_size=len(some))[:, : probe.layer]
         parts, rows = torch.einsum("clphd,lhd->cplh", outputs, writers), []
         for row, chat in enumerate(some):
-            length = int(chat.where("cot").sum())
+            length = len(read_places(chat))
             reading = (((stream[row, :length] @ vectors).double().numpy()) - middle) / spread
             rows.append((reading, parts[row, :length].double().numpy()))
         return rows
@@ -138,11 +145,13 @@ def trace_refusal(
     fall_of = np.stack([falls.max(axis=0) for falls in places])
     cliffs = [int(falls[:, 0].argmax()) + window for falls in places]
     total = float(fall_of[:, 0].mean())
+    held_out = held_out_places([falls[:, 0] for falls in places], window, seed)
+    there = float(np.mean([falls[k - window, 0] for falls, k in zip(places, held_out, strict=True)]))
     null = fall_of[:, 1:].mean(axis=0)
     own = [reading[:, 0] for reading in readings]
     labels = np.where(groups.refused, "refused", np.where(groups.complied, "complied", "not given"))[kept]
     return RefusalTrace(
-        table=_heads(written, cliffs, window, total, seed),
+        table=_heads(written, held_out, window, there, seed),
         curve=_curve(readings, labels, n_bins, seed),
         chats=_chat_rows(model, [chats[i] for i in kept], kept, own, cliffs, fall_of[:, 0], labels),
         tokens=_token_rows(model, [chats[i] for i in kept], kept, own),
@@ -163,6 +172,32 @@ def _falls(reading: Float[np.ndarray, "token direction"], window: int) -> Float[
     return means[:-window] - means[window:]
 
 
+def held_out_places(falls: Sequence[Float[np.ndarray, "place"]], window: int, seed: int) -> list[int]:
+    """For every chat the token at which the other half of the chats falls most, on the average.
+
+    Places are counted from the end in tokens, as far as all chats have them, and from the start in twentieths.
+    """
+    order = np.random.default_rng(seed).permutation(len(falls))
+    halves = order[: len(order) // 2], order[len(order) // 2 :]
+    shortest = min(len(one) for one in falls)
+    shares = (np.arange(PARTS) + 0.5) / PARTS
+    from_end = np.stack([one[::-1][:shortest] for one in falls])
+    from_start = np.stack([one[(shares * len(one)).astype(int)] for one in falls])
+    places = [0] * len(falls)
+    for mine, other in (halves, halves[::-1]):
+        end, start = from_end[other].mean(axis=0), from_start[other].mean(axis=0)
+        for chat in mine.tolist():
+            n = len(falls[chat])
+            index = n - 1 - int(end.argmax()) if end.max() >= start.max() else int(shares[start.argmax()] * n)
+            places[chat] = index + window
+    return places
+
+
+def read_places(chat: Chat) -> Int[np.ndarray, "token"]:
+    """The tokens of the CoT and what follows it up to the decision position."""
+    return np.flatnonzero(np.isin(chat.segment_ids, [segment_id(name) for name in READ])).astype(np.int64)
+
+
 def _heads(
     written: Sequence[Float[np.ndarray, "token layer head"]],
     cliffs: Sequence[int],
@@ -170,7 +205,7 @@ def _heads(
     total: float,
     seed: int,
 ) -> pd.DataFrame:
-    """How far each head's contribution falls across the cliff."""
+    """How far each head's contribution falls across a place of each chat."""
     before = np.stack([w[k - window : k].mean(axis=0) for w, k in zip(written, cliffs, strict=True)])
     after = np.stack([w[k : k + window].mean(axis=0) for w, k in zip(written, cliffs, strict=True)])
     test = pair_contrast(before, after, seed=seed)
@@ -237,7 +272,7 @@ def _chat_rows(
 ) -> pd.DataFrame:
     rows = []
     for chat, index, values, k, fall, label in zip(chats, indices, own, cliffs, falls, labels, strict=True):
-        token = int(chat.token_ids[chat.where("cot")][k])
+        token = int(chat.token_ids[read_places(chat)][k])
         rows.append(
             {
                 "chat": index,
@@ -259,6 +294,6 @@ def _token_rows(
 ) -> pd.DataFrame:
     tables = []
     for chat, index, values in zip(chats, indices, own, strict=True):
-        texts = [model.chat_format.decode([int(token)]) for token in chat.token_ids[chat.where("cot")]]
+        texts = [model.chat_format.decode([int(token)]) for token in chat.token_ids[read_places(chat)]]
         tables.append(pd.DataFrame({"chat": index, "token": np.arange(len(values)), "text": texts, "reading": values}))
     return pd.concat(tables, ignore_index=True)
