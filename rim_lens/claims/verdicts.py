@@ -7,7 +7,8 @@
 The margin (smallest effect of interest) is fixed in the audit's plan before any answer is read. Both bounds are
 one-sided at 2.5 % over all measured claims together, each by Holm's steps: the lower bounds against 0, the upper ones
 against the margins. Among claims without an effect at most 2.5 % of audits call any supported; among claims with an
-effect of the margin or more at most 2.5 % call any excluded (simulated: docs/trust.md). A single claim has its ordinary
+effect of the margin or more at most 2.5 % call any excluded, as far as each bound keeps its level (simulated in
+tests/test_verdicts.py). A single claim has its ordinary
 95 % interval. Source: Holm 1979; equivalence bounds as in Schuirmann 1987.
 """
 
