@@ -230,17 +230,23 @@ NOT_BATCHED = {
     "attention_rows": "a chat a pass",
     "token_attention": "a chat a pass",
     "explore_heads": "a chat a pass",
+    "cot_importance": "a chat a pass",
+    "receiver_heads": "a chat a pass",
     "check_model": "two short chats",
     "fit_refusal_tokens": "no pass",
     "refusal_tokens": "no pass",
     "given_pairs": "no pass",
     "refusal_forcing_pairs": "no pass",
     **dict.fromkeys(
-        ("ablate_heads", "scale_heads", "knock_out", "patch_heads", "ablate_neurons", "scale_neurons"),
+        ("ablate_heads", "scale_heads", "knock_out", "patch_heads", "ablate_neurons", "scale_neurons", "steer"),
         "a change of passes",
     ),
     "TrainingSettings": "a batch is part of what is trained",
     "ClassifierJudge": "tested below",
+    **dict.fromkeys(
+        ("direct_attribution", "expert_load", "mediation", "refusal_direction"), "halved, but not tried here"
+    ),
+    **dict.fromkeys(("direction_drift", "self_repair"), "their passes are those of residuals and of ablation_sweep"),
 }
 
 

@@ -35,6 +35,7 @@ from rim_lens.inference_time.groups import need_distinct_requests
 from rim_lens.inference_time.template_positions import shared_template, template_residuals
 from rim_lens.intervene.steer import steer
 from rim_lens.model.as_chats import as_chats
+from rim_lens.model.fitting import halves_batches
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.requests import Prompts
 from rim_lens.processes import share, sum_over_processes
@@ -84,6 +85,7 @@ class RefusalDirection(Result):
         )
 
 
+@halves_batches
 def refusal_direction(
     model: LensModel,
     harmful: Prompts,
