@@ -276,14 +276,13 @@ def test_the_page_opens_with_the_verdicts_and_folds_the_rest(results):
     places = {name: f"stages/x/{name}" for name in results}
     page = report_page(results, [], MANIFEST, PLAN, verdicts=verdict_table(), places=places)
     text = " ".join("".join(Outline(page).text).split())
-    top = text.split("Claim by claim")[1]
     found = (
         "On tiny <model>, supported: thinking lowers refusal; excluded: these heads carry refusal; 2 of 4 undecided."
     )
     assert found in text
     assert "To know more: --n 96 decides 1 of the 2 undecided claims" in text
     assert "Effect +22 points [+9, +35], n = 32 prompts; smallest effect of interest 10 points." in text
-    assert "No series was measured." in top
+    assert "No series was measured." in text
     for name in ("behavior", "pattern_costs", "head_test"):
         assert f'load_result("stages/x/{name}")' in text
         assert f'href="tables/{name}.csv"' in page
