@@ -184,6 +184,8 @@ def neuron_findings(results: Mapping[str, Result]) -> list[Finding]:
         for _, row in forgetting.correlations.iterrows():
             words = f"{row['predictor']} against {row['outcome']}, over checkpoints".replace("_", " ")
             figure = f"r = {row['pearson']:+.2f} [{row['pearson_low']:+.2f}, {row['pearson_high']:+.2f}]"
+            if "pearson_q" in row and not pd.isna(row["pearson_q"]):
+                figure += f", q = {row['pearson_q']:.2g}, {row['zeros']} zeros"
             found.append(Finding(chapter, words, figure, str(row["n"]), p_or_none(row["pearson_p"])))
     return found
 

@@ -39,6 +39,7 @@ PREDICTORS = (
 )
 OUTCOMES = ("refusal_drop", "misalignment_change")
 FEWEST = 4
+MOST_ZEROS = 1 / 3  # a predictor that is 0 at so many checkpoints has no correlation worth the name
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +48,9 @@ class Forgetting(Result):
 
     `table`: one row per checkpoint but the reference. `correlations`: one row per outcome and predictor, with Pearson's
     r,
-    Spearman's ρ, their p, intervals and the number of checkpoints; NaN for a predictor that does not vary. `best`: one
+    Spearman's ρ, their p, intervals and the number of checkpoints, how many `zeros` the predictor has, and q over all rows; NaN for a
+    predictor that does not vary or is 0 at a third of the checkpoints. The p-values suppose independent checkpoints: over
+    the doses of one lineage two unrelated quantities that grow with the dose reach p < .05 far too often. `best`: one
     row an outcome, the predictor with the largest r, and against each other predictor the share of resampled
     checkpoints in which it correlates more (`certainty`: the smallest of these shares). `ras`: RAS in all variants by
     checkpoint; `ras_layers`: RAS of the set's neurons in each layer, with p against the control sets' in that layer and
@@ -193,13 +196,22 @@ def correlate(table: pd.DataFrame, *, n_resamples: int = 2000, seed: int = 0) ->
         y = table[outcome].to_numpy(dtype=float)
         if np.ptp(y) == 0:
             raise RimLensError(f"The outcome {outcome} is the same at all checkpoints, so nothing can predict it.")
-        varying = [name for name in predictors if np.ptp(table[name].to_numpy(dtype=float)) > 0]
+        zeros = {name: int((table[name].to_numpy(dtype=float) == 0).sum()) for name in predictors}
+        varying = [
+            name
+            for name in predictors
+            if np.ptp(table[name].to_numpy(dtype=float)) > 0 and zeros[name] < MOST_ZEROS * len(y)
+        ]
         found = {name: correlation(table[name].to_numpy(dtype=float), y, n_resamples, seed) for name in varying}
         for name in predictors:
-            rows.append({"outcome": outcome, "predictor": name, "n": len(y), **numbers(found.get(name))})
+            about = {"outcome": outcome, "predictor": name, "n": len(y), "zeros": zeros[name]}
+            rows.append({**about, **numbers(found.get(name))})
         if varying:
             best.append({"outcome": outcome, **best_of(table, y, found, n_resamples, seed)})
-    return pd.DataFrame(rows), pd.DataFrame(best)
+    correlations = pd.DataFrame(rows)
+    for kind in ("pearson", "spearman"):
+        correlations[f"{kind}_q"] = benjamini_hochberg(correlations[f"{kind}_p"].to_numpy(dtype=float))
+    return correlations, pd.DataFrame(best)
 
 
 def numbers(found: Correlation | None) -> dict[str, float]:
