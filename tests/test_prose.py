@@ -173,8 +173,10 @@ def loaded_and_bound(tree: ast.Module) -> tuple[set[str], set[str]]:
     "page", [page for page in PAGES if FENCED.search(page.read_text(encoding="utf-8"))], ids=lambda page: page.name
 )
 def test_every_name_in_a_page_s_python_is_bound_above_it(page):
-    known = set(dir(builtins))
-    for block in FENCED.findall(page.read_text(encoding="utf-8")):
+    text = page.read_text(encoding="utf-8")
+    own = re.search(r"^.*stand for your own\.$", text, re.MULTILINE)  # names that a page says the reader brings
+    known = set(dir(builtins)) | set(re.findall(r"`(\w+)`", own[0] if own else ""))
+    for block in FENCED.findall(text):
         read, bound = loaded_and_bound(ast.parse(block))
         known |= bound
         assert read <= known, f"{page.name}: {read - known}"

@@ -37,9 +37,9 @@ LARGEST = 100_000
 class Power(Result):
     """What each claim's test can find.
 
-    `table`: one row a claim: `test`, `n` of what is `counted`, `margin`, `power` to call an effect of the margin
+    `table`: one row per claim: `test`, `n` of what is `counted`, `margin`, `power` to call an effect of the margin
     supported, `detectable` (the effect with a power of 80 %), `n_needed` (for 80 % at the margin), what is `assumed`.
-    `floors`: one row a test by permutation or control sets: the smallest p, the one that q < 0.05 for a single true unit
+    `floors`: one row per test by permutation or control sets: the smallest p, the one that q < 0.05 for a single true unit
     takes, whether it is `reachable`, and the n from which on it is.
     """
 

@@ -86,7 +86,7 @@ class Edits:
 
 
 class EditHook:
-    """The edits of one projection's inputs: this rank's factors and shifts, one row an edit; row 0 changes nothing."""
+    """The edits of one projection's inputs: this rank's factors and shifts, one row per edit; row 0 changes nothing."""
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ USED_MEMORY = 0.7  # of what is free: appending to the cache and the pass itself
 
 
 class Decoder(Protocol):
-    """A batch whose rows end at the same column and grow by one token a step."""
+    """A batch whose rows end at the same column and grow by one token per step."""
 
     batch: Batch
 
@@ -98,7 +98,7 @@ def rows_that_fit(model: LensModel, length: int) -> int:
 
 
 class CachedDecoder:
-    """Decoding with transformers' KV cache; a step costs one token a row.
+    """Decoding with transformers' KV cache; a step costs one token per row.
 
     `cache`: keys and values of the batch's first columns, where these were computed before.
     """

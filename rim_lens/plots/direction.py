@@ -104,7 +104,7 @@ def _candidate(row: pd.Series) -> str:
 
 
 def direction_drift_curves(drift: DirectionDrift, prompts: str = "harmful") -> go.Figure:
-    """Mean displacement along the direction by depth, one line a checkpoint; grey: random directions at the last one."""
+    """Mean displacement along the direction by depth, one line per checkpoint; grey: random directions at the last one."""
     table = drift.table[drift.table["prompts"] == prompts]
     figure = style.blank(
         f"Drift of {prompts} prompts along the refusal direction of {drift.reference}",

@@ -145,7 +145,7 @@ def closed_told(closed: pd.DataFrame) -> str:
 
 
 def answers_of(table: RimTable, name: str) -> Block:
-    """Answers with their labels; those to harmful requests that are no refusals stay hidden until a click."""
+    """Answers with their labels; those to harmful requests that are not refusals stay hidden until a click."""
     if name == "maths":
         return solved_grid(table)
     answers = table.answers[table.answers["set"] == name]

@@ -45,7 +45,7 @@ def comparison_page(table: pd.DataFrame, caption: str, links: Sequence[str]) -> 
     """The page.
 
     Args:
-        table: one row a run; the first column is its name.
+        table: one row per run; the first column is its name.
         caption: a sentence under the heading.
         links: each run's own page, relative to this one.
     """
