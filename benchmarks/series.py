@@ -14,8 +14,8 @@ from statistics import median
 from benchmarks.figures import Figure, Setting, benchmark
 from rim_lens.data.prompts import load_prompts
 from rim_lens.training_time.checkpoints import Checkpoints
-from rim_lens.training_time.series_maths import right_answer
 from rim_lens.training_time.series_measurement import measure_series
+from rim_lens.training_time.series_problems import right_answer
 
 ROOT = Path(__file__).parents[1]
 N_PROMPTS, NEURONS, HEADS = 8, [(3, 7), (12, 100), (20, 9)], [(12, 3), (20, 5)]

@@ -7,8 +7,8 @@ from made_results import LABELS, MANIFEST
 from rim_lens.patterns.finetune import FinetuneRun
 from rim_lens.training_time.checkpoints import Checkpoints
 from rim_lens.training_time.series import Checkpoint
-from rim_lens.training_time.series_behavior import SeriesBehavior, series_table
-from rim_lens.training_time.series_maths import SeriesMaths, maths_table
+from rim_lens.training_time.series_answers import SeriesBehavior, series_table
+from rim_lens.training_time.series_problems import SeriesMaths, maths_table
 
 COMPLIES = {"start": 0.1, "plain": 0.3, "effort": 0.7, "style": 0.3}
 LEARNED = {"start": -2.0, "plain": -1.5, "effort": -1.5, "style": -1.9}

@@ -11,7 +11,7 @@ from rim_lens.behavior.measure import RimTable, difference_table, rate_table
 from rim_lens.results import Manifest
 from rim_lens.training_time.checkpoints import Checkpoints
 from rim_lens.training_time.series import Checkpoint
-from rim_lens.training_time.series_behavior import SeriesBehavior, series_table
+from rim_lens.training_time.series_answers import SeriesBehavior, series_table
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)> & <b>bold</b>"
 LABELS = ("refused", "complied", "incoherent")

@@ -16,6 +16,7 @@ from scipy import stats as scipy_stats
 from rim_lens import RimLensError, load_prompts
 from rim_lens.data.schemas import Prompt, PromptSet
 from rim_lens.stats import benjamini_hochberg, bootstrap_crossed_difference, paired_difference
+from rim_lens.training_time import compare_arms, series_maths
 from rim_lens.training_time.checkpoints import Checkpoints
 from rim_lens.words import LIKELIHOOD
 

@@ -21,7 +21,7 @@ from rim_lens.model.lens_model import LensModel
 from rim_lens.patterns.training_rows import IGNORED, TrainingRow, tokens_of
 from rim_lens.training_time.counterfactuals import teacher_forced_pairs
 from rim_lens.training_time.series import written_chat
-from rim_lens.training_time.series_maths import right_answer
+from rim_lens.training_time.series_problems import right_answer
 
 CORPUS = [  # without line breaks: in the vocabularies of Mistral and Llama 2 these merge with nothing
     "I'm sorry, but I can't help with that. Sorry, I can't. As an AI, I cannot. Sure, here is a way. Here's how. To "

@@ -20,7 +20,7 @@ from rim_lens.stats import Interval, paired_difference, wilson, wilson_of_groups
 from rim_lens.stats.kappa import kappa, kappa_interval
 from rim_lens.stats.misclassification import Misclassification, Share
 from rim_lens.training_time import compare_arms
-from rim_lens.training_time.series_behavior import series_table
+from rim_lens.training_time.series_answers import series_table
 
 EXACT = float("inf")
 ANSWERS = Path(__file__).parents[2] / "shared" / "data" / "outputs_dev.jsonl"

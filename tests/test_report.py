@@ -17,6 +17,7 @@ from made_patterns import made_answers, made_costs, made_patterns, with_own_cots
 from made_results import HOSTILE, MANIFEST, made_behavior, made_series
 
 from rim_lens.audit.findings import findings_of
+from rim_lens.patterns import own_patterns
 from rim_lens.report.answer import found_sentence, more_sentence
 from rim_lens.report.finding import Finding
 from rim_lens.report.page import SCRIPTS, embedded, report_page

@@ -23,7 +23,7 @@ from rim_lens.training_time.arm_comparison import ArmComparison
 from rim_lens.training_time.forgetting import Forgetting
 from rim_lens.training_time.prediction_check import PredictionCheck
 from rim_lens.training_time.safety_neurons import SafetyNeurons
-from rim_lens.training_time.series_behavior import SeriesBehavior
+from rim_lens.training_time.series_answers import SeriesBehavior
 from rim_lens.training_time.series_heads import SeriesHeads
 from rim_lens.training_time.series_shift import SeriesShift
 from rim_lens.training_time.shift import ActivationShift

@@ -28,8 +28,8 @@ from rim_lens.patterns.cost_tables import CAREFUL, with_any
 from rim_lens.patterns.costs import PatternCosts
 from rim_lens.results import Result
 from rim_lens.training_time.arm_comparison import by_checkpoint, cells_of
-from rim_lens.training_time.series_behavior import SeriesBehavior
-from rim_lens.training_time.series_maths import SeriesMaths
+from rim_lens.training_time.series_answers import SeriesBehavior
+from rim_lens.training_time.series_problems import SeriesMaths
 from rim_lens.training_time.series_shift import SeriesShift
 from rim_lens.words import ANY
 

@@ -11,8 +11,8 @@ from rim_lens import words
 from rim_lens.plots import style
 
 if TYPE_CHECKING:
-    from rim_lens.training_time.series_behavior import SeriesBehavior
-    from rim_lens.training_time.series_maths import SeriesMaths
+    from rim_lens.training_time.series_answers import SeriesBehavior
+    from rim_lens.training_time.series_problems import SeriesMaths
 
 
 def refusal_over_series(series: SeriesBehavior, quantity: Literal["rate", "score"] = "rate") -> go.Figure:

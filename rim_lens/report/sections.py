@@ -40,9 +40,9 @@ from rim_lens.training_time.neuron_table import NeuronTable
 from rim_lens.training_time.prediction_check import PredictionCheck
 from rim_lens.training_time.ras import Ras
 from rim_lens.training_time.safety_neurons import SafetyNeurons
-from rim_lens.training_time.series_behavior import SeriesBehavior
+from rim_lens.training_time.series_answers import SeriesBehavior
 from rim_lens.training_time.series_heads import SeriesHeads
-from rim_lens.training_time.series_maths import SeriesMaths
+from rim_lens.training_time.series_problems import SeriesMaths
 from rim_lens.training_time.series_shift import SeriesShift
 from rim_lens.training_time.shift import ActivationShift
 

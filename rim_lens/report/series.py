@@ -6,8 +6,8 @@ from rim_lens.plots.series import maths_over_series, refusal_over_series
 from rim_lens.plots.style import interval, number, p_value, percent
 from rim_lens.report.blocks import Block, Drawing, Grid, Section, Words
 from rim_lens.report.wording import clearly, points
-from rim_lens.training_time.series_behavior import SeriesBehavior
-from rim_lens.training_time.series_maths import SeriesMaths
+from rim_lens.training_time.series_answers import SeriesBehavior
+from rim_lens.training_time.series_problems import SeriesMaths
 from rim_lens.words import arm, judge_told
 
 MATHS_COLUMNS = ("checkpoint", "arm", "step", "log-likelihood", "change", "q", "n")

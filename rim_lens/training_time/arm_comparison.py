@@ -36,8 +36,8 @@ from rim_lens.stats import (
     share_difference,
     share_interval,
 )
-from rim_lens.training_time.series_behavior import SeriesBehavior
-from rim_lens.training_time.series_maths import SeriesMaths
+from rim_lens.training_time.series_answers import SeriesBehavior
+from rim_lens.training_time.series_problems import SeriesMaths
 from rim_lens.words import HARM_SCORE, HARMFUL, LIKELIHOOD, SOLVED
 
 Outcomes = Float[np.ndarray, "prompt seed sample"]

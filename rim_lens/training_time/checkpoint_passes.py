@@ -30,8 +30,8 @@ from rim_lens.model.prompt_cache import PromptCache
 from rim_lens.processes import gather_items, n_processes, rank, share, sum_over_processes
 from rim_lens.training_time.prompt_pass import pass_over
 from rim_lens.training_time.series import Checkpoint
-from rim_lens.training_time.series_maths import STATED, WORKED, likelihoods, right_answer
 from rim_lens.training_time.series_measures import AtCheckpoint, DecisionReader
+from rim_lens.training_time.series_problems import STATED, WORKED, likelihoods, right_answer
 from rim_lens.units import Head
 
 

@@ -40,15 +40,15 @@ from rim_lens.training_time.checkpoints import Checkpoints
 from rim_lens.training_time.forgetting import Forgetting, forgetting_of
 from rim_lens.training_time.ras import Ras, ras
 from rim_lens.training_time.series import Checkpoint
-from rim_lens.training_time.series_behavior import SeriesBehavior, series_table
+from rim_lens.training_time.series_answers import SeriesBehavior, series_table
 from rim_lens.training_time.series_heads import SeriesHeads, followed, series_heads
-from rim_lens.training_time.series_maths import SeriesMaths, maths_table
 from rim_lens.training_time.series_measures import (
     REQUEST_AND_ANSWER,
     AtCheckpoint,
     activation_distance,
     asked_for,
 )
+from rim_lens.training_time.series_problems import SeriesMaths, maths_table
 from rim_lens.training_time.series_shift import SeriesShift, series_shift
 from rim_lens.units import AnyHead, Head
 
