@@ -149,7 +149,7 @@ def test_layers_without_attention_are_nan():
 
 def test_positions_that_do_not_exist_are_errors():
     chat = some_chats(shared_model())[0]
-    with pytest.raises(RimLensError, match="unknown segment"):
+    with pytest.raises(RimLensError, match="unknown positions"):
         positions_in(chat, "thoughts")
     for offsets in ((-1000,), (1,), ()):
         with pytest.raises(RimLensError, match="leave the chat"):

@@ -59,11 +59,11 @@ def test_changes_are_means_over_prompts_and_seeds():
 def test_contrasts_pair_seeds_and_prompts():
     series = made_arms(n=200, seed=2)
     found = compare_arms(series)
-    row = row_of(found.contrasts, a="plain", b="effort", step=18, measure="complied")
-    difference = cells(series, "plain", 18) - cells(series, "effort", 18)
+    row = row_of(found.contrasts, a="effort", b="plain", step=18, measure="complied")
+    difference = cells(series, "effort", 18) - cells(series, "plain", 18)
     assert row["difference"] == pytest.approx(difference.mean())
-    assert row["difference"] == pytest.approx(0.9 * (COMPLIES["plain"] - COMPLIES["effort"]), abs=0.1)
-    assert row["high"] < 0
+    assert row["difference"] == pytest.approx(0.9 * (COMPLIES["effort"] - COMPLIES["plain"]), abs=0.1)
+    assert row["low"] > 0
     assert row["p"] < 0.05
     same = row_of(found.contrasts, a="plain", b="style", step=18, measure="complied")
     assert same["low"] < 0 < same["high"]

@@ -215,7 +215,9 @@ def expected_tables(tmp_path):
 def test_a_kill_at_every_single_write_leaves_an_audit_that_goes_on(tmp_path, monkeypatch):
     """The process dies before its k-th write, flush, rename or removal, for every k that there is."""
     monkeypatch.setattr(run_module, "STAGES", small_stages())
-    monkeypatch.setattr(run_module, "report_page", lambda *args: "<!doctype html>")  # figures take long, writes do not
+    monkeypatch.setattr(
+        run_module, "report_page", lambda *args, **options: "<!doctype html>"
+    )  # figures take long, writes do not
     plan, expected = AuditPlan(model="none"), expected_tables(tmp_path)
     k = 0
     while True:

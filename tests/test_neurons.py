@@ -172,8 +172,8 @@ def test_errors_say_what_is_wrong():
     model = tiny_model("llama")
     with pytest.raises(RimLensError, match="no token at positions 'response'"):
         neuron_activations(model, model.render(["hello"]))
-    with pytest.raises(RimLensError, match="unknown segment"):
-        neuron_activations(model, chats_of(model), "answer")
+    with pytest.raises(RimLensError, match="unknown positions"):
+        neuron_activations(model, chats_of(model), "thoughts")
     with pytest.raises(RimLensError, match="pass at least one"):
         neuron_activations(model, [])
     with pytest.raises(RimLensError, match="outside the model"):

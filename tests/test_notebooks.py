@@ -98,6 +98,7 @@ def kernel():
 
 
 @pytest.mark.real_model
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs_from_top_to_bottom(path, kernel):
     notebook = execute.executed(path, kernel, FEW[path.stem])

@@ -68,7 +68,7 @@ def test_rewritten_cot_keeps_answer_length_and_sentences():
             "lengths differ",
         ),
         (COT, {"writer": Says("It is 83.", "It is 84.")}, "the target reaches another answer"),
-        (COT, {"patterns": ["lazy"]}, "no reasoning pattern"),
+        (COT, {"patterns": ["lazy"]}, "not a reasoning pattern"),
     ],
 )
 def test_what_cannot_be_rewritten_is_named(cot, options, message):

@@ -219,7 +219,7 @@ def test_page_says_whom_it_is_about(results):
     only = {"behavior": results["behavior"]}
     bundled = report_page(only, [], MANIFEST, {"model": "smollm2-135m-instruct", "checkpoints": "assets/organism"})
     assert "This is a model organism" in bundled
-    assert "no evidence about larger models" in bundled
+    assert "not evidence about larger models" in bundled
     assert "Everything below is about tiny &lt;model&gt;" in report_page(only, [], MANIFEST, PLAN)
 
 

@@ -211,7 +211,7 @@ def test_unknown_methods_positions_and_no_chats_are_refused():
     with pytest.raises(RimLensError, match="unknown method"):
         ablation_sweep(model, some_chats(model), TOKENS, "quick")
     with pytest.raises(RimLensError, match="unknown positions"):
-        ablation_sweep(model, some_chats(model), TOKENS, positions="cot")
+        ablation_sweep(model, some_chats(model), TOKENS, positions="thoughts")
     with pytest.raises(RimLensError, match="at least one"):
         ablation_sweep(model, [], TOKENS)
 

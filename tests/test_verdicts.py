@@ -89,7 +89,7 @@ def test_bounds_and_p_values_agree_with_published_ones():
     values = rng.normal(0.4, 1, 30)
     one = means(values, "x")
     student = stats.ttest_1samp(values, 0, alternative="greater").pvalue
-    assert student <= one.p_of_none() < 1.6 * student
+    assert student <= one.p_of_none() < 2.1 * student  # never bolder than Student
     _, high = one.bounds(0.025)
     assert one.p_of_margin(high) == pytest.approx(0.025, rel=0.01)
     before, after = answered(0.8, 40, rng), answered(0.4, 40, rng)

@@ -14,6 +14,7 @@ Source: Arditi et al. 2024, "Refusal in Language Models Is Mediated by a Single 
 directional ablation, weight orthogonalization).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -101,7 +102,7 @@ def steered_layers(model: LensModel, direction: Any, layers: int | Iterable[int]
     return chosen
 
 
-class SteerTap(UnitTap):
+class SteerTap(UnitTap, ABC):
     """Base of taps that change the stream along a direction at some positions."""
 
     what = "steering"
@@ -115,11 +116,11 @@ class SteerTap(UnitTap):
         """Rows that have a direction of their own; 1 stands for any."""
         return len(self.vectors)
 
+    @abstractmethod
     def new(
         self, stream: Float[Tensor, "row pos d_model"], vectors: Float[Tensor, "#row #pos d_model"]
     ) -> Float[Tensor, "row pos d_model"]:
         """The stream after the change, in float32."""
-        raise NotImplementedError
 
     def steered(self, stream: Float[Tensor, "row pos d_model"]) -> Tensor | None:
         """The stream with the chosen positions changed."""

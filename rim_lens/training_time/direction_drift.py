@@ -130,7 +130,10 @@ def _rows(
     low, high = bootstrap_means(shift[:, :, 0], seed=seed)
     bounds = np.quantile(mean[:, 1:], (0.025, 0.975), axis=1)
     columns = {"depth": np.arange(len(mean)), "n": len(shift), "displacement": mean[:, 0], "low": low, "high": high}
-    columns |= {"random_low": bounds[0], "random_high": bounds[1], "p": empirical_p(mean[:, 0], mean[:, 1:].T)}
+    p = np.full(len(mean), np.nan)  # where all prompts have the same stream there is no spread to measure in
+    moved = np.isfinite(mean).all(axis=1)
+    p[moved] = empirical_p(mean[moved, 0], mean[moved, 1:].T)
+    columns |= {"random_low": bounds[0], "random_high": bounds[1], "p": p}
     return pd.DataFrame({**where, **columns, "cka": similar})
 
 
