@@ -60,7 +60,9 @@ def _has_bars() -> bool:
 def _with_bar(items: Iterable[T], description: str, total: int | None, note: Callable[[], str] | None) -> Iterator[T]:
     from tqdm.auto import tqdm
 
-    with tqdm(total=total, desc=description, leave=False, delay=_QUIET_SECONDS, dynamic_ncols=True) as bar:
+    with tqdm(
+        total=total, desc=description, leave=False, delay=_QUIET_SECONDS, dynamic_ncols=True, file=sys.stderr
+    ) as bar:
         for item in items:
             yield item
             bar.update()

@@ -63,8 +63,8 @@ def test_displacement_is_that_of_plain_passes(series):
     u = unit.double().numpy()
     spread = (before @ u).std(axis=0, ddof=1)
     expected = ((after - before) @ u) / spread
-    np.testing.assert_allclose(drift.displacement[0][:, 1:], expected[:, 1:], atol=1e-3)
-    rows = drift.table[drift.table["prompts"] == "harmful"]
+    np.testing.assert_allclose(drift.displacement[-1][:, 1:], expected[:, 1:], atol=1e-3)
+    rows = drift.table.query("checkpoint == 'after' and prompts == 'harmful'")
     np.testing.assert_allclose(rows["displacement"][1:], expected[: len(HARMFUL), 1:].mean(axis=0), atol=1e-3)
     assert rows["n"].eq(len(HARMFUL)).all()
     for depth in range(1, 4):
