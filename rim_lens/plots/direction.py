@@ -116,7 +116,13 @@ def direction_drift_curves(drift: DirectionDrift, prompts: str = "harmful") -> g
     )
     last = table[table["checkpoint"] == drift.checkpoints[-1]]
     figure.add_trace(
-        style.band(last["depth"].tolist(), last["random_low"], last["random_high"], style.GREY, "random directions")
+        style.band(
+            last["depth"].tolist(),
+            last["random_low"].tolist(),
+            last["random_high"].tolist(),
+            style.GREY,
+            "random directions",
+        )
     )
     for i, name in enumerate(drift.checkpoints):
         rows = table[table["checkpoint"] == name]
