@@ -94,7 +94,7 @@ def test_cka_is_its_definition_is_1_for_a_rotation_and_about_0_for_noise():
 
 def test_what_cannot_drift_is_refused_and_the_rest_is_saved_and_drawn(series, tmp_path):
     model, checkpoints, unit, _ = series
-    with pytest.raises(RimLensError, match=r"a later checkpoint|none of the checkpoints"):
+    with pytest.raises(RimLensError, match="a later checkpoint"):
         direction_drift(model, checkpoints.only(["before"]), unit, HARMFUL, HARMLESS)
     with pytest.raises(RimLensError, match="2 harmful"):
         direction_drift(model, checkpoints, unit, HARMFUL[:2], HARMLESS)
@@ -102,5 +102,4 @@ def test_what_cannot_drift_is_refused_and_the_rest_is_saved_and_drawn(series, tm
     again = DirectionDrift.load(drift.save(tmp_path / "drift"))
     assert again.caption() == drift.caption()
     rows = drift.table[drift.table["prompts"] == "harmless"]
-    drawn = [np.asarray(line.y) for line in drift.plot(prompts="harmless").data if line.y is not None]
-    assert any(len(y) == len(rows) and np.allclose(y, rows["displacement"].to_numpy()) for y in drawn)
+    np.testing.assert_allclose(drift.plot(prompts="harmless").data[1].y, rows["displacement"])
