@@ -86,7 +86,7 @@ def attention(results: Results, margins: Mapping[str, float]) -> Evidence:
     heads = part(results, "attention_by_score", RefusalHeads)
     held = getattr(heads, "held_out", None)
     if held is None or held.empty:
-        raise RimLensError("no chats that heads were not chosen on")
+        raise RimLensError("not measured on other chats")
     parts = [
         rank_correlation(
             rows["attention"].to_numpy(), rows["outcome"].to_numpy(), "attention_by_score", counted="chats"

@@ -54,7 +54,7 @@ class Verdicts(Result):
 
     def caption(self) -> str:
         """How intervals are to be read."""
-        return f"bounds at 95 % over {int(self.table['effect'].notna().sum())} measured claims (Holm); n < n to decide"
+        return f"bounds at 95 % over {int(self.table['effect'].notna().sum())} measured claims (Holm); <n: n that decides"
 
     def of(self, claim: str) -> pd.Series:
         """The row of one claim. Raises RimLensError for an unknown name."""
@@ -130,7 +130,7 @@ def verdict_table(found: Mapping[str, Evidence | str], margins: Mapping[str, flo
             "p_margin": two_sided(large[i]),
             "p_margin_holm": two_sided(p_large[i]),
             "n_needed": one.n_needed(margins[name], low, high, low_levels[i])
-            if verdict == UNDECIDED and finite and not note
+            if verdict == UNDECIDED and finite and low <= 0 and not open_by_second
             else None,
             "evidence": one.where,
             "note": note if verdict == UNDECIDED else "",
