@@ -54,7 +54,9 @@ class Verdicts(Result):
 
     def caption(self) -> str:
         """How intervals are to be read."""
-        return f"bounds at 95 % over {int(self.table['effect'].notna().sum())} measured claims (Holm); <n: n that decides"
+        return (
+            f"bounds at 95 % over {int(self.table['effect'].notna().sum())} measured claims (Holm); <n: n that decides"
+        )
 
     def of(self, claim: str) -> pd.Series:
         """The row of one claim. Raises RimLensError for an unknown name."""
