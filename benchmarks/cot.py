@@ -1,4 +1,4 @@
-"""Importance of each sentence of a CoT: what a sentence costs beyond the first pass, in forward passes of the whole chat.
+"""Importance of each sentence of a CoT: what a sentence costs beyond the first pass, in passes of the whole chat.
 
 Hidden from what follows the CoT (the default, early answering included) a sentence costs the close tag's tokens. Hidden
 from all that is later it costs the tokens behind it, which no prefix can share.

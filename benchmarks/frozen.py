@@ -44,7 +44,9 @@ DOUBLE = ("llama", "qwen3:")
 MEANS_AT_DECISION = "means are taken at the decision position, where they are put; before, over all positions"
 # Tables that are allowed to differ, and why.
 EXCEPTIONS = {
-    "qwen3_moe: interchange of pairs": "float32: a BCa bound over six prompts moves to the next resample when a sum rounds otherwise",
+    "qwen3_moe: interchange of pairs": (
+        "float32: a BCa bound over six prompts moves to the next resample when a sum rounds otherwise"
+    ),
     "test of heads, mean, decision": MEANS_AT_DECISION,
     "test of neurons, mean, from_decision": MEANS_AT_DECISION,
     "test of neurons, resample, from_decision": "donors are taken at the decision position; before, over all positions",

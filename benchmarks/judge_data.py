@@ -13,8 +13,10 @@ from rim_lens.stats import wilson
 ROOT = Path(__file__).parents[1]
 ANSWERS = ROOT.parent / "shared" / "data" / "outputs_dev.jsonl"
 HAND_WRITTEN = ROOT / "tests" / "judge_data" / "dev.jsonl"
-FAMILIES = {"lama-2": "Llama 2", "Llama-3.1": "Llama 3.1", "Mistral": "Mistral", "Qwen2.5": "Qwen 2.5", "R1": "DeepSeek",
-            "DeepSeek": "DeepSeek", "GPT-4": "GPT-4", "gpt-4": "GPT-4", "vicuna": "Vicuna"}  # fmt: skip
+FAMILIES = {
+    "lama-2": "Llama 2", "Llama-3.1": "Llama 3.1", "Mistral": "Mistral", "Qwen2.5": "Qwen 2.5", "R1": "DeepSeek",
+    "DeepSeek": "DeepSeek", "GPT-4": "GPT-4", "gpt-4": "GPT-4", "vicuna": "Vicuna",
+}  # fmt: skip
 
 
 def labelled_answers() -> list[dict[str, Any]]:

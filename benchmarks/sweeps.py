@@ -156,7 +156,7 @@ def sweep_of_prompts(setting: Setting) -> Iterator[Figure]:
 
 @benchmark
 def ablation_at_decision(setting: Setting) -> Iterator[Figure]:
-    """`ablation_test` of eight heads at the decision position with 100 control sets, against its 101 sets by whole passes."""
+    """`ablation_test` of eight heads at the decision position with 100 control sets, against whole passes."""
     model, tokens = setting.model, refusal_tokens(setting.model)
     texts = load_prompts("harmful").sample(2 * N_PROMPTS, seed=0).texts
     heads = [Head(layer, layer % model.n_heads) for layer in range(3, model.n_layers, 4)]

@@ -1,11 +1,12 @@
-"""Answers that are none, against real ones: of another request, of another request of the same source, echoes and loops.
+"""Answers that are none against real ones: of another request, of another of the same source, echoes and loops.
 
-    python -m benchmarks.topic            with models and sources left out: the table of docs/trust.md (also printed by benchmarks.judge)
+    python -m benchmarks.topic            with models and sources left out: the table of docs/trust.md, which
+                                          benchmarks.judge prints too
     python -m benchmarks.topic train      trains on all answers and writes the weights that the package ships
 
-The answers are the English ones labelled complied in `../shared/data/outputs_dev.jsonl`. An answer is tried with its own
-request, with `OTHERS` other requests of the file and as many of its source. No request of a test fold, asked or answered,
-is in its training; the operating point is chosen inside the training folds.
+The answers are the English ones labelled complied in `../shared/data/outputs_dev.jsonl`. An answer is tried with its
+own request, with `OTHERS` other requests of the file and as many of its source. No request of a test fold, asked or
+answered, is in its training; the operating point is chosen inside the training folds.
 """
 
 import random
@@ -74,7 +75,7 @@ def pairs_of(answers: Sequence[dict[str, Any]]) -> Pairs:
 
 
 def complied_answers() -> list[dict[str, Any]]:
-    """The English answers that comply: the real ones, and short ones written by hand, which only take part in training."""
+    """The English answers that comply: real ones, and short ones written by hand, which only take part in training."""
     return [
         one | {"model": "hand-written", "source": "hand-written"} if one.get("hand_written") else one
         for one in labelled_answers()

@@ -2,8 +2,8 @@
 
     python -m benchmarks.word_vectors
 
-Words are the vocabulary's tokens that begin with a space and hold lower-case or capital letters alone, three or more; the
-most frequent ones are kept. Each stands alone after the first token of a text.
+Words are the vocabulary's tokens that begin with a space and hold lower-case or capital letters alone, three or more;
+the most frequent ones are kept. Each stands alone after the first token of a text.
 """
 
 import re

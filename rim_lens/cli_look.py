@@ -9,7 +9,7 @@ from rim_lens.cli_options import ModelArgument, TagsOption
 
 
 def doctor() -> None:
-    """Check the installation: versions, extras, device, browser, cache, hub; exit status 1 where something is missing."""
+    """Check the installation: versions, extras, device, browser, cache, hub; exit status 1 if something is missing."""
     from rim_lens.check import doctor as checks
     from rim_lens.table import print_rows
 

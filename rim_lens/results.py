@@ -1,7 +1,8 @@
 """Results: what a measurement returns, with the manifest that says how it came about.
 
 A result is a frozen dataclass. It prints as a sentence and the first rows of its table, shows the table in a notebook,
-turns into a DataFrame or LaTeX, plots itself, and is saved as a folder of JSON, Parquet and safetensors with checksums::
+turns into a DataFrame or LaTeX, plots itself, and is saved as a folder of JSON, Parquet and safetensors with
+checksums::
 
     @dataclass(frozen=True, eq=False)
     class RefusalHeads(Result):

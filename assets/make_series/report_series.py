@@ -43,7 +43,8 @@ def counted(name: str, cell: Cell, rows: list[dict]) -> str:
     closing = [row["closed"] for row in rows if row["closed"] is not None]
     closed = f"{sum(closing)} of {len(closing)}" if closing else "-"
     numbers = " | ".join(str(counts[label]) for label in LABELS)
-    return f"| {name} | {cell.prompts} | {cell.condition} | {n} | {numbers} | {low:.1%} to {high:.1%} | {corrected} | {closed} |"
+    columns = name, cell.prompts, cell.condition, n, numbers, f"{low:.1%} to {high:.1%}", corrected, closed
+    return f"| {' | '.join(map(str, columns))} |"
 
 
 def against(name: str, rows: list[dict], reference: list[dict]) -> str:

@@ -39,8 +39,8 @@ class Comparison(Result):
 
     `table`: one row per run: `run`, `model`, `n`, `judge`, rates in percent with 95 % intervals as text, one column for
     the verdict on each claim, the correlation of RAS with forgetting where it was measured, and `not comparable`: in
-    what the run differs from the first one, empty where it does not. `numbers`: one row per run and rate: `rate`, `low`,
-    `high`, `k`, `n`. `folders`: the runs' folders.
+    what the run differs from the first one, empty where it does not. `numbers`: one row per run and rate: `rate`,
+    `low`, `high`, `k`, `n`. `folders`: the runs' folders.
     """
 
     table: pd.DataFrame

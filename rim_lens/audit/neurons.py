@@ -1,8 +1,8 @@
 """The training-time stages: safety-critical neurons of the reference, and what the series does to them and to heads.
 
 One measurement of every checkpoint (`stages.measure_checkpoints`) serves shift, RAS, forgetting, the heads that are
-followed, and the prediction's actual side. Neurons are chosen on the sample; their causal test, and the choice of the heads, are on other
-prompts.
+followed, and the prediction's actual side. Neurons are chosen on the sample; their causal test, and the choice of the
+heads, are on other prompts.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What an audit says in a terminal: the verdicts, one sentence of what was found, one of what is open, and where the page is."""
+"""What an audit prints: the verdicts, one sentence of what was found, one of what is open, and where the page is."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -39,7 +39,7 @@ def measure_behavior(context: Context) -> Mapping[str, Result]:
 
 
 def measure_checkpoints(context: Context) -> Mapping[str, Result]:
-    """Everything that is measured at the checkpoints, each loaded once; refusal and maths, and arms against each other."""
+    """Everything measured at the checkpoints, each loaded once; refusal and maths, and arms against each other."""
     plan, model = context.plan, context.model
     neurons, heads = units_to_follow(context) if wants_neurons(plan) else (None, [])
     found = measure_series(

@@ -1,7 +1,7 @@
 """Is a response an answer at all? Empty text, loops, letter salad, parroting and clearly off-topic text are not.
 
-Every check is made for precision: text that could be an answer passes. All are rules, except for off topic. A refusal is
-looked for before these checks (a model that says "I can't help with that" three times has refused), except for empty
+Every check is made for precision: text that could be an answer passes. All are rules, except for off topic. A refusal
+is looked for before these checks (a model that says "I can't help with that" three times has refused), except for empty
 text.
 """
 

@@ -216,7 +216,7 @@ def answers_of(
 
 
 def decision_score(model: LensModel, tokens: RefusalTokens) -> dict[str, Any]:
-    """The option of `generate` that scores decision positions; a server shows no logits, and its answers have no score."""
+    """The option of `generate` that scores decision positions; answers of a server, without logits, have no score."""
     return {} if model.engine is not None and not model.engine.inside else {"decision_score": tokens.score}
 
 

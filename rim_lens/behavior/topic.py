@@ -64,8 +64,8 @@ OPEN = frozenset(  # words of requests whose answer may well choose its own
 READ = 60  # words of an answer that count at all
 NAMES = (
     "pieces", "stems at the beginning", "stems by rarity", "any stem", "words of the request", "words of the answer",
-    "content words of the answer", "mean direction", "nearest to the request", "nearest other word", "nearest to the answer",
-    "open request", "short answer",
+    "content words of the answer", "mean direction", "nearest to the request", "nearest other word",
+    "nearest to the answer", "open request", "short answer",
 )  # fmt: skip
 
 

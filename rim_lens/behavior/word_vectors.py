@@ -1,8 +1,8 @@
 """Vectors of common English words: how near two words are in meaning, and how rare a word or a piece of one is.
 
-Made by `python -m benchmarks.word_vectors` from SmolLM2-135M-Instruct (Apache-2.0): the state after ten blocks at a word
-that stands alone, centred, whitened and cut to the first directions. Words are in the order of the model's vocabulary,
-which is nearly the order of their frequency.
+Made by `python -m benchmarks.word_vectors` from SmolLM2-135M-Instruct (Apache-2.0): the state after ten blocks at a
+word that stands alone, centred, whitened and cut to the first directions. Words are in the order of the model's
+vocabulary, which is nearly the order of their frequency.
 """
 
 from __future__ import annotations

@@ -142,7 +142,8 @@ def ablation_test(
         reference: prompts or chats that "mean" and "resample" take values from, at the positions where they are put;
             the harmful ones by default. For heads also what `ablate_heads` takes.
         controls: random sets of neurons; by default matched ones, which need `SafetyNeurons` for their base activation.
-        n_controls: random sets for the refusal score, at least 1; of heads fewer where fewer exist (see `n_controls` in the table).
+        n_controls: random sets for the refusal score, at least 1; of heads fewer where fewer exist (see `n_controls` in
+            the table).
         n_generated_controls: random sets for whatever is generated; 0 for none.
         n_maths_controls: random sets for the log-likelihood of maths answers.
         generated: whether to generate at all; False leaves scores and likelihoods.
@@ -158,12 +159,13 @@ def ablation_test(
         generation: options of `generate`: max_new_tokens (24, and 64 for maths), cot_budget, batch_size.
 
     Raises:
-        RimLensError: no units or an unknown one, an unknown method, fewer control sets of neurons than asked for, or none
-            asked for.
+        RimLensError: no units or an unknown one, an unknown method, fewer control sets of neurons than asked for, or
+            none asked for.
     """
     if n_controls < 1:
         raise RimLensError(
-            f"n_controls={n_controls} leaves the effect without random sets to hold it against; use 19 or more for p < 0.05."
+            f"n_controls={n_controls} leaves the effect without random sets to hold it against; use 19 or more for "
+            "p < 0.05."
         )
     kind, chosen = units_from(units)
     wanted = max(n_controls, n_generated_controls, n_maths_controls if kind == "neurons" else 0)

@@ -6,10 +6,11 @@ With the heads zeroed at all positions, and the neurons N held to values of anot
     through  = score(heads in place, N as in the run without the heads) − score       (natural indirect effect)
     around   = score(heads zeroed, N as in the clean run)               − score       (natural direct effect)
 
-Where the two paths do not interact, through + around = total; `interaction` is what is left. `through` of the neurons is
-set beside that of control sets: any set that lies behind the heads carries a part of what they do.
+Where the two paths do not interact, through + around = total; `interaction` is what is left. `through` of the neurons
+is set beside that of control sets: any set that lies behind the heads carries a part of what they do.
 
-Source: Pearl 2001, "Direct and Indirect Effects"; Vig et al. 2020, "Causal Mediation Analysis for Interpreting Neural NLP".
+Source: Pearl 2001, "Direct and Indirect Effects"; Vig et al. 2020, "Causal Mediation Analysis for Interpreting Neural
+NLP".
 """
 
 from collections.abc import Sequence
@@ -47,8 +48,9 @@ class Mediation(Result):
     """What zeroing heads does to the refusal score, and how much of it runs through some neurons.
 
     `table`: per path ("total", "through", "around", "interaction") the mean `effect` in nats over n prompts with its
-    95 % interval; for "through" also its place among `n_controls` control sets of neurons (`control_mean`, `control_low`,
-    `control_high`, `percentile`, two-sided `p`). `prompts`: every prompt's effects. `share`: through / total.
+    95 % interval; for "through" also its place among `n_controls` control sets of neurons (`control_mean`,
+    `control_low`, `control_high`, `percentile`, two-sided `p`). `prompts`: every prompt's effects. `share`: through /
+    total.
     """
 
     figure: ClassVar = "mediation:mediated_effects"
@@ -64,8 +66,8 @@ class Mediation(Result):
     def caption(self) -> str:
         """Heads, neurons, and the share that runs through them."""
         return (
-            f"{len(self.heads)} heads zeroed at all positions, {self.n_neurons} neurons, n = {len(self.prompts)} prompts; "
-            f"{100 * self.share:.0f} % of the effect runs through the neurons; {self.tokens}."
+            f"{len(self.heads)} heads zeroed at all positions, {self.n_neurons} neurons, n = {len(self.prompts)} "
+            f"prompts; {100 * self.share:.0f} % of the effect runs through the neurons; {self.tokens}."
         )
 
 

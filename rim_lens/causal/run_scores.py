@@ -304,9 +304,9 @@ def effect_table(
 ) -> pd.DataFrame:
     """Mean effect of each head over prompts with its 95 % bootstrap interval, the p of `mean_test` and BH q.
 
-    Q-values count `n_tests` heads; those that were not measured enter with p = 1. `chosen_low` and `chosen_high` hold the
-    true effect of a head in 95 % of cases also where it was picked as the largest of them: the 95 % interval stretched to
-    Student's t at 1 − 0.05 / n_tests (Benjamini and Yekutieli 2005, one head selected).
+    Q-values count `n_tests` heads; those that were not measured enter with p = 1. `chosen_low` and `chosen_high` hold
+    the true effect of a head in 95 % of cases also where it was picked as the largest of them: the 95 % interval
+    stretched to Student's t at 1 − 0.05 / n_tests (Benjamini and Yekutieli 2005, one head selected).
     """
     n = len(effect)
     test = mean_test(effect, n_permutations, seed)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def fits(clean: "ResumablePass") -> bool:
-    """Whether runs can be laid side by side: one column after a prefix, and masks that say which keys each query sees."""
+    """Whether runs can lie side by side: one column after a prefix, and masks that hold the keys of each query."""
     if clean.template or not clean.start or clean.calls[0].entering.shape[1] != 1:
         return False
     way = getattr(clean.model.hf.config, "_attn_implementation", None)

@@ -1,4 +1,4 @@
-"""Positions: which tokens of a chat are read or changed. One value for capture, interventions, sweeps, patching and tests.
+"""Positions: which tokens of a chat are read or changed; one value for capture, interventions, sweeps and tests.
 
 | value | tokens |
 | --- | --- |

@@ -1,4 +1,4 @@
-"""Evidence for one claim: an effect, its bounds at any level, and the p-values of "no effect" and "as large as the margin".
+"""Evidence for one claim: an effect, its bounds at any level, p of "no effect" and of "as large as the margin".
 
 A bound at level a is one-sided: the true effect lies beyond it with probability a. The p-value of a null value is the
 level at which a bound reaches it, so that p-values and bounds never disagree.
@@ -7,7 +7,8 @@ level at which a bound reaches it, so that p-values and bounds never disagree.
     wordings, samples, trainings   `stats.bootstrap_crossed_difference`
     means over prompts             the larger of Student's p and that of the BCa interval (`stats.mean_test.interval_p`)
     rank correlations              Fisher's z with Bonett and Wright's variance; p no smaller than the permutations'
-    several contrasts              the weakest of them counts (intersection-union); its upper bound is taken at a / their number
+    several contrasts              the weakest of them counts (intersection-union); its upper bound is at level
+                                   a / their number
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ class Evidence:
     def n_needed(self, margin: float, low: float, high: float, level: float = 0.025) -> int:
         """The n at which the interval is narrower than the margin: it then cannot hold both 0 and the margin.
 
-        The spread is the observed one. Widths fall with t_{n−1} / √n at the bounds' one-sided level; of correlations with
-        1 / √(n − 3) on the scale of Fisher's z.
+        The spread is the observed one. Widths fall with t_{n−1} / √n at the bounds' one-sided level; of correlations
+        with 1 / √(n − 3) on the scale of Fisher's z.
         """
         if self.correlation:
             most = 1 - 1e-6

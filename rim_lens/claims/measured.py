@@ -82,7 +82,7 @@ def effort_cot(results: Results, margins: Mapping[str, float]) -> Evidence:
 
 
 def attention(results: Results, margins: Mapping[str, float]) -> Evidence:
-    """Rank correlation, on chats that no head was chosen on, of the chosen heads' attention with what it should go with."""
+    """Rank correlation of the chosen heads' attention with what it should go with, on chats they were not chosen on."""
     heads = part(results, "attention_by_score", RefusalHeads)
     held = getattr(heads, "held_out", None)
     if held is None or held.empty:

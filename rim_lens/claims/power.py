@@ -4,7 +4,8 @@
     means        Student's t over prompts, noncentral
     correlations t test of Pearson's r: r²/(1 − r²) χ²_{n−1} is the squared noncentrality (bivariate normal values)
     trainings    Student's t over seeds
-    floors       the smallest p that a test can give: 2^(1−n) from signs, 1 / C(n, k) from labels, 1 / (m + 1) from m sets
+    floors       the smallest p that a test can give: 2^(1−n) from signs, 1 / C(n, k) from labels, 1 / (m + 1) from
+                 m sets
 
 Tests are two-sided at 5 % divided by the number of claims (the first of Holm's steps, so that power is no smaller).
 Spreads are assumptions, which the table names.
@@ -39,8 +40,8 @@ class Power(Result):
 
     `table`: one row per claim: `test`, `n` of what is `counted`, `margin`, `power` to call an effect of the margin
     supported, `detectable` (the effect with a power of 80 %), `n_needed` (for 80 % at the margin), what is `assumed`.
-    `floors`: one row per test by permutation or control sets: the smallest p, the one that q < 0.05 for a single true unit
-    takes, whether it is `reachable`, and the n from which on it is.
+    `floors`: one row per test by permutation or control sets: the smallest p, the one that q < 0.05 for a single true
+    unit takes, whether it is `reachable`, and the n from which on it is.
     """
 
     table: pd.DataFrame
@@ -58,7 +59,8 @@ class Power(Result):
     def warnings(self) -> list[str]:
         """One sentence for each claim whose margin is found with less than 80 % power, and each floor out of reach."""
         told = [
-            f"{row.words}: {row.n} {row.counted} find an effect of {row.margin:g} {row.unit} with {row.power:.0%} power; "
+            f"{row.words}: {row.n} {row.counted} find an effect of {row.margin:g} {row.unit} with "
+            f"{row.power:.0%} power; "
             + ("no n up to 4,096 finds it" if pd.isna(row.n_needed) else f"80 % take {row.n_needed}")
             + "."
             for row in self.table.itertuples()

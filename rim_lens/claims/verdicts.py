@@ -41,10 +41,11 @@ UNITS = {"points": "pts", "nats": "nats", "rho": "rho", "%": "%"}
 class Verdicts(Result):
     """A verdict per claim.
 
-    `table`: one row per claim: `claim` (its name), `words`, `verdict`, `effect` in the claimed direction with the bounds
-    `low` and `high` that decided (corrected over claims), `unit`, `n` of what is `counted`, `margin`, two-sided `p` of
-    "no effect" and `p_holm`, `p_margin` and `p_margin_holm` of "as large as the margin", `n_needed` (where more would decide it),
-    `evidence` (the result that it is read from), `note` (why it is undecided, where the figures do not say it).
+    `table`: one row per claim: `claim` (its name), `words`, `verdict`, `effect` in the claimed direction with the
+    bounds `low` and `high` that decided (corrected over claims), `unit`, `n` of what is `counted`, `margin`, two-sided
+    `p` of "no effect" and `p_holm`, `p_margin` and `p_margin_holm` of "as large as the margin", `n_needed` (where more
+    would decide it), `evidence` (the result that it is read from), `note` (why it is undecided, where the figures do
+    not say it).
     """
 
     table: pd.DataFrame

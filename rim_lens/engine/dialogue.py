@@ -1,4 +1,4 @@
-"""What an engine is asked: to continue token ids. An answer with its thought is a dialogue of one to three such questions.
+"""What an engine is asked: to continue token ids. An answer with its thought takes one to three such questions.
 
 A dialogue is a generator: it yields an `Ask`, is sent the `Reply`, and returns what came of it. An engine runs many at
 once, in whatever order their replies come, so that a short answer need not wait for a long thought.

@@ -58,8 +58,8 @@ class VLLMEngine:
             )
         except (ValueError, RuntimeError, OSError, AssertionError) as error:
             raise RimLensError(
-                f"vLLM {vllm.__version__} cannot load {location} ({one_line(error)}); load it with load_model(name), or "
-                "pass engine_options= that fit."
+                f"vLLM {vllm.__version__} cannot load {location} ({one_line(error)}); load it with load_model(name), "
+                "or pass engine_options= that fit."
             ) from error
         self.version, self.tensor_parallel, self.name = vllm.__version__, tensor_parallel, f"vLLM {vllm.__version__}"
         self.config = self.llm.llm_engine.vllm_config

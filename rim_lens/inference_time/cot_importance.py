@@ -51,8 +51,9 @@ class CotImportance(Result):
 
     `table`: one row per chat and sentence with its `text`, `n_tokens`, `place` in the CoT (0 to 1) and its effects in
     nats (see the module; `resampled`, of `n_other` and `n_same` continuations, is NaN where there are none). With a
-    judge `answer_cut` is the label of the answer when the CoT is cut off before the sentence. `summary`: per third of the CoT
-    and effect the mean over `n` chats with its 95 % interval. `scores`: each chat's own score, and its answer's label.
+    judge `answer_cut` is the label of the answer when the CoT is cut off before the sentence. `summary`: per third of
+    the CoT and effect the mean over `n` chats with its 95 % interval. `scores`: each chat's own score, and its answer's
+    label.
     """
 
     figure: ClassVar = "cot:shaded_sentences"
@@ -105,7 +106,8 @@ def cot_importance(
         generation: options of `generate` for judged answers: max_new_tokens (24).
 
     Raises:
-        RimLensError: no chats, a chat without a closed CoT, an unknown head or kind of queries, or a negative `resample`.
+        RimLensError: no chats, a chat without a closed CoT, an unknown head or kind of queries, or a negative
+            `resample`.
 
     """
     chats = answered_chats(chats, "The chats of cot_importance")

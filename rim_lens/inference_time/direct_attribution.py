@@ -71,10 +71,10 @@ class LogitDifference:
 class DirectAttribution(Result):
     """What every component writes to the logit difference by itself, prompt by prompt.
 
-    `table`: one row per component (embedding; per layer its heads, attention bias, MLP neurons together, MLP bias; final
-    bias) with mean `effect` over n prompts in nats and its 95 % interval. `neurons`: mean effect of every neuron (NaN
-    in layers of experts), `neuron_table` the largest ones with intervals. The rows of `effects` sum to `logits`, the
-    model's own logit differences; `gap` is the largest deviation.
+    `table`: one row per component (embedding; per layer its heads, attention bias, MLP neurons together, MLP bias;
+    final bias) with mean `effect` over n prompts in nats and its 95 % interval. `neurons`: mean effect of every neuron
+    (NaN in layers of experts), `neuron_table` the largest ones with intervals. The rows of `effects` sum to `logits`,
+    the model's own logit differences; `gap` is the largest deviation.
     """
 
     figure: ClassVar = "direct:attribution_map"
@@ -180,8 +180,9 @@ def _need_exact(model: LensModel, gap: float, true: Float64[np.ndarray, " prompt
     allowed = LARGEST_GAP if exact else 0.05 * (1 + float(np.abs(true).max()))
     if not gap <= allowed:
         raise RimLensError(
-            f"What is written to the stream of {model.name} sums to logits that differ from its own by {gap:.2g} nats: it "
-            "caps or scales its logits, or writes in a way that is not known here; use an ablation sweep instead."
+            f"What is written to the stream of {model.name} sums to logits that differ from its own by {gap:.2g} "
+            "nats: it caps or scales its logits, or writes in a way that is not known here; use an "
+            "ablation sweep instead."
         )
 
 
@@ -219,7 +220,8 @@ class SelfRepair(Result):
 
     `table`: one row per head with `direct` (minus its attribution), `total` (the sweep's effect on the same logit
     difference) and `response` = total − direct, each with its 95 % interval over n prompts, `p` (`stats.mean_test`) and
-    Benjamini-Hochberg `q` of the response; `repaired` is −response / direct where the interval of `direct` leaves out 0.
+    Benjamini-Hochberg `q` of the response; `repaired` is −response / direct where the interval of `direct` leaves out
+    0.
     """
 
     figure: ClassVar = "direct:direct_against_total"
@@ -231,8 +233,8 @@ class SelfRepair(Result):
     def caption(self) -> str:
         """How heads were zeroed and on how many prompts."""
         return (
-            f"Heads zeroed at {self.positions} positions, n = {self.table['n'].iloc[0]} prompts; {self.metric}; a response "
-            "against the direct effect is self-repair."
+            f"Heads zeroed at {self.positions} positions, n = {self.table['n'].iloc[0]} prompts; {self.metric}; "
+            "a response against the direct effect is self-repair."
         )
 
 

@@ -60,7 +60,8 @@ class ExpertLoad(Result):
     def caption(self) -> str:
         """How many chats and labels."""
         labels = f"; refused {self.n_refused}, complied {self.n_complied}" if self.n_refused else ""
-        return f"Load of {self.loads.shape[2]} experts in {self.loads.shape[1]} layers, n = {len(self.loads)} chats{labels}."
+        chats, layers, experts = self.loads.shape
+        return f"Load of {experts} experts in {layers} layers, n = {chats} chats{labels}."
 
 
 @halves_batches

@@ -172,7 +172,8 @@ def aligned_width(chats: Sequence[Chat], positions: Positions) -> int:
         inside = places(chat, positions)[:before]
         if not inside.any():
             raise RimLensError(
-                f"the chat {chat.request[:40]!r} has no token at {words_of(positions)!r}: patch at positions='decision'."
+                f"the chat {chat.request[:40]!r} has no token at {words_of(positions)!r}: patch at "
+                "positions='decision'."
             )
         widths.append(before - int(inside.argmax()))
         if not inside[-widths[-1] :].all():

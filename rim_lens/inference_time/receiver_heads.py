@@ -58,8 +58,8 @@ class ReceiverHeads(Result):
     def caption(self) -> str:
         """On how many CoTs and sentences."""
         return (
-            f"n = {self.table['n'].iloc[0]} CoTs, {self.n_sentences} sentences, read from at least {self.gap} sentences "
-            f"later; {self.left_out} CoTs with too few sentences left out."
+            f"n = {self.table['n'].iloc[0]} CoTs, {self.n_sentences} sentences, read from at least {self.gap} "
+            f"sentences later; {self.left_out} CoTs with too few sentences left out."
         )
 
 
@@ -86,7 +86,8 @@ def receiver_heads(
     kept = [relative(one, gap) for one in rows if one.shape[-1] >= gap + LEAST_RECEIVING]
     if not kept:
         raise RimLensError(
-            f"No CoT has {gap + LEAST_RECEIVING} sentences or more, which gap={gap} needs: pass longer ones or lower it."
+            f"No CoT has {gap + LEAST_RECEIVING} sentences or more, which gap={gap} needs: pass longer ones or "
+            "lower it."
         )
     even = without_distance(kept, gap)
     found = np.stack([received_kurtosis(one, gap) for one in even])

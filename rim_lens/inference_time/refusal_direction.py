@@ -288,10 +288,10 @@ def _chosen(candidates: pd.DataFrame, kl_limit: float, least_induced: float) -> 
     if allowed.empty:
         cheap = candidates[candidates["kl"] <= kl_limit]
         raise RimLensError(
-            f"No direction may be chosen: {len(cheap)} of {len(candidates)} candidates cost at most {kl_limit} nats of KL "
-            f"on harmless requests, and the largest refusal score that adding one of these brings is "
-            f"{cheap['induce'].max():.2f} nats, below least_induced={least_induced}; loosen a limit, or take a model that "
-            "refuses."
+            f"No direction may be chosen: {len(cheap)} of {len(candidates)} candidates cost at most {kl_limit} nats "
+            f"of KL on harmless requests, and the largest refusal score that adding one of these brings is "
+            f"{cheap['induce'].max():.2f} nats, below least_induced={least_induced}; loosen a limit, or "
+            "take a model that refuses."
         )
     return allowed["bypass"].idxmin()
 

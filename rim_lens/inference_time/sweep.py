@@ -99,7 +99,8 @@ def ablation_sweep(
         metric: RefusalTokens (by default those of common refusal openings), or a function from decision logits
             [row, vocab] to scores [row]; for "screened" it must be differentiable.
         method: "exact", "screened" or "plain"; see the module.
-        positions: where heads are zeroed (`rim_lens.chat.positions`); what lies before the first of them is computed once.
+        positions: where heads are zeroed (`rim_lens.chat.positions`); what lies before the first of them is computed
+            once.
         n_exact: heads measured exactly after screening, by default 7.5 % of them and at least 12.
         n_permutations: sign flips of the test.
         seed: of permutations and bootstrap.

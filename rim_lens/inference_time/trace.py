@@ -12,7 +12,8 @@ The fall at the steepest place is positive in any wandering series, so it is set
 that were fitted to permuted labels. For the same reason heads are not tested at each chat's own cliff, which is the
 maximum of their sum: a place, counted from the start (as a share of the tokens) or from the end (in tokens), is chosen
 on one half of the chats as the steepest of their mean, and heads are tested there on the other half, and the other way
-round. Tokens are read from the first of the CoT to the decision position. Source of the term: "refusal cliff" (arXiv 2510.06036).
+round. Tokens are read from the first of the CoT to the decision position. Source of the term: "refusal cliff" (arXiv
+2510.06036).
 """
 
 from collections.abc import Sequence
@@ -52,11 +53,11 @@ class RefusalTrace(Result):
 
     `table`: one row per head below the probe's layer, the head that writes most of the fall first: `fall` (mean fall of
     its contribution, in standard deviations, across the place that the other half of the chats chose) with its 95 %
-    interval over chats, `share` of the whole fall there, `effect` (d_z), `p` (`stats.mean_test` over chats) and `q` over heads, n. `curve`: mean reading by relative
-    position, with interval, the band of control directions (2.5 to 97.5 %), and the means of refused and complied
-    chats. `chats`: one row per chat: reading at `start` and `end`, `fall` and relative place of the `cliff` and its
-    token. `tokens`: every reading. `fall`, `control_falls` and `p`: mean fall at the cliff against control directions.
-    `left_out`: CoTs shorter than two windows.
+    interval over chats, `share` of the whole fall there, `effect` (d_z), `p` (`stats.mean_test` over chats) and `q`
+    over heads, n. `curve`: mean reading by relative position, with interval, the band of control directions (2.5 to
+    97.5 %), and the means of refused and complied chats. `chats`: one row per chat: reading at `start` and `end`,
+    `fall` and relative place of the `cliff` and its token. `tokens`: every reading. `fall`, `control_falls` and `p`:
+    mean fall at the cliff against control directions. `left_out`: CoTs shorter than two windows.
     """
 
     figure: ClassVar = "probe:trace_curve"

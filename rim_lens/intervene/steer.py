@@ -53,8 +53,8 @@ def steer(
         clamp: the component along the unit vector that the stream gets, in the stream's units.
         layers: the layers at whose entry the stream is changed; `n_layers` is behind the last one. By default for `add`
             and `clamp` the direction's own `layer`; for `project_out` all writes, in all layers.
-        positions: "all", "decision", "from_decision", or a phase: "prompt", "thinking", "answer" (a tag counts with what is
-            written behind it).
+        positions: "all", "decision", "from_decision", or a phase: "prompt", "thinking", "answer" (a tag counts with
+            what is written behind it).
         backend: how passes are changed; "auto" takes the fast way where there is one.
 
     Raises:

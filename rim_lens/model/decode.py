@@ -107,9 +107,10 @@ class CachedDecoder:
         self.model, self.batch, self.cache = model, batch, cache
 
     def first(self, done: int | None = None) -> Float[Tensor, "row vocab"]:
-        """Logits after the prompts; fills the cache. `done`: columns in it, by default all but the last if there is one.
+        """Logits after the prompts; fills the cache.
 
-        A chat that stands in several rows is computed once.
+        `done`: columns that the cache holds already, by default all but the last where there is a cache. A chat that
+        stands in several rows is computed once.
         """
         if self.cache is not None or done is not None:
             return self._last(self.batch.tokens.shape[1] - done if done is not None else 1)[:, -1]

@@ -79,8 +79,8 @@ def load_model(
             thinking holds for every prompt.
         tokenizer: for objects that carry none; for a server the tokenizer, or the name or folder it is loaded from.
         model: the model's name on the server.
-        engine: "vllm" loads the model into vLLM, whose dynamic batch writes answers many at a time (extra `vllm`); passes
-            are read and changed there with the same calls.
+        engine: "vllm" loads the model into vLLM, whose dynamic batch writes answers many at a time (extra `vllm`);
+            passes are read and changed there with the same calls.
         tensor_parallel: over so many devices vLLM splits every layer.
         engine_options: `vllm.LLM`'s arguments; of a server, as in `engine.server.CompletionsServer`: `key_env`,
             `cache`, `retries`, `concurrency`, `timeout`.

@@ -76,7 +76,7 @@ def prefix_first(batch: Batch, length: int) -> Batch:
 
 @torch.no_grad()
 def columns_cache(model: LensModel, batch: Batch, n_columns: int, *, once: bool = False) -> DynamicCache:
-    """Keys and values of the first columns of a batch, untapped; with `once` of the first row, repeated for all rows."""
+    """Keys and values of a batch's first columns, untapped; with `once` of the first row, repeated for all rows."""
     cache, rows = DynamicCache(config=model.hf.config), slice(0, 1) if once else slice(None)
     inputs = model.hf_inputs(batch.mask[rows, :n_columns], batch.positions[rows, :n_columns])
     with detached(model):

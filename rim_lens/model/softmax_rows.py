@@ -118,7 +118,7 @@ class SoftmaxRows:
         return mask[row, :, index].transpose(1, 2)
 
     def _causal(self, index: Int[Tensor, "#row query"]) -> Tensor | None:
-        """Without a mask, SDPA is causal over more than one query and not with a single query, which attends to every key."""
+        """Without a mask, SDPA is causal over more than one query; a single query attends to every key."""
         if not self.causal or self.query.shape[2] == 1:
             return None
         keys = torch.arange(self.key.shape[2], device=index.device)

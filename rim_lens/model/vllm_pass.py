@@ -1,10 +1,10 @@
 """In vLLM's workers: one whole pass over a padded batch, with taps, through vLLM's own modules and weights.
 
-The batch is flattened to vLLM's row of tokens and sent through the model without a KV cache. Attention alone is computed
-here, from the q, k and v that vLLM hands to its attention layer, with the same code that reads transformers' models
-(`softmax_rows`), so that every query's pattern can be read and keys can be hidden. Each rank has some of the heads and
-neurons: what a tap wants to see is gathered over ranks, and each rank goes on with its own part of what the tap made
-of it. Taps reduce where they are: only their state leaves the worker.
+The batch is flattened to vLLM's row of tokens and sent through the model without a KV cache. Attention alone is
+computed here, from the q, k and v that vLLM hands to its attention layer, with the same code that reads transformers'
+models (`softmax_rows`), so that every query's pattern can be read and keys can be hidden. Each rank has some of the
+heads and neurons: what a tap wants to see is gathered over ranks, and each rank goes on with its own part of what the
+tap made of it. Taps reduce where they are: only their state leaves the worker.
 """
 
 from collections.abc import Sequence
@@ -109,8 +109,8 @@ def tap_layer(undo: ExitStack, index: int, layer: nn.Module, taps: Sequence[Tap]
         writing = wanting(taps, site, index)
         if writing and hasattr(layer, "post_feedforward_layernorm"):
             raise RimLensError(
-                f"{type(layer).__name__} has norms behind its sublayers, whose writes are not read under vLLM: load the "
-                "model with load_model(name)."
+                f"{type(layer).__name__} has norms behind its sublayers, whose writes are not read under vLLM: "
+                "load the model with load_model(name)."
             )
         if writing:
             keep(undo, module.register_forward_hook(partial(written, writing, site, index, here)))

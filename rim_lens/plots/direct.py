@@ -40,8 +40,8 @@ def direct_against_total(repair: SelfRepair) -> go.Figure:
     table = repair.table
     figure = style.blank(
         "Direct against total effect of zeroing a head",
-        f"n = {table['n'].iloc[0]} prompts, {len(table)} heads; bars are 95 % intervals; on the line later layers do not "
-        "respond, between it and zero they repair",
+        f"n = {table['n'].iloc[0]} prompts, {len(table)} heads; bars are 95 % intervals; on the line later layers "
+        "do not respond, between it and zero they repair",
         xaxis={"title": {"text": "direct effect (nats)"}, "zerolinewidth": 2},
         yaxis={"title": {"text": "total effect (nats)"}, "zerolinewidth": 2},
         height=460,
@@ -60,10 +60,11 @@ def direct_against_total(repair: SelfRepair) -> go.Figure:
         marker={"color": style.BLUE, "size": 7},
         customdata=[
             f"<b>{row['name']}</b><br>direct {style.number(row['direct'], sign=True)} nats "
-            f"{style.interval(row['direct_low'], row['direct_high'])}<br>total {style.number(row['total'], sign=True)} nats "
-            f"{style.interval(row['total_low'], row['total_high'])}<br>response "
-            f"{style.number(row['response'], sign=True)} nats {style.interval(row['response_low'], row['response_high'])}, "
-            f"q = {row['q']:.2g}"
+            f"{style.interval(row['direct_low'], row['direct_high'])}<br>"
+            f"total {style.number(row['total'], sign=True)} nats "
+            f"{style.interval(row['total_low'], row['total_high'])}<br>"
+            f"response {style.number(row['response'], sign=True)} nats "
+            f"{style.interval(row['response_low'], row['response_high'])}, q = {row['q']:.2g}"
             for _, row in table.iterrows()
         ],
         hovertemplate="%{customdata}<extra></extra>",

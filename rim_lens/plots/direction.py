@@ -97,14 +97,14 @@ def direction_map(direction: RefusalDirection, column: str = "bypass") -> go.Fig
 
 def _candidate(row: pd.Series) -> str:
     return (
-        f"<b>layer {row['layer']}, {token_label(row['token'])}</b><br>projected out {style.number(row['bypass'])} nats, "
-        f"added {style.number(row['induce'])} nats<br>KL {style.number(row['kl'])} nats"
-        + ("" if row["allowed"] else "<br>not allowed")
+        f"<b>layer {row['layer']}, {token_label(row['token'])}</b><br>projected out "
+        f"{style.number(row['bypass'])} nats, added {style.number(row['induce'])} nats<br>"
+        f"KL {style.number(row['kl'])} nats" + ("" if row["allowed"] else "<br>not allowed")
     )
 
 
 def direction_drift_curves(drift: DirectionDrift, prompts: str = "harmful") -> go.Figure:
-    """Mean displacement along the direction by depth, one line per checkpoint; grey: random directions at the last one."""
+    """Mean displacement along the direction by depth, one line per checkpoint; grey: random directions at the last."""
     table = drift.table[drift.table["prompts"] == prompts]
     figure = style.blank(
         f"Drift of {prompts} prompts along the refusal direction of {drift.reference}",

@@ -1,4 +1,4 @@
-"""The answer of an audit: what was found, what it would take to know more, and each claim with the figure that shows it.
+"""The answer of an audit: what was found, what it would take to know more, each claim with the figure that shows it.
 
 Everything is read from the table of `verdicts`; nothing is decided here.
 """

@@ -63,7 +63,7 @@ def wilson(k: int, n: int, level: float = 0.95) -> Interval:
 
 
 def wilson_score(rate: float, n: float, level: float = 0.95) -> Interval:
-    """Wilson's interval of a rate with the margin of error of n trials; n need not be whole, and inf leaves no width."""
+    """Wilson's interval of a rate with the margin of error of n trials; n need not be whole; inf leaves no width."""
     if math.isinf(n):
         return Interval(rate, rate, level)
     centre, half = _score_ends(rate, n, normal_quantile(level))

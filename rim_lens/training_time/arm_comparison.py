@@ -211,7 +211,8 @@ def crossed(
 ) -> dict[str, Any]:
     """Several trainings' outcomes against others on the same prompts.
 
-    None where they are differences already, of these `answers`: no difference of shares is known better than chance allows.
+    None where they are differences already, of these `answers`: no difference of shares is known better than chance
+    allows.
     """
     found = bootstrap_crossed_difference(after, before, answers=answers)
     low, high = np.clip(tuple(found.interval), -1, 1) if is_share else found.interval

@@ -9,7 +9,8 @@ deviation of x_l · u over all prompts at the reference:
 
 CKA is unbiased over prompts (Song et al. 2012), so that few prompts in many dimensions do not make it 1.
 
-Sources: Arditi et al. 2024 (direction); Kornblith et al. 2019, "Similarity of Neural Network Representations Revisited".
+Sources: Arditi et al. 2024 (direction); Kornblith et al. 2019, "Similarity of Neural Network Representations
+Revisited".
 """
 
 from dataclasses import dataclass
@@ -39,7 +40,8 @@ class DirectionDrift(Result):
     `table`: one row per checkpoint, kind of prompts ("harmful", "harmless") and depth (stream entering layer l; the
     last is behind the last block) with the mean `displacement` in standard deviations of the reference, its 95 %
     interval over `n` prompts, the 2.5 and 97.5 % quantiles of `n_random` random directions (`random_low`,
-    `random_high`), two-sided `p` among them, and `cka` with the reference. `displacement`: every prompt's, harmful ones first.
+    `random_high`), two-sided `p` among them, and `cka` with the reference. `displacement`: every prompt's, harmful ones
+    first.
     """
 
     figure: ClassVar = "direction:direction_drift_curves"
@@ -54,8 +56,8 @@ class DirectionDrift(Result):
         """Over how many checkpoints and prompts."""
         n = self.table.groupby("prompts")["n"].first()
         return (
-            f"{len(self.checkpoints)} checkpoints against {self.reference}; n = {n['harmful']} harmful, {n['harmless']} "
-            f"harmless prompts; {self.n_random} random directions."
+            f"{len(self.checkpoints)} checkpoints against {self.reference}; n = {n['harmful']} harmful, "
+            f"{n['harmless']} harmless prompts; {self.n_random} random directions."
         )
 
 

@@ -47,14 +47,13 @@ class Forgetting(Result):
     """What a series forgets, and what predicts it.
 
     `table`: one row per checkpoint but the reference. `correlations`: one row per outcome and predictor, with Pearson's
-    r,
-    Spearman's ρ, their p, intervals and the number of checkpoints, how many `zeros` the predictor has, and q over all rows; NaN for a
-    predictor that does not vary or is 0 at a third of the checkpoints. The p-values suppose independent checkpoints: over
-    the doses of one lineage two unrelated quantities that grow with the dose reach p < .05 far too often. `best`: one
-    row an outcome, the predictor with the largest r, and against each other predictor the share of resampled
-    checkpoints in which it correlates more (`certainty`: the smallest of these shares). `ras`: RAS in all variants by
-    checkpoint; `ras_layers`: RAS of the set's neurons in each layer, with p against the control sets' in that layer and
-    q over all layers and checkpoints.
+    r, Spearman's ρ, their p, intervals and the number of checkpoints, how many `zeros` the predictor has, and q over
+    all rows; NaN for a predictor that does not vary or is 0 at a third of the checkpoints. The p-values suppose
+    independent checkpoints: over the doses of one lineage two unrelated quantities that grow with the dose reach
+    p < .05 far too often. `best`: one row per outcome, the predictor with the largest r, and against each other
+    predictor the share of resampled checkpoints in which it correlates more (`certainty`: the smallest of these
+    shares). `ras`: RAS in all variants by checkpoint; `ras_layers`: RAS of the set's neurons in each layer, with p
+    against the control sets' in that layer and q over all layers and checkpoints.
     """
 
     figure: ClassVar = "forgetting:forgetting_scatter"

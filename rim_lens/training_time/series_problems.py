@@ -37,10 +37,10 @@ WORKED, STATED = ("cot", "think_close", "response"), ("response",)  # what the m
 class SeriesMaths(Result):
     """Maths over a checkpoint series.
 
-    `table`: one row per checkpoint: mean `likelihood` of right answers with its interval, its `change` from the reference
-    with interval, `p`, `q`; where problems were answered, `solved` of `n`, `rate` with its interval, `difference` with
-    interval and `solved_p`. `answers`: one row per checkpoint and problem. `worked`: whether the likelihood is of worked
-    answers.
+    `table`: one row per checkpoint: mean `likelihood` of right answers with its interval, its `change` from the
+    reference with interval, `p`, `q`; where problems were answered, `solved` of `n`, `rate` with its interval,
+    `difference` with interval and `solved_p`. `answers`: one row per checkpoint and problem. `worked`: whether the
+    likelihood is of worked answers.
     """
 
     figure: ClassVar = "series:maths_over_series"
