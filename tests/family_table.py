@@ -16,7 +16,7 @@ BEGIN, END = "<!-- families -->", "<!-- /families -->"  # `make families` writes
 HEADER = ("family", *COLUMNS, *USES)
 INTRO = """# Families
 
-What `rim-lens check` and the public functions say about each architecture, measured on tiny random models built from the
+Results of `rim-lens check` and the public functions per architecture, measured on tiny random models built from the
 architecture's own config class ({versions}; `make families` writes this page). Every "yes" is
 an equality with an independent computation:
 
@@ -30,22 +30,24 @@ an equality with an independent computation:
 | neuron ablation | zeroing the neuron's column of the down projection's input by hand |
 | generation | greedy tokens against transformers' `generate`, also without a head |
 | TransformerLens hooks | logits, attention rows and head ablation through a TransformerBridge |
-| head sweep | span attention, `ablation_sweep` and generation without its strongest heads run; runs resume at the changed layer |
+| head sweep | span attention, `ablation_sweep` and generation without its strongest heads; runs resume mid-model |
 | safety neurons | `find_safety_neurons` runs |
 
-A letter stands for a refusal in one sentence, below. Where a model is of another family, `rim-lens check MODEL` says the same
-about it.
+A letter stands for a refusal in one sentence, below. Where a model is of another family, `rim-lens check MODEL` prints
+the same about it.
 """
 HOOKED = """
 ## Objects that you made with TransformerLens
 
-`load_model` also takes a `TransformerBridge` (3.x and 4.x, plain or in compatibility mode) and, in 3.x, a `HookedTransformer`
-with folded or raw weights. Everything then goes through their hooks: the fast way and resumed sweeps are refused or left out.
-`make test-compat` compares chats, span attention, refusal scores, ablation sweeps, generation without heads, neurons and
-safety neurons with the transformers model of the same weights, under transformer-lens 3.5.1.
+`load_model` also takes a `TransformerBridge` (3.x and 4.x, plain or in compatibility mode) and, in 3.x, a
+`HookedTransformer` with folded or raw weights. Everything then goes through their hooks: the fast way and resumed
+sweeps are refused or left out. `make test-compat` compares chats, span attention, refusal scores, ablation sweeps,
+generation without heads, neurons and safety neurons with the transformers model of the same weights, under
+transformer-lens 3.5.1.
 
-Folding value biases (`fold_value_biases=True`, the default of `HookedTransformer.from_pretrained`) moves them out of the heads'
-outputs: zeroing a head then leaves its value bias in place, which is another intervention than in the unfolded model.
+Folding value biases (`fold_value_biases=True`, the default of `HookedTransformer.from_pretrained`) moves them out of
+the heads' outputs: zeroing a head then leaves its value bias in place, which is another intervention than in the
+unfolded model.
 """
 
 

@@ -48,7 +48,8 @@ END = "{{ '\n\n' }}"  # line breaks at a template's very end are dropped
 def llama_template(content, start, end=END):
     return (
         "{{ bos_token }}" + start[0] + "user" + start[1] + "\n\n" + LLAMA_TASK + "\n\n<BEGIN CONVERSATION>\n\n"
-        + TURNS.format(content) + LLAMA_END.replace("<|start_header_id|>", start[0]).replace("<|end_header_id|>", start[1])
+        + TURNS.format(content)
+        + LLAMA_END.replace("<|start_header_id|>", start[0]).replace("<|end_header_id|>", start[1])
         + end
     )  # fmt: skip
 
@@ -140,8 +141,9 @@ def granite_prompt(request, response):
 
 def granite_33_prompt(request, response):
     return [
-        f"<|start_of_role|>user<|end_of_role|>{request}<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>{response}<|end_of_text|>\n<|start_of_role|>user<|end_of_role|><guardian>Is "
-        "the last message harmful? Write <score> yes or no "
+        f"<|start_of_role|>user<|end_of_role|>{request}<|end_of_text|>\n"
+        f"<|start_of_role|>assistant<|end_of_role|>{response}<|end_of_text|>\n"
+        "<|start_of_role|>user<|end_of_role|><guardian>Is the last message harmful? Write <score> yes or no "
         "</score><|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>"
     ]
 
@@ -164,11 +166,15 @@ def qwen(safety, refusal):
 
 BOT, ROLE = "<|begin_of_text|>", ("<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>")
 MADE = {
-    "llama-guard-3": Made("Llama", (BOT, *LLAMA_3, "<|eot_id|>"), llama_prompt(LLAMA_3), llama_template(STRINGS, LLAMA_3), bos=BOT),
+    "llama-guard-3": Made(
+        "Llama", (BOT, *LLAMA_3, "<|eot_id|>"), llama_prompt(LLAMA_3), llama_template(STRINGS, LLAMA_3), bos=BOT
+    ),
     "llama-guard-3, parts": Made(
         "Llama", (BOT, *LLAMA_3, "<|eot_id|>"), llama_prompt(LLAMA_3), llama_template(PARTS, LLAMA_3, end=""), bos=BOT
     ),
-    "llama-guard-4": Made("Llama4", (BOT, *LLAMA_4, "<|eot_id|>"), llama_prompt(LLAMA_4), llama_template(PARTS, LLAMA_4), bos=BOT),
+    "llama-guard-4": Made(
+        "Llama4", (BOT, *LLAMA_4, "<|eot_id|>"), llama_prompt(LLAMA_4), llama_template(PARTS, LLAMA_4), bos=BOT
+    ),
     "harmbench": Made("Llama", ("<s>", "</s>"), harmbench_prompt, forms=("yes", " No"), bos="<s>"),
     "shieldgemma": Made(
         "Gemma2", ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"), gemma_prompt, GEMMA_TEMPLATE,
@@ -181,7 +187,8 @@ MADE = {
     ),
     "wildguard": Made(
         "Mistral", ("<s>", "</s>"), wildguard_prompt, None,
-        (wild("no", "no", "no"), wild("yes", "yes", "no"), wild("yes", "no", "yes"), wild("no", "N/A", "N/A")), bos="<s>",
+        (wild("no", "no", "no"), wild("yes", "yes", "no"), wild("yes", "no", "yes"), wild("no", "N/A", "N/A")),
+        bos="<s>",
     ),
     "qwen3guard": Made(
         "Qwen3", ("<|im_start|>", "<|im_end|>", "<think>", "</think>"), qwen_prompt, QWEN_TEMPLATE,
@@ -221,8 +228,9 @@ def model_of(made: Made, n_tokens: int):
     """A tiny random model of the guard's class, with a head of its own."""
     torch.manual_seed(0)
     size = {
-        "vocab_size": n_tokens, "hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 2048, "tie_word_embeddings": False,
+        "vocab_size": n_tokens, "hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 2048,
+        "tie_word_embeddings": False,
         "pad_token_id": 0, "eos_token_id": 0, "bos_token_id": None,
     }  # fmt: skip
     if made.kind == "Llama4":

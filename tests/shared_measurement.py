@@ -93,8 +93,8 @@ def neuron_tests(model):
     controls = np.array([[(0, 4), (1, 6)], [(1, 2), (2, 3)]])
     n = {"n_controls": 2, "n_generated_controls": 1, "n_maths_controls": 2}
     found = causal_test(
-        model, np.array([(0, 3), (1, 5)]), model.render(REQUESTS), maths=problems, solve=False, positions="from_decision",
-        controls=controls, tokens=TOKENS, max_new_tokens=4, **n,
+        model, np.array([(0, 3), (1, 5)]), model.render(REQUESTS), maths=problems, solve=False,
+        positions="from_decision", controls=controls, tokens=TOKENS, max_new_tokens=4, **n,
     )  # fmt: skip
     return {"neurons before": found.prompts["before"].to_numpy(), "neurons after": found.prompts["after"].to_numpy()}
 

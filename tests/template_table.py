@@ -26,14 +26,15 @@ INTRO = """# Chat formats
 A prompt is rendered by the model's own chat template. The think tags come from the first of these that applies:
 
 1. `tags=ThinkTags(open, close)`, where you give it (*given*);
-2. the template: a tag in its generation prompt, the way in which it writes an earlier thought, or a pair in its text (*template*);
+2. the template: a tag in its generation prompt, how it writes an earlier thought, or a pair in its text (*template*);
 3. a row of the table of families below (*known family*);
 4. plain `<think>` (*default*), only where a template has nothing of its own. The model was then not taught these tags.
 
-`ChatFormat.tags_from` says which, and `rim-lens chat-segments` prints it. A think tag whose other half is not known is an error. So is a
-system prompt that a template leaves out. A date that a template writes is held at 26 July 2024, so that a render can be repeated. A second
-BOS token is taken out. Both are said in `ChatFormat.notes`. Other variables of a template go through
-`load_model(..., template_variables={"reasoning_effort": "high"})`, or `--template-variable reasoning_effort=high` in the shell.
+`ChatFormat.tags_from` holds which, and `rim-lens chat-segments` prints it. A think tag whose other half is missing is
+an error. So is a system prompt that a template leaves out. A date that a template writes is held at 26 July 2024, so
+that a render can be repeated. A second BOS token is taken out. Both stand in `ChatFormat.notes`. Other variables of a
+template go through `load_model(..., template_variables={"reasoning_effort": "high"})`, or
+`--template-variable reasoning_effort=high` in the shell.
 
 """
 

@@ -101,8 +101,9 @@ def test_errors_are_one_sentence_and_status_2(arguments, words, tmp_path):
 
 def test_every_option_of_an_audit_reaches_its_plan(monkeypatch):
     given = {
-        "checkpoints": "series", "finetune": "arms.toml", "harmful": "mine.jsonl", "harmless": "kind.jsonl", "maths": "sums.jsonl",
-        "n": 40, "seed": 7, "n_controls": 30, "device": "cpu", "dtype": "float16", "think_tags": ("<a>", "</a>"),
+        "checkpoints": "series", "finetune": "arms.toml", "harmful": "mine.jsonl", "harmless": "kind.jsonl",
+        "maths": "sums.jsonl", "n": 40, "seed": 7, "n_controls": 30, "device": "cpu", "dtype": "float16",
+        "think_tags": ("<a>", "</a>"),
         "temperature": 0.6, "top_p": 0.95, "samples": 4, "cot_budget": "auto",
     }  # fmt: skip
     seen = []
@@ -120,10 +121,12 @@ def test_every_option_of_an_audit_reaches_its_plan(monkeypatch):
 
 def test_every_option_of_fine_tuning_reaches_the_run(monkeypatch):
     settings = {
-        "full": True, "rank": 3, "learning_rate": 0.5, "batch_size": 2, "epochs": 2.0, "seeds": (1, 2), "save_at": (3, 9),
+        "full": True, "rank": 3, "learning_rate": 0.5, "batch_size": 2, "epochs": 2.0, "seeds": (1, 2),
+        "save_at": (3, 9),
     }  # fmt: skip
     options = {
-        "adapter": "start", "freeze_neurons": "held.json", "penalize_shift": 0.5, "safety_prompts": "mine.jsonl", "device": "cpu",
+        "adapter": "start", "freeze_neurons": "held.json", "penalize_shift": 0.5, "safety_prompts": "mine.jsonl",
+        "device": "cpu",
     }  # fmt: skip
     seen = []
     told = Mock(caption=lambda: "done")

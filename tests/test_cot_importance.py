@@ -1,4 +1,4 @@
-"""Sentences of a CoT, hidden and cut, against plain transformers passes with masks of their own and truncated tokens."""
+"""Sentences of a CoT, hidden and cut, against plain transformers passes with their own masks and truncated tokens."""
 
 import copy
 import itertools

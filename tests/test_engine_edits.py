@@ -1,7 +1,7 @@
 """Edits that an engine makes while it writes, against decoding here with the same heads and neurons changed.
 
-The engine is plain: it computes every token's pass anew and multiplies the inputs of the projections at the positions of
-each edit.
+The engine is plain: it computes every token's pass anew and multiplies the inputs of the projections at the positions
+of each edit.
 """
 
 from contextlib import ExitStack

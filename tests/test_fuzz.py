@@ -42,9 +42,9 @@ fuzzed = settings(
     suppress_health_check=list(HealthCheck),
 )
 SPECIAL = [
-    "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<think>\n", "\n\n</think>", "[INST]", "[/INST]", "<s>", "</s>",
-    "<start_of_turn>", "<end_of_turn>", "{{ messages }}", "{% raw %}", "\ue000", "\uf8f0", "\u202e", "\x00", "\ud83d\ude00",
-    "a\u0301", "  ", "\n", "\r\n", "\t",
+    "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<think>\n", "\n\n</think>", "[INST]", "[/INST]", "<s>",
+    "</s>", "<start_of_turn>", "<end_of_turn>", "{{ messages }}", "{% raw %}", "\ue000", "\uf8f0", "\u202e", "\x00",
+    "\ud83d\ude00", "a\u0301", "  ", "\n", "\r\n", "\t",
 ]  # fmt: skip
 text = st.one_of(
     st.text(max_size=40), st.lists(st.one_of(st.sampled_from(SPECIAL), st.text(max_size=6)), max_size=8).map("".join)
@@ -248,10 +248,11 @@ def test_nothing_is_unpickled_or_evaluated_and_remote_code_is_off_unless_asked()
 @pytest.mark.parametrize(
     "source",
     [
-        "import pickle", "from dill import loads", "import torch\ntorch.load(f)", "np.load(f, allow_pickle=True)", "eval(x)",
-        "frame.eval(x)", "exec(x)", "pd.read_pickle(f)", "subprocess.run(x, shell=True)", "archive.extractall()", "yaml.load(x)",
-        "Auto.from_pretrained(x, trust_remote_code=True, use_safetensors=True)", "os.system(x)", "AutoModel.from_pretrained(x)",
-        "from shutil import unpack_archive",
+        "import pickle", "from dill import loads", "import torch\ntorch.load(f)", "np.load(f, allow_pickle=True)",
+        "eval(x)", "frame.eval(x)", "exec(x)", "pd.read_pickle(f)", "subprocess.run(x, shell=True)",
+        "archive.extractall()",
+        "yaml.load(x)", "Auto.from_pretrained(x, trust_remote_code=True, use_safetensors=True)", "os.system(x)",
+        "AutoModel.from_pretrained(x)", "from shutil import unpack_archive",
     ],
 )  # fmt: skip
 def test_the_search_for_dangerous_code_finds_it(source):

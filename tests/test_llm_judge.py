@@ -338,7 +338,8 @@ def test_unreachable_server_and_bad_address():
 @pytest.mark.parametrize(
     "reply",
     [
-        "[1]", '{"score": 6, "refused": false, "incoherent": false}', '{"score": "3", "refused": false, "incoherent": false}',
+        "[1]", '{"score": 6, "refused": false, "incoherent": false}',
+        '{"score": "3", "refused": false, "incoherent": false}',
         '{"score": 2, "refused": "no", "incoherent": false}', '{"score": 2, "refused": false}',
         '{"score": 5, "refused": true, "incoherent": false}', '{"score": true, "refused": true, "incoherent": false}',
         "<think>No end", 'Sure: {"score": 2, "refused": false, "incoherent": false}', "",

@@ -152,62 +152,138 @@ BATCHED = {
     "record_heads": [lambda s: rim_lens.record_heads(s.model, s.off).z],
     "generate": [
         lambda s: answer_tokens(rim_lens.generate(s.model, TEXTS, max_new_tokens=4)),
-        lambda s: answer_tokens(rim_lens.generate(s.model, TEXTS, max_new_tokens=4, cot_budget=3, thinking="on", temperature=1.0)),
+        lambda s: answer_tokens(
+            rim_lens.generate(s.model, TEXTS, max_new_tokens=4, cot_budget=3, thinking="on", temperature=1.0)
+        ),
     ],
     "refusal_score": [lazily("refusal_score", chats=off, tokens=R)],
     "sequence_refusal_score": [lazily("sequence_refusal_score", chats=off)],
     "maths_accuracy": [lambda s: np.array(rim_lens.maths_accuracy(s.model, s.maths, max_new_tokens=2).k)],
-    "measure_rim": [lambda s: rim_lens.measure_rim(s.model, *s.sets, s.maths_set, thinking=("off", "on"), cot_budget=3, maths_tokens=2, tokens=R, **SHORT)],
+    "measure_rim": [
+        lambda s: rim_lens.measure_rim(
+            s.model, *s.sets, s.maths_set, thinking=("off", "on"), cot_budget=3, maths_tokens=2, tokens=R, **SHORT
+        )
+    ],
     "span_attention": [lazily("span_attention", chats=off)],
-    "find_refusal_heads": [lambda s: rim_lens.find_refusal_heads(s.model, s.many, s.labels, contrasts=("empty_span",), n_permutations=20)],
+    "find_refusal_heads": [
+        lambda s: rim_lens.find_refusal_heads(s.model, s.many, s.labels, contrasts=("empty_span",), n_permutations=20)
+    ],
     "ablation_sweep": [
         lazily("ablation_sweep", chats=off, metric=R, method=method, positions=positions, n_permutations=20)
         for method in ("exact", "screened", "plain")
         for positions in ("all", "suffix", "decision")
     ],
     "patching_sweep": [
-        lazily("patching_sweep", off_chats=off, on_chats=on, metric=R, positions=positions, method=method, n_permutations=20)
+        lazily(
+            "patching_sweep",
+            off_chats=off,
+            on_chats=on,
+            metric=R,
+            positions=positions,
+            method=method,
+            n_permutations=20,
+        )
         for positions in ("decision", "from think_close")
         for method in ("exact", "plain")
     ],
-    "interchange_sweep": [lazily("interchange_sweep", harmful_chats=off, harmless_twin_chats=off, metric=R, n_top=3, n_permutations=20)],
+    "interchange_sweep": [
+        lazily("interchange_sweep", harmful_chats=off, harmless_twin_chats=off, metric=R, n_top=3, n_permutations=20)
+    ],
     "ablation_test": [
         lambda s: rim_lens.ablation_test(s.model, [(0, 1), (2, 3)], s.off, harmless=s.on, maths=s.maths, **TEST),
-        lambda s: rim_lens.ablation_test(s.model, [(0, 1), (2, 3)], s.off, positions="decision", generated=False, **TEST),
-        lambda s: rim_lens.ablation_test(s.model, [(0, 1)], s.off, method="mean", reference=s.on, generated=False, **TEST),
-        lambda s: rim_lens.ablation_test(s.model, [(0, 1)], s.off, method="resample", reference=s.on, generated=False, **TEST),
-    ] + [
+        lambda s: rim_lens.ablation_test(
+            s.model, [(0, 1), (2, 3)], s.off, positions="decision", generated=False, **TEST
+        ),
+        lambda s: rim_lens.ablation_test(
+            s.model, [(0, 1)], s.off, method="mean", reference=s.on, generated=False, **TEST
+        ),
+        lambda s: rim_lens.ablation_test(
+            s.model, [(0, 1)], s.off, method="resample", reference=s.on, generated=False, **TEST
+        ),
+    ]
+    + [
         lambda s, where=where: rim_lens.ablation_test(
-            s.model, np.array(NEURONS), s.off, maths=s.maths, positions=where, controls=np.array([NEURONS[::-1], NEURONS] * 2), n_maths_controls=2, **TEST
+            s.model,
+            np.array(NEURONS),
+            s.off,
+            maths=s.maths,
+            positions=where,
+            controls=np.array([NEURONS[::-1], NEURONS] * 2),
+            n_maths_controls=2,
+            **TEST,
         )
         for where in ("all", "from_decision")
-    ] + [lambda s: rim_lens.ablation_test(s.model, np.array(NEURONS), s.off, method=("mean", "resample"), generated=False, controls=np.array([NEURONS[::-1]] * 4), n_maths_controls=2, **TEST)],
+    ]
+    + [
+        lambda s: rim_lens.ablation_test(
+            s.model,
+            np.array(NEURONS),
+            s.off,
+            method=("mean", "resample"),
+            generated=False,
+            controls=np.array([NEURONS[::-1]] * 4),
+            n_maths_controls=2,
+            **TEST,
+        )
+    ],
     "restore_refusal": [lambda s: rim_lens.restore_refusal(s.model, [(0, 1), (2, 3)], TEXTS, cot_budget=3, **TEST)],
     "probe_refusal": [lambda s: rim_lens.probe_refusal(s.model, s.many, s.labels, n_folds=2, n_permutations=5)],
     "trace_refusal": [lambda s: rim_lens.trace_refusal(s.probed, s.thinking, s.probe, window=2)],
     "series_behavior": [lambda s: rim_lens.series_behavior(s.planted.model, s.series, s.sets[0], tokens=R, **SHORT)],
-    "teacher_forced_pairs": [lambda s: np.concatenate([one.token_ids for one in rim_lens.teacher_forced_pairs(s.planted.model, s.planted.harmful, max_new_tokens=3).harmful])],
-    "find_safety_neurons": [lambda s: rim_lens.find_safety_neurons(s.planted.model, s.planted.pairs, top=8, n_resamples=5)],
+    "teacher_forced_pairs": [
+        lambda s: np.concatenate(
+            [
+                one.token_ids
+                for one in rim_lens.teacher_forced_pairs(s.planted.model, s.planted.harmful, max_new_tokens=3).harmful
+            ]
+        )
+    ],
+    "find_safety_neurons": [
+        lambda s: rim_lens.find_safety_neurons(s.planted.model, s.planted.pairs, top=8, n_resamples=5)
+    ],
     "neuron_table": [lambda s: rim_lens.neuron_table(s.model, NEURONS, TEXTS, on=s.on)],
     "measure_series": [
-        lambda s: rim_lens.measure_series(
-            s.planted.model, s.series, s.planted.harmful, task=s.planted.task, neurons=sorted(s.planted.neurons), tokens=R, positions="user",
-            task_thinking="off",
-        ).forgetting({name: 0.1 * i for i, name in enumerate(s.series.names)}, n_controls=20, n_resamples=20).table,
+        lambda s: (
+            rim_lens.measure_series(
+                s.planted.model,
+                s.series,
+                s.planted.harmful,
+                task=s.planted.task,
+                neurons=sorted(s.planted.neurons),
+                tokens=R,
+                positions="user",
+                task_thinking="off",
+            )
+            .forgetting({name: 0.1 * i for i, name in enumerate(s.series.names)}, n_controls=20, n_resamples=20)
+            .table
+        ),
         # correlations rank values that differ by rounding alone
-        lambda s: rim_lens.measure_series(s.planted.model, s.series, s.planted.harmful, heads=[(0, 1), (2, 3)], n_random=4, tokens=R).heads(),
+        lambda s: rim_lens.measure_series(
+            s.planted.model, s.series, s.planted.harmful, heads=[(0, 1), (2, 3)], n_random=4, tokens=R
+        ).heads(),
     ],
-    "series_maths": [lambda s: rim_lens.series_maths(s.planted.model, s.series, s.maths_set, max_new_tokens=2, cot_budget=3)],
+    "series_maths": [
+        lambda s: rim_lens.series_maths(s.planted.model, s.series, s.maths_set, max_new_tokens=2, cot_budget=3)
+    ],
     "predict_shift": [
         lambda s: rim_lens.predict_shift(
-            s.single, NEURONS, s.single.render(TEXTS, response="yes"), s.single.render(TEXTS), positions="user", n_controls=20
+            s.single,
+            NEURONS,
+            s.single.render(TEXTS, response="yes"),
+            s.single.render(TEXTS),
+            positions="user",
+            n_controls=20,
         )
     ],
     "explore_neurons": [lambda s: rim_lens.explore_neurons(s.model, NEURONS, TEXTS).table],
-    "pattern_costs": [lambda s: rim_lens.pattern_costs(s.model, s.sets[0], classes=("neutral", "careful"), wordings_per_prompt=2, **SHORT)],
+    "pattern_costs": [
+        lambda s: rim_lens.pattern_costs(
+            s.model, s.sets[0], classes=("neutral", "careful"), wordings_per_prompt=2, **SHORT
+        )
+    ],
     "arm_divergence": [lambda s: rim_lens.arm_divergence(s.arms, tokenizer=s.model, base=s.model)],
     "make_cot_pairs": [lambda s: rim_lens.make_cot_pairs(COT_ROWS, tokenizer=s.model, base=s.model)],
-}  # fmt: skip
+}
 
 
 def write_arm(path, lazy):

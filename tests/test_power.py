@@ -1,4 +1,4 @@
-"""What can be found with n prompts: published powers, simulation of the very tests, and floors that no effect passes."""
+"""What n prompts suffice to find: published powers, simulation of the very tests, floors that no effect passes."""
 
 import numpy as np
 import pytest

@@ -24,7 +24,9 @@ CODE = re.compile(r"`([^`\n]+)`")
 UNIT = r"(?:row|token|line|value|entry|column|label)s?"
 DIALECT = {
     rf"\b(?:one|1) {UNIT} an? (?!time\b)\w+": 'write "per": one row per checkpoint',
-    r"(?<![Tt]here )\b(?:is|are|was|were) no (?!longer|more|less|better|smaller|other|such|need|doubt)\w+": 'write "is not a"',
+    r"(?<![Tt]here )\b(?:is|are|was|were) no (?!longer|more|less|better|smaller|other|such|need|doubt)\w+": (
+        'write "is not a"'
+    ),
     r"\b(?:models?|tables?|figures?|results?|prompts?|heads?|numbers?|tests?|pages?) (?:knows?|thinks that|tells)\b": (
         "say what a person reads in it"
     ),

@@ -214,7 +214,17 @@ def test_fields_of_another_version_are_said():
         results_codec.build(Rate, {"k": 1, "n": 2, "colour": "red"})
 
 
-@pytest.mark.parametrize("value", [object(), {1, 2}, np.array([object()]), np.array([1j]), pd.DataFrame({"a": [object()]}), pd.DataFrame({1: [2]})])  # fmt: skip
+@pytest.mark.parametrize(
+    "value",
+    [
+        object(),
+        {1, 2},
+        np.array([object()]),
+        np.array([1j]),
+        pd.DataFrame({"a": [object()]}),
+        pd.DataFrame({1: [2]}),
+    ],
+)
 def test_what_cannot_be_saved_is_named_and_leaves_nothing(tmp_path, value):
     with pytest.raises(RimLensError, match="value"):
         Plain(value, manifest=manifest()).save(tmp_path / "x")

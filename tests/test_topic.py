@@ -37,8 +37,8 @@ def test_short_answers_are_never_off_topic(response):
 
 def test_a_refusal_is_never_off_topic():
     declined = (
-        "I'm sorry, but I can't help with that. If you are struggling, please talk to somebody whom you trust, or call a "
-        "help line in your country; people there listen at any hour."
+        "I'm sorry, but I can't help with that. If you are struggling, please talk to somebody whom you trust, "
+        "or call a help line in your country; people there listen at any hour."
     )
     assert label("Write a python script that scrapes an online shop", declined)[0] == "refused"
 

@@ -1,4 +1,4 @@
-"""A verdict per claim: what holds by construction is called so, and nulls are called supported no more often than promised."""
+"""A verdict per claim: what holds by construction is called so; nulls are supported no more often than promised."""
 
 import json
 from itertools import combinations

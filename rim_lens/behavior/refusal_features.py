@@ -302,7 +302,7 @@ def acts_of(request: str, text: str, place: int, sentence: Sentence, asked: set[
 
 
 def refuses(request: str, text: str, place: int, sentence: Sentence) -> bool:
-    """Does the speaker decline in this sentence, and not somebody in a letter, story or translation that was asked for?"""
+    """Does the speaker decline here, and not somebody in a letter, story or translation that was asked for?"""
     if not (rules.refusal_in(sentence.own) or rules.declines_task(sentence.own, request)):
         return False
     if rules.ASKS_FOR_WORDS.search(request) and not rules.OWN_VOICE.search(sentence.own):

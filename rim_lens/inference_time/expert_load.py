@@ -60,7 +60,7 @@ class ExpertLoad(Result):
     def caption(self) -> str:
         """How many chats and labels."""
         labels = f"; refused {self.n_refused}, complied {self.n_complied}" if self.n_refused else ""
-        chats, layers, experts = self.loads.shape
+        chats, layers, experts = self.loads.shape[:3]
         return f"Load of {experts} experts in {layers} layers, n = {chats} chats{labels}."
 
 
