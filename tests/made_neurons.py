@@ -114,7 +114,7 @@ def made_forgetting(seed=0):
     table = pd.DataFrame(
         {"checkpoint": [f"{arm}-{step}" for arm in ("plain", "effort") for step in (20, 40, 60, 80)]}
         | {"arm": ["plain"] * 4 + ["effort"] * 4, "step": [20, 40, 60, 80] * 2, "refusal_score": 2 - drop}
-        | {"refusal_drop": drop, "drop_low": drop - 0.2, "drop_high": drop + 0.2, "misalignment_change": 0.3 * drop}
+        | {"refusal_drop": drop, "drop_low": drop - 0.2, "drop_high": drop + 0.2, "refusals_lost": 0.3 * drop}
         | {"safety_loss": amount, "task_gain": amount**2, "weight_distance": rng.random(8)}
         | {"activation_distance": rng.random(8), "forward_kl": rng.random(8), "ras_safety": amount}
         | {"ras_low": amount - 0.03, "ras_high": amount + 0.03, "ras_p": 0.01, "ras_control": 0.02}

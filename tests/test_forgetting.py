@@ -53,7 +53,7 @@ def series(planted, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def table(planted, series):
-    rates = dict(zip(series.names, [0.05, *(0.05 + gain for _, gain in AMOUNTS)], strict=True))
+    rates = dict(zip(series.names, [0.95, *(0.95 - gain for _, gain in AMOUNTS)], strict=True))
     measured = measure_series(
         planted.model, series, planted.harmful, task=planted.task, neurons=sorted(planted.neurons), tokens=TOKENS,
         positions="user", task_thinking="off",
@@ -64,10 +64,12 @@ def table(planted, series):
 def test_every_predictor_is_what_it_says(planted, series, table):
     chats = planted.model.render([prompt.text for prompt in planted.harmful])
     batch = planted.model.batch(chats)
-    seen = {}
+    asked = planted.model.batch(planted.model.render([prompt.text for prompt in planted.task]))
+    seen, task = {}, {}
     for checkpoint, model in series.loaded(planted.model):
         flat = torch.cat([value.flatten() for value in model.hf.parameters()]).double()
         measured = neuron_activations(model, chats, "user").magnitude
+        task[checkpoint.name] = model.decision_logits(asked).double().log_softmax(-1)
         seen[checkpoint.name] = (
             refusal_score(model, chats, TOKENS),
             model.decision_logits(batch).double(),
@@ -84,13 +86,15 @@ def test_every_predictor_is_what_it_says(planted, series, table):
             logits.log_softmax(-1), logits0.log_softmax(-1), log_target=True, reduction="batchmean"
         )
         assert row.forward_kl == pytest.approx(float(kl), rel=1e-3)
+        kl = torch.nn.functional.kl_div(task[row.checkpoint], task["base"], log_target=True, reduction="batchmean")
+        assert row.task_kl == pytest.approx(float(kl), rel=1e-3)
         assert row.weight_distance == pytest.approx(float((flat - flat0).norm() / flat0.norm()), rel=1e-4)
         assert row.activation_distance == pytest.approx(np.linalg.norm(f - f0) / np.linalg.norm(f0), rel=1e-4)
         assert (row.safety_loss, row.task_gain) == pytest.approx((loss, gain), abs=1e-4)
         assert row.ras_safety == pytest.approx(2 * loss * gain / (loss + gain), abs=1e-4)
         assert row.ras_control < row.ras_safety / 4  # a control set may hold a few of the planted neurons
         assert row.ras_p == pytest.approx(1 / 201)
-        assert row.misalignment_change == pytest.approx(gain)
+        assert row.refusals_lost == pytest.approx(gain)
     assert len(table.ras) == 5 * 8
     assert len(table.ras_layers) == 5 * 3
     for row in table.ras_layers.itertuples():
@@ -106,11 +110,11 @@ def test_correlations_and_the_best_predictor(table):
     assert one.spearman == pytest.approx(
         scipy_stats.spearmanr(table.table["safety_loss"], table.table["refusal_drop"]).statistic
     )
-    best = table.best.set_index("outcome").loc["misalignment_change"]
+    best = table.best.set_index("outcome").loc["refusals_lost"]
     assert best.predictor == "task_gain"
     assert best.pearson == pytest.approx(1)
     assert 0 <= best.certainty <= 1
-    assert "misalignment_change: task_gain" in table.caption()
+    assert "refusals_lost: task_gain" in table.caption()
 
 
 def test_a_perfect_predictor_wins_with_certainty():
@@ -139,7 +143,7 @@ def test_too_few_checkpoints_and_missing_rates_are_refused(planted, series):
     few = series.only(["base", "step-0", "step-1", "step-2"])
     with pytest.raises(RimLensError, match="at least 4 besides the reference"):
         measured(few).forgetting()
-    with pytest.raises(RimLensError, match="Misalignment rates are missing"):
+    with pytest.raises(RimLensError, match="Refusal rates are missing"):
         measured(series).forgetting({"base": 0})
 
 

@@ -1,13 +1,15 @@
 """A verdict per claim: what holds by construction is called so; nulls are supported no more often than promised."""
 
 import json
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 import pytest
 from made_arms import made_arms, made_maths
-from made_heads import made_head_test
+from made_heads import made_head_test, made_outcome_heads
+from made_neurons import made_forgetting
 from made_results import made_behavior
 from scipy import stats
 
@@ -50,6 +52,48 @@ def test_maths_that_is_lost_stops_the_claim_on_reasoning_data():
     lost = rim_lens.verdicts({"series": series, "series_maths": type(maths)(**{**vars(maths), "answers": worse})})
     assert lost.of("reasoning_data")["verdict"] == "undecided"
     assert "not measured" in str(rim_lens.verdicts({"series": series}).of("reasoning_data")["note"])
+
+
+def test_ras_is_tested_over_trainings_and_not_over_their_doses():
+    rng = np.random.default_rng(0)
+    found = made_forgetting()
+    rows = [
+        {"arm": arm, "seed": seed, "step": step, "ras_safety": 0.01 * step * (amount + 1), "refusals_lost": amount / 12}
+        for amount, (arm, seed) in enumerate(
+            (arm, seed) for arm in ("plain", "effort", "style") for seed in (1, 2, 3, 4)
+        )
+        for step in (9, 18)
+    ]
+    table = pd.DataFrame(rows).sample(frac=1, random_state=0)
+
+    def verdict(table):
+        return rim_lens.verdicts({"forgetting": type(found)(**{**vars(found), "table": table})}).of("ras")
+
+    tracked = verdict(table)
+    assert (tracked["verdict"], tracked["n"], tracked["counted"]) == ("supported", 12, "trainings")
+    assert tracked["effect"] == pytest.approx(1.0)
+    early = table["step"] == 9
+    shuffled = table.assign(ras_safety=table["ras_safety"].mask(early, rng.permutation(table["ras_safety"])))
+    assert verdict(shuffled)["effect"] == pytest.approx(1.0)  # only the largest dose counts
+    assert "3 trainings" in verdict(table[(table["arm"] == "plain") & (table["seed"] < 4)])["note"]
+
+
+def test_attention_is_read_where_it_was_not_chosen():
+    rng, n = np.random.default_rng(0), 60
+    heads = made_outcome_heads()
+    assert "other chats" in rim_lens.verdicts({"attention_by_score": heads}).of("attention")["note"]
+    outcome = rng.normal(size=n)
+
+    def verdict(*noise):
+        parts = [
+            pd.DataFrame({"contrast": name, "attention": outcome + amount * rng.normal(size=n), "outcome": outcome})
+            for name, amount in zip(("empty_span", "cot_divergence"), noise, strict=True)
+        ]
+        held = replace(heads, held_out=pd.concat(parts))
+        return rim_lens.verdicts({"attention_by_score": held}).of("attention")
+
+    assert verdict(0.3, 0.4)["verdict"] == "supported"
+    assert verdict(0.3, 1e6)["verdict"] != "supported"  # both contrasts must go with it
 
 
 def test_margins_are_checked_and_decide():

@@ -6,16 +6,21 @@ choice.
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 
 from rim_lens.audit.attempt import attempt
 from rim_lens.audit.stage import Context
 from rim_lens.behavior.conditions import chats_of
+from rim_lens.behavior.generate import generate
 from rim_lens.behavior.measure import RimTable
+from rim_lens.behavior.refusal_score import refusal_tokens
 from rim_lens.causal.ablation_test import ablation_test
 from rim_lens.causal.run_scores import heads_of
+from rim_lens.chat.segments import Thinking
+from rim_lens.inference_time.held_out_attention import on_other_chats
 from rim_lens.inference_time.probe import probe_refusal
-from rim_lens.inference_time.refusal_heads import ContrastName, find_refusal_heads
+from rim_lens.inference_time.refusal_heads import ContrastName, RefusalHeads, find_refusal_heads
 from rim_lens.inference_time.span_attention import span_attention
 from rim_lens.inference_time.sweep import AblationSweep, ablation_sweep
 from rim_lens.inference_time.token_attention import TokenAttention, token_attention
@@ -48,7 +53,33 @@ def attention_contrasts(context: Context, behavior: RimTable) -> dict[str, Resul
         "attention of refused against complied answers",
         lambda: find_refusal_heads(model, chats, labels, contrasts=BY_GROUP, attention=attention, seed=plan.seed),
     )
-    return {"attention_by_score": by_score, "refusal_heads": by_group}
+    return {"attention_by_score": tested_attention(context, by_score), "refusal_heads": by_group}
+
+
+def tested_attention(context: Context, heads: RefusalHeads) -> RefusalHeads:
+    """The first heads of each contrast on other requests, thinking off and on with the model's own CoTs."""
+    model, plan, behavior = context.model, context.plan, context.results["behavior"]
+    assert isinstance(behavior, RimTable)
+    modes: list[Thinking] = ["off"] if answers_in(behavior, "harmful", "on").empty else ["off", "on"]
+    other, score = list(context.other_prompts("harmful")), refusal_tokens(model).score
+    written = [
+        generation
+        for mode in modes
+        for generation in generate(
+            model,
+            other,
+            thinking=mode,
+            max_new_tokens=1,  # only the CoT and the score after it are read
+            cot_budget=plan.cot_budget,
+            batch_size=plan.batch_size,
+            temperature=plan.temperature,
+            top_p=plan.top_p,
+            seed=plan.seed,
+            decision_score=score,
+        )
+    ]
+    scores = np.array([one.score for one in written], dtype=np.float64)
+    return on_other_chats(model, heads, [one.chat for one in written], scores, batch_size=plan.batch_size)
 
 
 def ablations(context: Context, behavior: RimTable) -> dict[str, Result]:

@@ -28,6 +28,7 @@ from rim_lens.patterns.cost_tables import CAREFUL, with_any
 from rim_lens.patterns.costs import PatternCosts
 from rim_lens.results import Result
 from rim_lens.training_time.arm_comparison import by_checkpoint, cells_of
+from rim_lens.training_time.forgetting import FEWEST, Forgetting
 from rim_lens.training_time.series_answers import SeriesBehavior
 from rim_lens.training_time.series_problems import SeriesMaths
 from rim_lens.training_time.series_shift import SeriesShift
@@ -84,7 +85,7 @@ def effort_cot(results: Results, margins: Mapping[str, float]) -> Evidence:
 def attention(results: Results, margins: Mapping[str, float]) -> Evidence:
     """Rank correlation of the chosen heads' attention with what it should go with, on chats they were not chosen on."""
     heads = part(results, "attention_by_score", RefusalHeads)
-    held = getattr(heads, "held_out", None)
+    held = heads.held_out
     if held is None or held.empty:
         raise RimLensError("not measured on other chats")
     parts = [
@@ -207,8 +208,22 @@ def neuron_shift(results: Results, margins: Mapping[str, float]) -> Evidence:
 
 
 def ras(results: Results, margins: Mapping[str, float]) -> Evidence:
-    """Rank correlation of RAS with the refusals that each training lost."""
-    raise RimLensError("not measured")
+    """Rank correlation of RAS with the refusals that each training lost, at its largest dose.
+
+    One point per training: the doses of one training grow together, so that they are not independent of each other.
+    """
+    table = part(results, "forgetting", Forgetting).table
+    if "refusals_lost" not in table:
+        raise RimLensError("no judged answers at the checkpoints")
+    trainings = table.fillna({"arm": "", "seed": 0}).sort_values("step").groupby(["arm", "seed"], sort=False)
+    last = trainings.tail(1)
+    if len(last) < FEWEST:
+        raise RimLensError(f"{len(last)} trainings; a correlation takes {FEWEST}")
+    if last["ras_safety"].nunique() == 1 or last["refusals_lost"].nunique() == 1:
+        raise RimLensError("RAS or refusals lost do not vary")
+    return rank_correlation(
+        last["ras_safety"].to_numpy(), last["refusals_lost"].to_numpy(), "forgetting", counted="trainings"
+    )
 
 
 READERS: dict[str, Callable[[Results, Mapping[str, float]], Evidence]] = {

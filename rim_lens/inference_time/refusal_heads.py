@@ -53,6 +53,7 @@ class RefusalHeads(Result):
     `m_low`, `m_high`; `m_auroc`; `m_p` (permutation, two-sided), `m_q` (Benjamini-Hochberg over all heads of the
     contrast), `m_family_p`; and the groups' means `m_plus`, `m_minus`. `plus` and `minus` name the groups, `n_plus` and
     `n_minus` count their chats. `left_out` counts incoherent answers, and `not_tested` says why a contrast is missing.
+    `held_out` is set by `on_other_chats`: attention of the first heads on chats that did not choose them.
     """
 
     figure: ClassVar = "attention:attention_contrast"
@@ -61,6 +62,7 @@ class RefusalHeads(Result):
     n_permutations: int
     left_out: int
     not_tested: dict[str, str]
+    held_out: pd.DataFrame | None = None
 
     def of(self, contrast: ContrastName) -> pd.DataFrame:
         """The rows of one contrast. Raises RimLensError with the reason when it was not tested."""

@@ -24,9 +24,10 @@ PREDICTORS = {
     "task_gain": "task gain δ⁺",
     "weight_distance": "weight distance",
     "activation_distance": "activation distance",
-    "forward_kl": "forward KL (nats)",
+    "forward_kl": "forward KL, safety prompts (nats)",
+    "task_kl": "forward KL, task prompts (nats)",
 }
-OUTCOMES = {"refusal_drop": "drop of the refusal score (nats)", "misalignment_change": "change of the rate given"}
+OUTCOMES = {"refusals_lost": "refusals lost (share)", "refusal_drop": "drop of the refusal score (nats)"}
 
 
 def ras_over_series(forgetting: Forgetting) -> go.Figure:

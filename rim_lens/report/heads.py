@@ -6,6 +6,7 @@ Where heads look, which go with refusal, what changing them does, where refusal 
 import pandas as pd
 
 from rim_lens.causal.ablation_test import AblationTest
+from rim_lens.inference_time.contrast import rank_contrast
 from rim_lens.inference_time.probe import RefusalProbe
 from rim_lens.inference_time.refusal_heads import RefusalHeads
 from rim_lens.inference_time.span_attention import SpanAttention
@@ -44,6 +45,7 @@ def contrast_section(anchor: str, heads: RefusalHeads) -> Section:
     scored = any(by_outcome(heads, name) for name in names)
     title = f"Heads whose attention goes with {'the refusal score' if scored else 'refusal'}"
     told = [contrast_sentence(heads, name) for name in names if name != "empty_span_change"]  # it makes no candidates
+    told += held_out_sentences(heads)
     return Section(anchor, title, told, blocks)
 
 
@@ -60,6 +62,26 @@ def contrast_sentence(heads: RefusalHeads, name: str) -> str:
         f"{contrast_title(heads, name)}: {counted(int(rows['candidate'].sum()), 'candidate', 'candidates')} of "
         f"{len(rows)} heads ({n}); {largest}."
     )
+
+
+def held_out_sentences(heads: RefusalHeads) -> list[str]:
+    """What the first heads' attention does on requests that did not choose them."""
+    if heads.held_out is None:
+        return []
+    sentences = []
+    for name, rows in heads.held_out.groupby("contrast", sort=False):
+        start = f"{contrast_title(heads, str(name))}, on {len(rows)} chats of other requests: "
+        if len(rows) < 4 or rows["attention"].nunique() == 1 or rows["outcome"].nunique() == 1:
+            sentences.append(f"{start}too few, or all alike.")
+            continue
+        tested = rank_contrast(rows[["attention"]].to_numpy(), rows["outcome"].to_numpy())
+        rho, low, high, p = (float(part[0]) for part in (tested.effect, tested.low, tested.high, tested.p))
+        many = counted(int(rows["heads"].iloc[0]), "head", "heads")
+        sentences.append(
+            f"{start}ρ = {number(rho, sign=True)} {interval(low, high)} with the attention of the first {many}, "
+            f"p = {p:.2g}; positive is as the paper expects."
+        )
+    return sentences
 
 
 def contrast_grid(heads: RefusalHeads, name: str) -> Grid:

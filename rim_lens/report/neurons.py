@@ -159,7 +159,7 @@ def ras_section(anchor: str, ras: Ras) -> Section:
 
 def forgetting_section(anchor: str, forgetting: Forgetting) -> Section:
     """RAS over checkpoints, forgetting against its predictors."""
-    outcomes = [name for name in OUTCOMES if name in forgetting.table]
+    outcomes = [name for name in OUTCOMES if name in forgetting.table and forgetting.table[name].nunique() > 1]
     blocks: list[Block] = [Drawing(ras_over_series(forgetting))]
     if forgetting.ras_layers is not None:
         blocks.append(Drawing(ras_by_layer(forgetting)))

@@ -108,15 +108,17 @@ class Passes:
     maths_chats: Sequence[Chat]
     batch_size: int
     reader: DecisionReader = field(init=False)
+    task_reader: DecisionReader = field(init=False)
 
     def __post_init__(self) -> None:
         self.reader = DecisionReader(self.tokens, len(self.safety))
+        self.task_reader = DecisionReader(self.tokens, len(self.task))
 
     def at(self, checkpoint: Checkpoint, model: LensModel, distance: float, *, is_reference: bool) -> AtCheckpoint:
         """Everything at one checkpoint, whose weights the model has."""
         options: Any = {"batch_size": self.batch_size, "per_prompt": False if self.rows is None else self.rows}
         safety = task = attention = scores = answers = maths = None
-        refusal = kl = np.full(0, np.nan)
+        refusal = kl = task_kl = np.full(0, np.nan)
         kept: Sequence[PromptCache] = ()
         if self.inside and self.safety:
             self.reader.begin(is_reference)
@@ -135,14 +137,20 @@ class Passes:
                 refusal = answers.groupby("prompt")["refusal_score"].mean().to_numpy()
         kept = ()
         if self.inside and self.task:
-            seen = pass_over(model, self.task, self.positions, keep=self.task is self.maths_chats, **options)
+            self.task_reader.begin(is_reference)
+            seen = pass_over(
+                model, self.task, self.positions, at_decision=self.task_reader,
+                keep=self.task is self.maths_chats, **options,
+            )  # fmt: skip
             task, kept = seen.neurons, seen.kept
+            task_kl = self.task_reader.of_all(self.task_reader.kl)
         if self.maths is not None:
             maths = self.maths_rows(self.maths, model, kept)
             maths.insert(0, "checkpoint", checkpoint.name)
         return AtCheckpoint(
-            checkpoint, safety, task, refusal, kl, distance, attention, scores, answers=answers, maths=maths
-        )
+            checkpoint, safety, task, refusal, kl, distance, attention, scores,
+            answers=answers, maths=maths, task_kl=task_kl,
+        )  # fmt: skip
 
     def answers(self, asked: Answering, model: LensModel, kept: Sequence[PromptCache]) -> pd.DataFrame:
         """Judged answers to the safety prompts."""

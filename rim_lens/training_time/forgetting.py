@@ -1,10 +1,11 @@
 """Does the shift of safety neurons predict how much safety a checkpoint forgets?
 
-Outcome: the drop of the mean refusal score, and the change of misalignment, from the reference checkpoint. Predictors
-side by side: RAS on the safety neurons, mean RAS of matched control sets, the safety loss and the task gain alone,
-weight distance, activation distance, forward KL. Each predictor's Pearson and Spearman correlation with the outcome
-over the checkpoints, with p and bootstrap interval; for the best one, the share of resamples in which it beats each
-other one.
+Outcomes: refusals lost (the fall of the refusal rate) and the drop of the mean refusal score, from the reference
+checkpoint. The score depends on how a checkpoint words its refusals, so the refusals lost come first where answers were
+judged. Predictors side by side: RAS on the safety neurons, mean RAS of matched control sets, the safety loss and the
+task gain alone, weight distance, activation distance, forward KL on the safety prompts and on the new task. Each
+predictor's Pearson and Spearman correlation with the outcome over the checkpoints, with p and bootstrap interval; for
+the best one, the share of resamples in which it beats each other one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,8 +37,9 @@ PREDICTORS = (
     "weight_distance",
     "activation_distance",
     "forward_kl",
+    "task_kl",
 )
-OUTCOMES = ("refusal_drop", "misalignment_change")
+OUTCOMES = ("refusals_lost", "refusal_drop")
 FEWEST = 4
 MOST_ZEROS = 1 / 3  # a predictor that is 0 at so many checkpoints has no correlation worth the name
 
@@ -46,14 +48,15 @@ MOST_ZEROS = 1 / 3  # a predictor that is 0 at so many checkpoints has no correl
 class Forgetting(Result):
     """What a series forgets, and what predicts it.
 
-    `table`: one row per checkpoint but the reference. `correlations`: one row per outcome and predictor, with Pearson's
-    r, Spearman's ρ, their p, intervals and the number of checkpoints, how many `zeros` the predictor has, and q over
-    all rows; NaN for a predictor that does not vary or is 0 at a third of the checkpoints. The p-values suppose
-    independent checkpoints: over the doses of one lineage two unrelated quantities that grow with the dose reach
-    p < .05 far too often. `best`: one row per outcome, the predictor with the largest r, and against each other
-    predictor the share of resampled checkpoints in which it correlates more (`certainty`: the smallest of these
-    shares). `ras`: RAS in all variants by checkpoint; `ras_layers`: RAS of the set's neurons in each layer, with p
-    against the control sets' in that layer and q over all layers and checkpoints.
+    `table`: one row per checkpoint but the reference; `refusals_lost` is a share of the prompts. `correlations`: one
+    row per outcome and predictor, with Pearson's r, Spearman's ρ, their p, intervals and the number of checkpoints, how
+    many `zeros` the predictor has, and q over all rows; NaN for a predictor that does not vary or is 0 at a third of
+    the checkpoints, and for an outcome that does not vary. The p-values suppose independent checkpoints: over the doses
+    of one lineage two unrelated quantities that grow with the dose reach p < .05 far too often. `best`: one row per
+    outcome, the predictor with the largest r, and against each other predictor the share of resampled checkpoints in
+    which it correlates more (`certainty`: the smallest of these shares). `ras`: RAS in all variants by checkpoint;
+    `ras_layers`: RAS of the set's neurons in each layer, with p against the control sets' in that layer and q over all
+    layers and checkpoints.
     """
 
     figure: ClassVar = "forgetting:forgetting_scatter"
@@ -98,7 +101,7 @@ def forgetting_of(
     model: LensModel | None,
     found: Sequence[AtCheckpoint],
     neurons: NeuronRows,
-    misalignment: Mapping[str, float] | None = None,
+    refused: Mapping[str, float] | None = None,
     *,
     n_controls: int = 1000,
     measure: Measure = "magnitude",
@@ -111,21 +114,21 @@ def forgetting_of(
         model: for the manifest.
         found: measurements at every checkpoint, at least four besides the reference.
         neurons: the set that `found` has values per prompt of.
-        misalignment: misalignment rate of every checkpoint by name, from answers.
+        refused: refusal rate of every checkpoint by name, 0 to 1, from answers.
         n_controls: matched random sets for RAS.
         measure: "magnitude" or "signed".
         n_resamples: of the bootstraps.
         seed: of control sets and bootstraps.
 
     Raises:
-        RimLensError: fewer than four checkpoints besides the reference, or a misalignment rate missing.
+        RimLensError: fewer than four checkpoints besides the reference, or a refusal rate missing.
     """
     first, others = found[0], found[1:]
     need_enough(len(others))
     names = [one.checkpoint.name for one in found]
-    missing = [name for name in names if misalignment is not None and name not in misalignment]
+    missing = [name for name in names if refused is not None and name not in refused]
     if missing:
-        raise RimLensError(f"Misalignment rates are missing for {', '.join(missing)}; give one for every checkpoint.")
+        raise RimLensError(f"Refusal rates are missing for {', '.join(missing)}; give one for every checkpoint.")
     rows = neuron_rows(neurons)
     controls = matched_controls(rows, n_controls, base=first.safety, seed=seed, measure=measure)
     table, variants, layers = [], [], []
@@ -140,9 +143,9 @@ def forgetting_of(
         interval = {"ras_low": place.low, "ras_high": place.high, "ras_p": place.p, "ras_control": place.control_mean}
         table.append({**row_of(first, one, rows, measure, seed), "ras_safety": shifted.value, **interval})
     whole = pd.DataFrame(table)
-    if misalignment is not None:
-        change = [misalignment[name] - misalignment[first.checkpoint.name] for name in whole["checkpoint"]]
-        whole.insert(5, "misalignment_change", change)
+    if refused is not None:
+        lost = [refused[first.checkpoint.name] - refused[name] for name in whole["checkpoint"]]
+        whole.insert(4, "refusals_lost", lost)
     by_layer = pd.concat(layers, ignore_index=True)
     by_layer["q"] = benjamini_hochberg(by_layer["p"].to_numpy())
     correlations, best = correlate(whole, n_resamples=n_resamples, seed=seed)
@@ -170,6 +173,7 @@ def row_of(first: AtCheckpoint, one: AtCheckpoint, rows: np.ndarray, measure: Me
         "checkpoint": one.checkpoint.name,
         "arm": one.checkpoint.arm,
         "step": one.checkpoint.step,
+        "seed": one.checkpoint.seed,
         "refusal_score": float(one.refusal.mean()),
         "refusal_drop": float(drop.mean()),
         "drop_low": low,
@@ -179,6 +183,7 @@ def row_of(first: AtCheckpoint, one: AtCheckpoint, rows: np.ndarray, measure: Me
         "weight_distance": one.weight_distance,
         "activation_distance": activation_distance(first.safety, one.safety, measure),
         "forward_kl": float(one.kl.mean()),
+        "task_kl": float(one.task_kl.mean()) if len(one.task_kl) else np.nan,
     }
 
 
@@ -186,20 +191,24 @@ def correlate(table: pd.DataFrame, *, n_resamples: int = 2000, seed: int = 0) ->
     """Correlations of every predictor with every outcome in the table, and the best predictor of each outcome.
 
     Raises:
-        RimLensError: fewer than four checkpoints, or an outcome that does not vary.
+        RimLensError: fewer than four checkpoints, or no outcome that varies.
     """
     need_enough(len(table))
-    predictors = [name for name in PREDICTORS if name in table]
+    predictors = [name for name in PREDICTORS if name in table and not table[name].isna().all()]
     rows, best = [], []
-    for outcome in (name for name in OUTCOMES if name in table):
+    outcomes = [name for name in OUTCOMES if name in table]
+    if all(np.ptp(table[name].to_numpy(dtype=float)) == 0 for name in outcomes):
+        what = " and ".join(outcomes)
+        raise RimLensError(f"{what}: the same at all checkpoints, so nothing can predict it; use stronger training.")
+    for outcome in outcomes:
         y = table[outcome].to_numpy(dtype=float)
-        if np.ptp(y) == 0:
-            raise RimLensError(f"The outcome {outcome} is the same at all checkpoints, so nothing can predict it.")
         zeros = {name: int((table[name].to_numpy(dtype=float) == 0).sum()) for name in predictors}
         varying = [
             name
             for name in predictors
-            if np.ptp(table[name].to_numpy(dtype=float)) > 0 and zeros[name] < MOST_ZEROS * len(y)
+            if np.ptp(y) > 0
+            and np.ptp(table[name].to_numpy(dtype=float)) > 0  # not so where a value is NaN
+            and zeros[name] < MOST_ZEROS * len(y)
         ]
         found = {name: correlation(table[name].to_numpy(dtype=float), y, n_resamples, seed) for name in varying}
         for name in predictors:

@@ -142,15 +142,15 @@ class SeriesMeasurement(Result):
         first, one = self.found[0], self[checkpoint]
         return ras(first.safety, one.safety, first.task, one.task, self._rows(), **options)
 
-    def forgetting(self, misalignment: Mapping[str, float] | None = None, **options: Any) -> Forgetting:
+    def forgetting(self, refused: Mapping[str, float] | None = None, **options: Any) -> Forgetting:
         """What the series forgets and what predicts it; options as in `forgetting_of`.
 
-        `misalignment` by checkpoint is the share of answers that comply, where answers were asked for.
+        `refused` by checkpoint is the share of answers that refuse, by default of the answers that were asked for.
         """
-        if misalignment is None and self.found[0].answers is not None:
+        if refused is None and self.found[0].answers is not None:
             table = self.behavior().table
-            misalignment = dict(zip(table["checkpoint"], table["complied"] / table["n"], strict=True))
-        found = forgetting_of(None, self.found, self._rows(), misalignment, **options)
+            refused = dict(zip(table["checkpoint"], table["refused"] / table["n"], strict=True))
+        found = forgetting_of(None, self.found, self._rows(), refused, **options)
         return replace(found, manifest=replace(self.manifest, seed=found.manifest.seed, extra=found.manifest.extra))
 
     def heads(self, *, n_resamples: int = 1000, seed: int = 0) -> SeriesHeads:

@@ -2,6 +2,7 @@
 
 refusal score         log-odds of the refusal tokens at the decision position
 forward KL            Σ_v p_ref(v) (log p_ref(v) − log p(v)) at the decision position, mean over safety prompts, in nats
+task KL               the same over the task prompts: how far the new task has moved the model where it is asked
 weight distance       ‖θ − θ_ref‖ / ‖θ_ref‖ over all parameters
 activation distance   ‖f − f_ref‖ / ‖f_ref‖ over all neurons, f(a) on the safety prompts
 """
@@ -41,6 +42,7 @@ class AtCheckpoint:
     head_scores: Float[np.ndarray, "set prompt"] | None = None  # refusal score without each set of heads there
     answers: pd.DataFrame | None = None  # judged answers to the safety prompts
     maths: pd.DataFrame | None = None  # likelihood of each problem's right answer, and whether it was solved
+    task_kl: Float[np.ndarray, "prompt"] = field(default_factory=lambda: np.zeros(0))
 
     @property
     def safety(self) -> NeuronActivations:
