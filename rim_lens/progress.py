@@ -31,8 +31,8 @@ def track(
         return
     if total is None and isinstance(items, Sized):
         total = len(items)
-    shown = _with_bar if _has_bars() else _with_lines
-    yield from shown(items, description, total, note)
+    bar = _with_bar if _has_bars() else _with_lines
+    yield from bar(items, description, total, note)
 
 
 def silence() -> None:

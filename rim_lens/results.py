@@ -242,15 +242,19 @@ def short_table(table: pd.DataFrame, width: int = SHOWN_WIDTH) -> str:
     """The first rows and as many columns from the left as fit `width` characters, and what was left out."""
     first = table.head(_SHOWN_ROWS)
     texts = {name: [shown_cell(value) for value in column] for name, column in first.items()}
-    kept, used = list[Any](), 0
+    columns_shown, used = list[Any](), 0
     for name, cells in texts.items():
         used += 2 + max(map(len, [str(name), *cells]))
-        if kept and used > width:
+        if columns_shown and used > width:
             break
-        kept.append(name)
-    lines = first[kept].assign(**{name: texts[name] for name in kept}).to_string(index=False)
+        columns_shown.append(name)
+    lines = first[columns_shown].assign(**{name: texts[name] for name in columns_shown}).to_string(index=False)
     more = [f"{len(first)} of {len(table)} rows"] if len(table) > len(first) else []
-    more += [f"more columns: {', '.join(map(str, list(texts)[len(kept) :]))}"] if len(kept) < len(texts) else []
+    more += (
+        [f"more columns: {', '.join(map(str, list(texts)[len(columns_shown) :]))}"]
+        if len(columns_shown) < len(texts)
+        else []
+    )
     return f"{lines}\n({'; '.join(more)})" if more else lines
 
 
@@ -283,13 +287,13 @@ def _version(package: str) -> str:
 
 
 def _describe_model(model: Any) -> dict[str, str]:
-    told = {
+    facts = {
         name: getattr(model, name, None)
         for name in ("name", "fingerprint", "dtype", "device", "think_tags", "template_variables")
     }
     engine = getattr(model, "engine", None)
-    told |= {} if engine is None else engine.describe()
-    return {name: str(value).removeprefix("torch.") for name, value in told.items() if value is not None}
+    facts |= {} if engine is None else engine.describe()
+    return {name: str(value).removeprefix("torch.") for name, value in facts.items() if value is not None}
 
 
 def _describe_data(prompt_sets: Iterable[Any]) -> dict[str, dict[str, Any]]:

@@ -147,15 +147,15 @@ def resolve(name: str) -> type:
             module = importlib.import_module(module_name)
         except ImportError:
             module = None
-    found = module
+    target = module
     for part in path.split("."):
-        found = getattr(found, part, None)
-    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        target = getattr(target, part, None)
+    if not (isinstance(target, type) and dataclasses.is_dataclass(target)):
         raise RimLensError(
             f"The saved result has the unknown type {name!r}; import the module that defines it, "
             "or use the rim_lens version that wrote it."
         )
-    return found
+    return target
 
 
 def build(cls: type, fields: Mapping[str, Any]) -> Any:

@@ -122,11 +122,11 @@ def _gathered(
     backend: Backend,
     description: str,
 ) -> Tensor:
-    gathered, seen = torch.full((len(chats), *shape), torch.nan), list[int]()
+    gathered, order = torch.full((len(chats), *shape), torch.nan), list[int]()
     for indices, _ in passes(model, chats, tap, batch_size=batch_size, backend=backend, description=description):
         real = tap.columns.real.cpu()
         for layer, values in tap.read.items():
             spread = (...,) + (None,) * (values.ndim - 2)
             gathered[indices, layer, : values.shape[1]] = torch.where(real[spread], values.cpu(), torch.nan)
-        seen += indices
-    return all_rows(gathered, seen)
+        order += indices
+    return all_rows(gathered, order)

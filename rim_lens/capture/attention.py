@@ -40,14 +40,14 @@ def segment_masses(
     """
     chats = as_chats(model, chats)
     masses = torch.full((len(chats), model.n_layers, model.n_heads, len(SEGMENTS)), torch.nan)
-    tap, seen = MassTap(queries), list[int]()
+    tap, order = MassTap(queries), list[int]()
     for indices, _ in passes(
         model, chats, tap, batch_size=batch_size, backend=backend, description="attention to segments"
     ):
         for layer, mass in tap.mass.items():
             masses[indices, layer] = mass.cpu()
-        seen += indices
-    return all_rows(masses, seen)
+        order += indices
+    return all_rows(masses, order)
 
 
 def attention_rows(
@@ -56,14 +56,14 @@ def attention_rows(
     """Whole attention rows of each chat, keys being the chat's own tokens; for a few prompts."""
     chats = as_chats(model, chats)
     rows: list[Tensor] = []
-    tap, seen = RowTap(queries), list[int]()
+    tap, order = RowTap(queries), list[int]()
     for indices, _ in passes(model, chats, tap, batch_size=1, backend=backend, description="attention rows"):
         if not tap.rows:
             raise RimLensError(f"no layer of {model.name} has attention whose rows can be read.")
         blank = torch.full_like(next(iter(tap.rows.values())), torch.nan)
         rows.append(torch.cat([tap.rows.get(layer, blank) for layer in range(model.n_layers)]).cpu())
-        seen += indices
-    return gather_items(len(chats), seen, rows)
+        order += indices
+    return gather_items(len(chats), order, rows)
 
 
 class _QueryTap(Tap):

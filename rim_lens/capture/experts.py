@@ -151,15 +151,15 @@ class _DenseBlocks:
 @contextmanager
 def _checked_share(layer: int, part: DensePart, experts: nn.Module, blocks: _DenseBlocks) -> Iterator[None]:
     """Raise in a pass where a layer does not write its routed experts plus the weighted shared one."""
-    seen: dict[nn.Module, Tensor] = {}
+    shares: dict[nn.Module, Tensor] = {}
 
     def keep(module: nn.Module, args: Any, output: Tensor) -> None:
-        seen[module] = output.detach().reshape(-1, output.shape[-1])
+        shares[module] = output.detach().reshape(-1, output.shape[-1])
 
     def compare(block: nn.Module, args: Any, output: Any) -> None:
         whole = (output[0] if isinstance(output, tuple) else output).detach()
         weight = 1 if blocks.weight is None else blocks.weight.detach()[:, None]
-        rest = whole.reshape(-1, whole.shape[-1]) - seen[experts] - weight * seen[part.down]
+        rest = whole.reshape(-1, whole.shape[-1]) - shares[experts] - weight * shares[part.down]
         if rest.abs().max() > room_of(whole) * whole.abs().max():
             raise RimLensError(
                 f"Layer {layer} weighs its shared expert ({type(block).__name__}) otherwise than by a sigmoid gate "

@@ -87,13 +87,13 @@ def existing(model: "LensModel") -> Bool[np.ndarray, "layer ..."]:
     layers, n_experts = mixture_layers(model), model.shape.n_experts
     parts = [layer.dense for layer in layers if layer.dense is not None]
     places = max([n_experts, *(part.first + ceil(part.width / model.d_mlp) for part in parts)])
-    found = np.zeros((model.n_layers, places, model.d_mlp), dtype=bool)
-    for there, layer in zip(found, layers, strict=True):
+    exists = np.zeros((model.n_layers, places, model.d_mlp), dtype=bool)
+    for there, layer in zip(exists, layers, strict=True):
         if layer.experts is not None:
             there[:n_experts] = True
         if layer.dense is not None:
             there[layer.dense.first :].reshape(-1)[: layer.dense.width] = True
-    return found
+    return exists
 
 
 def checked_neurons(model: "LensModel", neurons: Int[np.ndarray, "neuron index"]) -> Int[np.ndarray, "neuron index"]:

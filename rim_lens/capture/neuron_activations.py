@@ -67,14 +67,14 @@ class NeuronActivations(Result):
             RimLensError: values per prompt of these neurons were not kept.
 
         """
-        kept = self.prompt_magnitude if _checked(measure) == "magnitude" else self.prompt_mean
-        if kept is None:
+        values = self.prompt_magnitude if _checked(measure) == "magnitude" else self.prompt_mean
+        if values is None:
             raise RimLensError(
                 "No values per prompt were kept; measure with neuron_activations(..., per_prompt=neurons)."
             )
         rows = np.asarray(neurons)
         if self.prompt_neurons is None:
-            return kept[(slice(None), *rows.T)]
+            return values[(slice(None), *rows.T)]
         column = {tuple(row): i for i, row in enumerate(self.prompt_neurons.tolist())}
         missing = [tuple(row) for row in rows.tolist() if tuple(row) not in column]
         if missing:
@@ -82,7 +82,7 @@ class NeuronActivations(Result):
                 f"Values per prompt of {len(missing)} of {len(rows)} neurons were not kept ({missing[0]} first); "
                 "measure again with per_prompt= these neurons."
             )
-        return kept[:, [column[tuple(row)] for row in rows.tolist()]]
+        return values[:, [column[tuple(row)] for row in rows.tolist()]]
 
     def merge(self, other: "NeuronActivations") -> "NeuronActivations":
         """The activations over the prompts of both, these first.

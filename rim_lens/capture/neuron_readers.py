@@ -48,8 +48,8 @@ class NeuronReader(ABC):
         self.tokens = np.zeros(n_prompts)
         self.sums: PromptSums | None = None
         if per_prompt is not False:
-            kept = shape if self.wanted is None else (len(self.wanted),)
-            self.sums = PromptSums(*(np.zeros((n_prompts, *kept), dtype=np.float32) for _ in range(2)))
+            size = shape if self.wanted is None else (len(self.wanted),)
+            self.sums = PromptSums(*(np.zeros((n_prompts, *size), dtype=np.float32) for _ in range(2)))
         self.prompts: list[int] = []
         self.chosen: Int[Tensor, " chosen"] = torch.empty(0, dtype=torch.long)
         self.member: Float[Tensor, "group chosen"] = torch.empty(1, 0)
@@ -148,8 +148,8 @@ class ExpertReader(NeuronReader, ExpertTap):
             absent = ~self.existing
             for part in (moments.mean, moments.m2, moments.absolute, moments.fired):
                 part[torch.from_numpy(absent).to(part.device)] = torch.nan
-            for kept in (sums.signed, sums.absolute) if sums and self.wanted is None else ():
-                kept[:, absent] = np.nan
+            for sums_of in (sums.signed, sums.absolute) if sums and self.wanted is None else ():
+                sums_of[:, absent] = np.nan
         return moments, tokens, sums
 
 

@@ -23,8 +23,12 @@ def neuron_rows(neurons: NeuronRows) -> Int[np.ndarray, "neuron index"]:
     Raises:
         RimLensError: an empty set, or something that is not a set of neurons.
     """
-    given = getattr(neurons, "rows", neurons)
-    rows = given if isinstance(given, np.ndarray) else np.array([Neuron.parse(one).place for one in given or []])
+    rows_given = getattr(neurons, "rows", neurons)
+    rows = (
+        rows_given
+        if isinstance(rows_given, np.ndarray)
+        else np.array([Neuron.parse(one).place for one in rows_given or []])
+    )
     if rows.ndim != 2 or len(rows) == 0 or rows.shape[1] not in (2, 3) or rows.dtype.kind not in "iu":
         raise RimLensError(
             f"Neurons must be a non-empty set of rows (layer, unit) or (layer, expert, unit), got shape {rows.shape}."

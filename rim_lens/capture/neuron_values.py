@@ -59,10 +59,10 @@ class _Recorder:
         """Keep the values of some of the neurons at every real column of a pass."""
         batch = here.known_batch("recording neurons")
         mask, numbers = batch.mask.cpu().numpy(), values.float().cpu().numpy()
-        for row, kept in enumerate(self.seen.rows_of(batch)):
+        for row, row_values in enumerate(self.seen.rows_of(batch)):
             token = mask[row].cumsum() - 1  # of each column
             inside = np.flatnonzero(mask[row, here.start : here.stop])
-            kept[np.ix_(token[here.start + inside], columns)] = numbers[row, inside]
+            row_values[np.ix_(token[here.start + inside], columns)] = numbers[row, inside]
 
 
 class _DenseRecorder(Tap):

@@ -31,12 +31,12 @@ def most_positions(chats: Sequence[Chat], positions: Positions) -> int:
 
 def columns_of(batch: Batch, positions: Positions) -> Columns:
     """The columns of `positions` in every row of a batch."""
-    found = [positions_in(chat, positions) for chat in batch.chats]
-    width = max(map(len, found))
+    columns = [positions_in(chat, positions) for chat in batch.chats]
+    width = max(map(len, columns))
     offset = batch.decision.cpu() - torch.tensor([chat.decision_position for chat in batch.chats])
     index = batch.decision.cpu()[:, None].repeat(1, width)
     real = torch.zeros_like(index, dtype=torch.bool)
-    for row, places in enumerate(found):
+    for row, places in enumerate(columns):
         index[row, : len(places)] = torch.from_numpy(places) + offset[row]
         real[row, : len(places)] = True
     return Columns(index, real).to(batch.decision.device)

@@ -111,15 +111,15 @@ class Chat:
             return self.text, self.spans
         # A character may be spread over the tokens of two calls, so the whole grown run is decoded again.
         begin = self._last_grown_run() if self.segment_ids[-1] == segment_id(segment) else len(self)
-        kept = self.spans[:-1] if begin < len(self) else self.spans
-        start = kept[-1].end if kept else 0
+        spans = self.spans[:-1] if begin < len(self) else self.spans
+        start = spans[-1].end if spans else 0
         run = [*self.token_ids[begin:].tolist(), *new.tolist()]
         # Decoding behind one token of context keeps the leading space that some decoders drop at the start.
         context = self.token_ids[begin - 1 : begin].tolist()
         before, both = self.decode(context), self.decode(context + run)
         added = both[len(before) :] if both.startswith(before) else self.decode(run)
         text = self.text[:start] + added
-        return text, (*kept, Span(segment, start, len(text)))
+        return text, (*spans, Span(segment, start, len(text)))
 
     def _last_grown_run(self) -> int:
         """First index of the last run of grown tokens of one segment; len(self) when there is none."""

@@ -97,7 +97,7 @@ def family_of(template: str, tokenizer_name: str) -> Family | None:
     """The first row whose marks all stand in the template's text, or one of whose names stands in the tokenizer's."""
     name = tokenizer_name.lower()
     for family in FAMILIES:
-        shown = bool(family.marks) and all(mark in template for mark in family.marks)
-        if shown or any(part in name for part in family.names):
+        matches = bool(family.marks) and all(mark in template for mark in family.marks)
+        if matches or any(part in name for part in family.names):
             return family
     return None

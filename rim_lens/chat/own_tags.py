@@ -52,17 +52,17 @@ def own_tags(template: Template, turns: Turns, prompts: tuple[str, str]) -> OwnT
     thought = written_thought(template, turns, on)
     if template.family is not None:
         tags = template.family.tags
-        shown = any(_shows(prompt, tags) for prompt in prompts)
+        in_prompt = any(_shows(prompt, tags) for prompt in prompts)
         agrees = thought is not None and thought.tags.close_mark == tags.close_mark
-        return OwnTags(written_tags(off, on, tags), "template" if shown or agrees else "known family")
+        return OwnTags(written_tags(off, on, tags), "template" if in_prompt or agrees else "known family")
     if thought is not None:
         return thought
     texts = (*prompts[::-1], COMMENT.sub("", template.source))
     for text in texts:
-        found = TAG.search(text)
-        if found is not None:
-            return OwnTags(written_tags(off, on, _pair(found, text)), "template")
-    lone = next((found for prompt in prompts if (found := LONE.search(prompt))), None)
+        match = TAG.search(text)
+        if match is not None:
+            return OwnTags(written_tags(off, on, _pair(match, text)), "template")
+    lone = next((match for prompt in prompts if (match := LONE.search(prompt))), None)
     if lone is not None:
         raise RimLensError(
             f"the chat template's generation prompt has {lone.group()!r}, a think tag whose other half is not known: "
@@ -87,8 +87,8 @@ def written_thought(template: Template, turns: Turns, prompt: str) -> OwnTags | 
         return None
     after = text.partition(USER)[2].removeprefix(turns.user_closing)
     before, _, rest = after.partition(THOUGHT)
-    close, found, _ = rest.partition(ANSWER)
-    if not found or not before or THOUGHT in rest:
+    close, separator, _ = rest.partition(ANSWER)
+    if not separator or not before or THOUGHT in rest:
         return None
     tag = TAG.search(before)
     header = before[: tag.start()] if tag else common_prefix(before, prompt)
@@ -103,12 +103,12 @@ def _shows(prompt: str, tags: ThinkTags) -> bool:
     return tags.open_mark in prompt or tags.close_mark in prompt
 
 
-def _pair(found: re.Match[str], text: str) -> ThinkTags:
-    """The pair of which `found` is one tag, in the form of `text` where that opens a thought with it."""
-    one = found.group()
-    if found["edge"] or found["late"]:
-        word = (found["edge"] or found["late"]).lower()
-        start = word if word != "end" else ("start" if found["late"] else "begin" if "_of_" in one else "start")
+def _pair(match: re.Match[str], text: str) -> ThinkTags:
+    """The pair of which `match` is one tag, in the form of `text` where that opens a thought with it."""
+    one = match.group()
+    if match["edge"] or match["late"]:
+        word = (match["edge"] or match["late"]).lower()
+        start = word if word != "end" else ("start" if match["late"] else "begin" if "_of_" in one else "start")
         opening, closing = _recased(one, word, start), _recased(one, word, "end")
     else:
         bare = one.replace("/", "", 1)

@@ -102,13 +102,13 @@ def positions_in(chat: Chat, positions: Positions) -> Int[np.ndarray, " position
         return np.flatnonzero(places(chat, positions))
     names = named(checked_positions(positions))
     if names is None:
-        found = chat.decision_position + np.asarray(tuple(positions), dtype=np.int64)
-        if not len(found) or found.min() < 0 or found.max() >= len(chat):
+        positions_found = chat.decision_position + np.asarray(tuple(positions), dtype=np.int64)
+        if not len(positions_found) or positions_found.min() < 0 or positions_found.max() >= len(chat):
             raise RimLensError(
                 f"offsets {tuple(positions)} from the decision position leave the chat {chat.request[:40]!r} of "
                 f"{len(chat)} tokens (decision position {chat.decision_position})."
             )
-        return found
+        return positions_found
     if len(names) == 1:
         return _of_name(chat, names[0])
     return np.unique(np.concatenate([_of_name(chat, name) for name in names]))

@@ -66,8 +66,8 @@ def _token_counts(chat: Segmented) -> dict[str, int]:
 
 def _decision_line(chat: Segmented) -> str:
     token = int(chat.token_ids[chat.decision_position])
-    shown = f" {chat.decode([token])!r}" if chat.decode is not None else ""
-    return f"{len(chat.token_ids)} tokens, thinking {chat.thinking}, decision position {chat.decision_position}{shown}"
+    text = f" {chat.decode([token])!r}" if chat.decode is not None else ""
+    return f"{len(chat.token_ids)} tokens, thinking {chat.thinking}, decision position {chat.decision_position}{text}"
 
 
 def _style(segment: str) -> str:

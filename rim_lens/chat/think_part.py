@@ -47,18 +47,18 @@ def without_answer_tag(prompt: str, close_mark: str) -> str:
     return prompt[: len(prompt) - len(tails[0])] if tails else prompt
 
 
-def written_tags(off: str, on: str, given: ThinkTags) -> ThinkTags:
+def written_tags(off: str, on: str, tags: ThinkTags) -> ThinkTags:
     """The tags in the template's own form, from its generation prompts with thinking off and on.
 
     Args:
         off: generation prompt with thinking off; templates such as Qwen3's write the empty think span here.
         on: generation prompt with thinking on; templates such as DeepSeek-R1-Distill's open the tag here.
-        given: what to look for, and the form of what the template does not write.
+        tags: what to look for, and the form of what the template does not write.
 
     """
-    written_off, written_on = cut_think_part(off, given), cut_think_part(on, given)
-    opening = written_on.open or written_off.open or given.open
+    written_off, written_on = cut_think_part(off, tags), cut_think_part(on, tags)
+    opening = written_on.open or written_off.open or tags.open
     empty_span = written_off.open + written_off.close
     if written_off.close and empty_span.startswith(opening):
         return ThinkTags(opening, empty_span.removeprefix(opening))
-    return ThinkTags(opening, written_off.close or given.close)
+    return ThinkTags(opening, written_off.close or tags.close)

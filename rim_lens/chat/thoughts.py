@@ -86,12 +86,12 @@ def _by_any_tags(text: str, opened: bool | None) -> SplitThoughts:
         answers = (answer for tags in every if (answer := _without_header(text, tags.close_mark)) != text.lstrip())
         return SplitThoughts("", END_OF_TURN.sub("", next(answers, text)).strip(), None)
     first = min(marks, key=lambda one: one[:3])[3]
-    found = split_thoughts(text, first, opened=opened)
-    if found.answer == text.strip():
-        return found
-    rest = _by_any_tags(found.answer, False)
-    thought = "\n\n".join(part for part in (found.thought, rest.thought) if part)
-    return SplitThoughts(thought, rest.answer, found.closed if rest.closed is None else rest.closed)
+    parts = split_thoughts(text, first, opened=opened)
+    if parts.answer == text.strip():
+        return parts
+    rest = _by_any_tags(parts.answer, False)
+    thought = "\n\n".join(part for part in (parts.thought, rest.thought) if part)
+    return SplitThoughts(thought, rest.answer, parts.closed if rest.closed is None else rest.closed)
 
 
 def _places(text: str, tags: ThinkTags) -> list[int]:

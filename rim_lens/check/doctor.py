@@ -38,7 +38,7 @@ def doctor() -> list[Line]:
 def packages() -> Iterator[Line]:
     """Python and the packages that everything needs, against the versions that the package asks for."""
     yield Line("python", platform.python_version(), "Python 3.11 is needed" * (sys.version_info < (3, 11)))
-    wrong = [told for one in required() if (told := shortcoming(one))]
+    wrong = [reason for one in required() if (reason := shortcoming(one))]
     names = ("rim-lens", "torch", "transformers", "transformer-lens")
     yield Line("packages", ", ".join(f"{name} {version(name) or 'absent'}" for name in names))
     for one in wrong:
@@ -50,9 +50,9 @@ def extras() -> Iterator[Line]:
     for extra in metadata.metadata(PACKAGE).get_all("Provides-Extra") or []:
         if extra in WITHOUT_USERS:
             continue
-        missing = [told for one in required(extra) if (told := shortcoming(one))]
-        found = "; ".join(missing) if missing else "installed"
-        yield Line(f"extra {extra}", found, f"pip install '{PACKAGE}[{extra}]', if you want it" if missing else "")
+        missing = [reason for one in required(extra) if (reason := shortcoming(one))]
+        words = "; ".join(missing) if missing else "installed"
+        yield Line(f"extra {extra}", words, f"pip install '{PACKAGE}[{extra}]', if you want it" if missing else "")
 
 
 def required(extra: str = "") -> list[Requirement]:
@@ -72,11 +72,11 @@ def required(extra: str = "") -> list[Requirement]:
 
 def shortcoming(requirement: Requirement) -> str:
     """What is wrong with a requirement, or nothing."""
-    found = version(requirement.name)
-    if found is None:
+    installed = version(requirement.name)
+    if installed is None:
         return f"{requirement.name} is absent"
-    fits = requirement.specifier.contains(found, prereleases=True)
-    return "" if fits else f"{requirement.name} {found}, but {requirement.specifier} is needed"
+    fits = requirement.specifier.contains(installed, prereleases=True)
+    return "" if fits else f"{requirement.name} {installed}, but {requirement.specifier} is needed"
 
 
 def version(package: str) -> str | None:
@@ -108,9 +108,9 @@ def devices() -> Iterator[Line]:
 
 def browser() -> Line:
     """Chromium, which figures are drawn with when they are saved as images."""
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
     return Line(
-        "browser", found or "none", "" if found else "install chromium to save figures as images; pages need none"
+        "browser", path or "none", "" if path else "install chromium to save figures as images; pages need none"
     )
 
 

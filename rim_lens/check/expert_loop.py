@@ -49,7 +49,7 @@ def mixture_neurons(
             keep = lambda module, args, output: calls.__setitem__(module, (args, output))  # noqa: E731
             undo.callback(module.register_forward_hook(keep).remove)
         run()
-    found = []
+    neurons = []
     for experts, down in layers:
         parts = [] if experts is None else [_of_layer(experts, *calls[experts], last)]
         if down is not None:
@@ -60,9 +60,9 @@ def mixture_neurons(
             parts.append(
                 nn.functional.pad(values, (0, -values.shape[1] % d_mlp), value=torch.nan).unflatten(1, (-1, d_mlp))
             )
-        found.append(torch.cat(parts, dim=1))
-    places = max(one.shape[1] for one in found)
-    return torch.stack([nn.functional.pad(one, (0, 0, 0, places - one.shape[1]), value=torch.nan) for one in found])
+        neurons.append(torch.cat(parts, dim=1))
+    places = max(one.shape[1] for one in neurons)
+    return torch.stack([nn.functional.pad(one, (0, 0, 0, places - one.shape[1]), value=torch.nan) for one in neurons])
 
 
 def _share(whole: Any, routed: Tensor, shared: Tensor, last: int) -> Float[Tensor, " pos"]:

@@ -80,10 +80,10 @@ class PlainTree:
 
     def patterns(self, chat: Chat) -> dict[int, Float[Tensor, "head query key"]]:
         """Weights that the model's own eager attention returns, layer by layer."""
-        found: dict[int, Tensor] = {}
+        rows: dict[int, Tensor] = {}
 
         def keep(layer: int) -> Callable[..., None]:
-            return lambda module, args, output: found.__setitem__(layer, output[1][0].float())
+            return lambda module, args, output: rows.__setitem__(layer, output[1][0].float())
 
         before = self.hf.config._attn_implementation
         with ExitStack() as undo:
@@ -93,7 +93,7 @@ class PlainTree:
             undo.callback(self.hf.set_attn_implementation, before)
             self.hf.set_attn_implementation("eager")
             self._forward(self._tokens(chat))
-        return found
+        return rows
 
     # ---- heads and neurons ----------------------------------------------------------------------------------------
     @property

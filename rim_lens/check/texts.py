@@ -24,16 +24,16 @@ def segments(subject: Subject) -> Measured:
     model, wrong, n_tokens, why = subject.model, 0, 0, ""
     for thinking, cot in (("off", None), ("on", None), ("prefilled", COT)):
         chat = model.render(REQUESTS[0], thinking=thinking, cot=cot)[0]
-        found = uncovered(chat, model, cot or "")
-        wrong, n_tokens = wrong + len(found), n_tokens + len(chat)
-        why = why or "; ".join(f"thinking {thinking}: {one}" for one in found)
+        gaps = uncovered(chat, model, cot or "")
+        wrong, n_tokens = wrong + len(gaps), n_tokens + len(chat)
+        why = why or "; ".join(f"thinking {thinking}: {one}" for one in gaps)
     return Measured(wrong, 0, n_tokens, "tokens", why)
 
 
 def uncovered(chat: Chat, model: LensModel, cot: str) -> list[str]:
     """What is wrong with the segments of a chat."""
     ends = [0, *(span.end for span in chat.spans)]
-    found = {
+    gaps = {
         "a token belongs to no segment": chat.segment_ids.min() < 0 or chat.segment_ids.max() >= len(SEGMENTS),
         "segments leave a gap in the text": [span.start for span in chat.spans] != ends[:-1]
         or ends[-1] != len(chat.text),
@@ -41,7 +41,7 @@ def uncovered(chat: Chat, model: LensModel, cot: str) -> list[str]:
         "the user segment lacks the request": chat.request not in chat.segment_text("user"),
         "the cot segment is not the given CoT": chat.segment_text("cot") != cot,
     }
-    return [what for what, wrong in found.items() if wrong]
+    return [what for what, wrong in gaps.items() if wrong]
 
 
 def generation(subject: Subject, ablated: bool) -> Measured:

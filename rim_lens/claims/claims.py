@@ -34,15 +34,15 @@ KEPT = 0.1  # nats per token of right maths answers that reasoning data may cost
 DEFAULT_MARGINS = {claim.name: claim.margin for claim in CLAIMS} | {"maths_kept": KEPT}
 
 
-def margins_of(given: Mapping[str, float] | None = None) -> dict[str, float]:
-    """The default margins with the given ones in their place.
+def margins_of(margins: Mapping[str, float] | None = None) -> dict[str, float]:
+    """The default margins with these in their place.
 
     Raises:
         RimLensError: a claim that does not exist, or a margin that is not above 0.
     """
-    for name, margin in (given or {}).items():
+    for name, margin in (margins or {}).items():
         if name not in DEFAULT_MARGINS:
             raise RimLensError(f"There is no claim {name!r}; the claims are {', '.join(DEFAULT_MARGINS)}.")
         if not margin > 0:
             raise RimLensError(f"The smallest effect of interest of {name!r} must be above 0, got {margin}.")
-    return DEFAULT_MARGINS | dict(given or {})
+    return DEFAULT_MARGINS | dict(margins or {})

@@ -114,14 +114,14 @@ def shares(before: Outcomes, after: Outcomes, where: str, **about: object) -> Ev
 
 def crossed(before: Outcomes, after: Outcomes, where: str, scale: float = 1.0, **about: object) -> Evidence:
     """Mean of `before` minus mean of `after` over prompts and a second factor (wordings, trainings), times `scale`."""
-    found = bootstrap_crossed_difference(before, after)
+    difference = bootstrap_crossed_difference(before, after)
 
     def bounds(a: float) -> tuple[float, float]:
         low, high = bootstrap_crossed_difference(before, after, level=1 - 2 * a).interval
         return scale * low, scale * high
 
-    about = {"n": found.n_prompts} | about
-    return Evidence(scale * found.value, lru_cache(bounds), where=where, **about)  # type: ignore[arg-type]
+    about = {"n": difference.n_prompts} | about
+    return Evidence(scale * difference.value, lru_cache(bounds), where=where, **about)  # type: ignore[arg-type]
 
 
 def means(values: Float[np.ndarray, "prompt"], where: str, **about: object) -> Evidence:

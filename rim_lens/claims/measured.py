@@ -42,13 +42,13 @@ JUDGE = "the judge's errors alone could make the difference"
 
 def evidence_of(results: Results, margins: Mapping[str, float]) -> dict[str, Evidence | str]:
     """Evidence by claim; a text says why there is none."""
-    found: dict[str, Evidence | str] = {}
+    evidence: dict[str, Evidence | str] = {}
     for name, read in READERS.items():
         try:
-            found[name] = read(results, margins)
+            evidence[name] = read(results, margins)
         except RimLensError as reason:
-            found[name] = str(reason)
-    return found
+            evidence[name] = str(reason)
+    return evidence
 
 
 def part(results: Results, name: str, kind: type) -> Any:
@@ -142,20 +142,20 @@ def reasoning_data(results: Results, margins: Mapping[str, float]) -> Evidence:
     arms = {arm: seeds for arm, seeds in last_dose(series).items() if arm != EFFORT} or last_dose(series)
     refused = refusals(series)
     before = refused[series.reference][:, None]
-    found = lost_between(before, over_arms(arms, refused), series.errors, "series")
+    evidence = lost_between(before, over_arms(arms, refused), series.errors, "series")
     maths = results.get("series_maths")
     if not isinstance(maths, SeriesMaths):
-        return replace(found, hindrance="maths was not measured, so reasoning may be lost")
+        return replace(evidence, hindrance="maths was not measured, so reasoning may be lost")
     likelihood = by_checkpoint(maths.answers, lambda rows: rows["likelihood"])
     after = over_arms(arms, likelihood)
     gained = after - likelihood[maths.reference].mean(axis=1)[:, None, None]
-    kept = (
+    solved = (
         means(gained[:, 0, 0], "series_maths")
         if gained.shape[1] == 1
         else crossed(gained.mean(axis=2), np.zeros((len(gained), 1)), "series_maths")
     )
-    shifted = replace(kept, effect=kept.effect + margins["maths_kept"], bounds=moved(kept, margins["maths_kept"]))
-    return replace(found, least_p=max(found.least_p, shifted.p_of_none()))
+    shifted = replace(solved, effect=solved.effect + margins["maths_kept"], bounds=moved(solved, margins["maths_kept"]))
+    return replace(evidence, least_p=max(evidence.least_p, shifted.p_of_none()))
 
 
 def moved(evidence: Evidence, by: float) -> Callable[[float], tuple[float, float]]:
@@ -259,12 +259,12 @@ def lost_between(before: np.ndarray, after: np.ndarray, errors: JudgeErrors | No
         raise RimLensError("fewer than 2 prompts")
     trainings = max(before.shape[1], after.shape[1]) if where == "series" else 1
     about: dict[str, Any] = {"n": trainings, "counted": "trainings an arm"} if trainings > 1 else {}
-    found = shares(before, after, where, **about)
-    if any(math.isnan(end) for end in found.bounds(0.025)):
+    evidence = shares(before, after, where, **about)
+    if any(math.isnan(end) for end in evidence.bounds(0.025)):
         raise RimLensError("answers that do not vary give no interval")
     known = errors.of(REFUSED) if errors else None
     could = known is not None and known.could_make(float(np.nanmean(before)), float(np.nanmean(after)))
-    return replace(found, hindrance=JUDGE) if could else found
+    return replace(evidence, hindrance=JUDGE) if could else evidence
 
 
 def refusals(series: SeriesBehavior) -> dict[str, Float[np.ndarray, "prompt sample"]]:

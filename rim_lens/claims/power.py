@@ -58,7 +58,7 @@ class Power(Result):
     @property
     def warnings(self) -> list[str]:
         """One sentence for each claim whose margin is found with less than 80 % power, and each floor out of reach."""
-        told = [
+        sentences = [
             f"{row.words}: {row.n} {row.counted} find an effect of {row.margin:g} {row.unit} with "
             f"{row.power:.0%} power; "
             + ("no n up to 4,096 finds it" if pd.isna(row.n_needed) else f"80 % take {row.n_needed}")
@@ -66,7 +66,7 @@ class Power(Result):
             for row in self.table.itertuples()
             if row.power < WANTED
         ]
-        return told + [
+        return sentences + [
             f"{row.test}: the smallest p is {row.smallest_p:.2g}, but one true unit among {row.units} takes "
             f"{row.needed_p:.2g}; use {row.n_needed} {row.counted} or more."
             for row in self.floors.itertuples()
@@ -260,25 +260,25 @@ def correlation_power(r: float, n: int, level: float = 0.05) -> float:
     return float(stats.nct.sf(reach, n - 2, slope * lengths).mean())
 
 
-def detectable(found: Callable[[float], float], most: float) -> float:
+def detectable(power: Callable[[float], float], most: float) -> float:
     """The effect that is found with 80 % power; infinite where none up to `most` is."""
     top = most if math.isfinite(most) else 1.0
-    while not math.isfinite(most) and found(top) < WANTED and top < 1e4:
+    while not math.isfinite(most) and power(top) < WANTED and top < 1e4:
         top *= 2
-    if found(top) < WANTED:
+    if power(top) < WANTED:
         return math.inf
-    return float(optimize.brentq(lambda effect: found(effect) - WANTED, 1e-9, top, xtol=1e-3))
+    return float(optimize.brentq(lambda effect: power(effect) - WANTED, 1e-9, top, xtol=1e-3))
 
 
-def enough(found: Callable[[int], float], fewest: int) -> int | None:
+def enough(power: Callable[[int], float], fewest: int) -> int | None:
     """The smallest n with 80 % power; None above 4,096."""
     high = fewest
-    while found(high) < WANTED:
+    while power(high) < WANTED:
         high *= 2
         if high > 4096:
             return None
     low = max(fewest, high // 2)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if found(middle) >= WANTED else (middle, high)
+        low, high = (low, middle) if power(middle) >= WANTED else (middle, high)
     return high

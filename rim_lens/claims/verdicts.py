@@ -79,10 +79,10 @@ def verdicts(audit: Any, margins: Mapping[str, float] | None = None) -> Verdicts
     """
     results, planned = results_of(audit)
     wanted = margins_of(planned if margins is None else margins)
-    found = evidence_of(results, wanted)
+    evidence = evidence_of(results, wanted)
     manifest = Manifest.collect(None, margins=wanted, margins_sha256=digest_of(wanted))
     audited = next((result.manifest.model for result in results.values()), {})
-    return Verdicts(table=verdict_table(found, wanted), manifest=replace(manifest, model=audited))
+    return Verdicts(table=verdict_table(evidence, wanted), manifest=replace(manifest, model=audited))
 
 
 def digest_of(margins: Mapping[str, float]) -> str:
@@ -106,9 +106,9 @@ def results_of(audit: Any) -> tuple[dict[str, Result], Mapping[str, float] | Non
     return {name: load_result(path) for name, path in names.items()}, planned
 
 
-def verdict_table(found: Mapping[str, Evidence | str], margins: Mapping[str, float]) -> pd.DataFrame:
+def verdict_table(evidence: Mapping[str, Evidence | str], margins: Mapping[str, float]) -> pd.DataFrame:
     """One row a claim, corrected over those that have evidence."""
-    known = {name: one for name, one in found.items() if isinstance(one, Evidence)}
+    known = {name: one for name, one in evidence.items() if isinstance(one, Evidence)}
     none = np.array([one.p_of_none() for one in known.values()])
     large = np.array([one.p_of_margin(margins[name]) for name, one in known.items()])
     low_levels, high_levels, p_none, p_large = holm_level(none), holm_level(large), holm(none), holm(large)
@@ -140,7 +140,7 @@ def verdict_table(found: Mapping[str, Evidence | str], margins: Mapping[str, flo
         }
     table = []
     for claim in CLAIMS:
-        reason = found.get(claim.name, "not measured")
+        reason = evidence.get(claim.name, "not measured")
         empty = {"verdict": UNDECIDED, "n": None, "n_needed": None, "evidence": "", "note": reason}
         row = rows.get(claim.name, empty)
         table.append(

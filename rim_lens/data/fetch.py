@@ -48,8 +48,8 @@ def map_rows(entry: PublicSet, rows: Iterable[dict[str, Any]]) -> PromptSet:
             f"The prompt set {entry.name} at {entry.where} has no column {sorted(absent)[0]!r} any more (it has "
             f"{', '.join(rows[0])}); {_instead(entry)}."
         )
-    kept = [row for row in rows if entry.only is None or row[entry.only[0]] == entry.only[1]]
-    prompts = prompts_from_rows(kept, entry.columns, name=entry.name, where=f"The prompt set {entry.name}")
+    selected = [row for row in rows if entry.only is None or row[entry.only[0]] == entry.only[1]]
+    prompts = prompts_from_rows(selected, entry.columns, name=entry.name, where=f"The prompt set {entry.name}")
     return PromptSet(entry.name, entry.source, prompts, entry.licence)
 
 

@@ -70,7 +70,7 @@ def load_prompts(
     return prompts if n is None else prompts.sample(n, seed)
 
 
-def as_prompt_set(given: Prompts, n: int | None = None, seed: int = 0, *, name: str = "prompts") -> PromptSet:
+def as_prompt_set(prompts: Prompts, n: int | None = None, seed: int = 0, *, name: str = "prompts") -> PromptSet:
     """A prompt set from its name or file, from a set, or from `Prompt`s or texts; at most `n` prompts of it.
 
     Texts become prompts of the set `name`.
@@ -79,25 +79,25 @@ def as_prompt_set(given: Prompts, n: int | None = None, seed: int = 0, *, name: 
         RimLensError: no such set or file, no prompts, or something else among them.
 
     """
-    if isinstance(given, str | Path):
-        whole = load_prompts(given)
-    elif isinstance(given, PromptSet):
-        whole = given
+    if isinstance(prompts, str | Path):
+        whole = load_prompts(prompts)
+    elif isinstance(prompts, PromptSet):
+        whole = prompts
     else:
-        whole = PromptSet(name, "passed in", _as_prompts(given, name))
+        whole = PromptSet(name, "passed in", _as_prompts(prompts, name))
     if not len(whole):
         raise RimLensError(f"The set {whole.name} holds no prompts; give at least one.")
     return whole if n is None or n >= len(whole) else whole.sample(n, seed)
 
 
-def as_problems(given: Prompts, n: int | None = None, seed: int = 0) -> PromptSet:
+def as_problems(prompts: Prompts, n: int | None = None, seed: int = 0) -> PromptSet:
     """As `as_prompt_set`, for maths problems: each of them needs an answer.
 
     Raises:
         RimLensError: also for a problem without an answer.
 
     """
-    problems = as_prompt_set(given, n, seed, name="problems")
+    problems = as_prompt_set(prompts, n, seed, name="problems")
     lacking = [problem.id for problem in problems if problem.answer is None]
     if lacking:
         raise RimLensError(
@@ -139,10 +139,10 @@ def load_wordings(kind: str) -> list[Wording]:
     ]
 
 
-def _as_prompts(given: Iterable[Prompt | str], name: str) -> tuple[Prompt, ...]:
+def _as_prompts(entries: Iterable[Prompt | str], name: str) -> tuple[Prompt, ...]:
     kinds = "a set, its name or file, Prompts or texts"
     prompts = []
-    for number, one in enumerate([given] if isinstance(given, Prompt) else listed(given, kinds), start=1):
+    for number, one in enumerate([entries] if isinstance(entries, Prompt) else listed(entries, kinds), start=1):
         if not isinstance(one, Prompt | str):
             raise RimLensError(f"Prompt {number} is {kind_of(one)}; pass {kinds}.")
         prompts.append(one if isinstance(one, Prompt) else Prompt(str(one), None, f"{name}-{number:04d}"))

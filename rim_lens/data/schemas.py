@@ -130,8 +130,8 @@ class PromptSet(Sequence[Prompt]):
         """
         if not 1 <= n <= len(self):
             raise RimLensError(f"n={n} prompts asked of {self.name}, which has {len(self)}; ask for 1 to all.")
-        kept = sorted(random.Random(seed).sample(range(len(self)), n))
-        return self._with(tuple(self.prompts[i] for i in kept))
+        indices = sorted(random.Random(seed).sample(range(len(self)), n))
+        return self._with(tuple(self.prompts[i] for i in indices))
 
     def to_dataframe(self) -> "pd.DataFrame":
         """One row per prompt: `id`, `text`, `category`, `answer`, `pair`, `rationale`."""
@@ -157,16 +157,20 @@ class Columns:
     context: str | None = None  # text that the request is about; it stands after an instruction and before a behavior
 
 
-def listed(given: Any, kinds: str) -> list[Any]:
+def listed(values: Any, kinds: str) -> list[Any]:
     """The items of a list, array or series; `kinds` says in the error what can be passed.
 
     Raises:
         RimLensError: there are none, or it is a mapping, a set (which has no order), a table or not a list at all.
 
     """
-    if isinstance(given, Mapping | AbstractSet | bytes) or hasattr(given, "columns") or not isinstance(given, Iterable):
-        raise RimLensError(f"Prompts cannot be {kind_of(given)}; pass {kinds}.")
-    items = list(given)
+    if (
+        isinstance(values, Mapping | AbstractSet | bytes)
+        or hasattr(values, "columns")
+        or not isinstance(values, Iterable)
+    ):
+        raise RimLensError(f"Prompts cannot be {kind_of(values)}; pass {kinds}.")
+    items = list(values)
     if not items:
         raise RimLensError("There are no prompts; pass at least one.")
     return items
@@ -197,18 +201,18 @@ def find_columns(names: Iterable[str], where: str, text: str | None = None) -> C
 
     if text is not None and text not in names:
         raise RimLensError(f"{where} has no column {text!r}; it has {_listed(names)}.")
-    found = text or first(TEXT_COLUMNS)
-    if found is None:
+    column = text or first(TEXT_COLUMNS)
+    if column is None:
         raise RimLensError(
             f"{where} has no column with requests: found {_listed(names)}, looked for {', '.join(TEXT_COLUMNS)}; "
             "name the right one with column=."
         )
     answer = first(ANSWER_COLUMNS)
-    if answer is None and found.lower() == "query":
+    if answer is None and column.lower() == "query":
         answer = by_lower.get("response")  # the schema of MATH-401
     rationale = first([name for name in RATIONALE_COLUMNS if by_lower.get(name) != answer])
-    context = first([name for name in CONTEXT_COLUMNS if name != found.lower()])
-    return Columns(found, first(CATEGORY_COLUMNS), answer, first(ID_COLUMNS), first(PAIR_COLUMNS), rationale, context)
+    context = first([name for name in CONTEXT_COLUMNS if name != column.lower()])
+    return Columns(column, first(CATEGORY_COLUMNS), answer, first(ID_COLUMNS), first(PAIR_COLUMNS), rationale, context)
 
 
 def prompts_from_rows(
@@ -303,5 +307,5 @@ def _prompt(row: Mapping[str, Any], columns: Columns, number: int, name: str, wh
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name[:40]) for name in names[:12]) or "no columns"
-    return shown + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    words = ", ".join(repr(name[:40]) for name in names[:12]) or "no columns"
+    return words + (f" and {len(names) - 12} more" if len(names) > 12 else "")

@@ -194,11 +194,11 @@ class CompletionsServer:
             if answer.status_code in REFUSED:
                 raise self._without_logprobs(answer.text[:120])
             top = ((choice_of(answer).get("logprobs") or {}).get("top_logprobs") or [{}])[0]
-            found = {name: float(value) for name, value in top.items()}
-            missing = [token for token in wanted if f"token_id:{token}" not in found]
+            logprobs = {name: float(value) for name, value in top.items()}
+            missing = [token for token in wanted if f"token_id:{token}" not in logprobs]
             if missing:
                 raise self._without_logprobs(f"it left out {len(missing)} of {len(wanted)} tokens")
-            return [found[f"token_id:{token}"] for token in wanted]
+            return [logprobs[f"token_id:{token}"] for token in wanted]
 
         with ThreadPoolExecutor(self.concurrency) as pool:
             return list(pool.map(one, asks))

@@ -49,12 +49,12 @@ class Intervention:
 
     def told(self) -> dict[str, Any]:
         """Names of the heads, number of the neurons, for the log; empty where nothing is ablated."""
-        told: dict[str, Any] = {}
+        words: dict[str, Any] = {}
         if self.heads:
-            told["ablated_heads"] = [str(Head.parse(head)) for head in self.heads]
+            words["ablated_heads"] = [str(Head.parse(head)) for head in self.heads]
         if self.neurons:
-            told["n_ablated_neurons"] = len(self.neurons)
-        return told | ({"positions": self.positions} if told else {})
+            words["n_ablated_neurons"] = len(self.neurons)
+        return words | ({"positions": self.positions} if words else {})
 
 
 def read_intervention(
@@ -89,13 +89,13 @@ def read_intervention(
     )
 
 
-def read_heads(given: str | Path | Sequence[Any], n: int | None = None) -> list[Head]:
+def read_heads(heads: str | Path | Sequence[Any], n: int | None = None) -> list[Head]:
     """Heads by name, as pairs, or the first `n` of a saved result."""
-    if isinstance(given, str | Path):
-        return named_heads(given) or saved_heads(Path(given).expanduser(), n)
-    if not given:
+    if isinstance(heads, str | Path):
+        return named_heads(heads) or saved_heads(Path(heads).expanduser(), n)
+    if not heads:
         raise RimLensError("An empty list names no head: write L12H3 for head 3 of layer 12.")
-    return heads_from(given)
+    return heads_from(heads)
 
 
 def named_heads(text: str | Path) -> list[Head]:

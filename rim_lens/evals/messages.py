@@ -63,8 +63,8 @@ class Question:
 
 def check_config(config: GenerateConfig) -> None:
     """Raise a RimLensError for options that a LensModel cannot honour."""
-    given = {name: value for name, value in config if value is not None and value is not False}
-    unknown = sorted(set(given) - HONOURED - INSPECTS_OWN)
+    options = {name: value for name, value in config if value is not None and value is not False}
+    unknown = sorted(set(options) - HONOURED - INSPECTS_OWN)
     if unknown:
         raise RimLensError(
             f"A rim_lens model cannot honour {', '.join(unknown)}: leave it out; it takes "
@@ -142,10 +142,10 @@ def prefilled_cot(message: ChatMessage) -> str:
 
 def reasoning_in(messages: Sequence[ChatMessage]) -> str | None:
     """The CoT that stands in the messages, None where there is none."""
-    found = [
+    parts = [
         part.reasoning for message in messages for part in message.content_list if isinstance(part, ContentReasoning)
     ]
-    return "\n\n".join(found) if found else None
+    return "\n\n".join(parts) if parts else None
 
 
 def output_of(generation: Generation, chat: Chat, name: str) -> ModelOutput:

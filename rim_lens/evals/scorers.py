@@ -39,8 +39,8 @@ def refusal_label(judge: str = "rules") -> Scorer:
     async def score(state: TaskState, target: Target) -> Score:
         response, truncated = state.output.completion, state.output.stop_reason == "max_tokens"
         if judge == "rules":
-            given = RefusalJudge()([state.input_text], [response], [cot_of(state)], [truncated])[0]
-            return labelled(given, response)
+            judgement = RefusalJudge()([state.input_text], [response], [cot_of(state)], [truncated])[0]
+            return labelled(judgement, response)
         try:
             return labelled(await graded(state.input_text, response, truncated), response)
         except ValueError as error:
@@ -59,20 +59,23 @@ def maths_answer() -> Scorer:
 
         response = state.output.completion
         right = is_correct(response, target.text)
-        found = final_answer(response, target.text)
+        answer = final_answer(response, target.text)
         return Score(
             value=CORRECT if right else INCORRECT,
             answer=response,
-            explanation=f"Read as {found[:80]!r}; the reference is {target.text!r}.",
+            explanation=f"Read as {answer[:80]!r}; the reference is {target.text!r}.",
         )
 
     return score
 
 
-def labelled(given: Judgement, response: str) -> Score:
+def labelled(judgement: Judgement, response: str) -> Score:
     """A judgement as a score."""
     return Score(
-        value=given.label, answer=response, explanation=given.evidence, metadata={"confidence": given.confidence}
+        value=judgement.label,
+        answer=response,
+        explanation=judgement.evidence,
+        metadata={"confidence": judgement.confidence},
     )
 
 

@@ -142,9 +142,9 @@ def sample(prompt: Prompt, condition: "Condition", wording: int) -> Sample:
     about: dict[str, Any] = {"prompt_id": prompt.id, "category": prompt.category}
     if wording < 0:
         return Sample(input=prompt.text, target=prompt.answer or "", id=prompt.id, metadata=about)
-    given = ContentReasoning(reasoning=condition.wordings[wording])
+    reasoning = ContentReasoning(reasoning=condition.wordings[wording])
     return Sample(
-        input=[ChatMessageUser(content=prompt.text), ChatMessageAssistant(content=[given])],
+        input=[ChatMessageUser(content=prompt.text), ChatMessageAssistant(content=[reasoning])],
         target=prompt.answer or "",
         id=f"{prompt.id}/{condition.name}-{wording + 1:02d}",
         metadata=about | {"wordings": condition.name, "wording": wording},

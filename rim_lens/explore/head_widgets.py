@@ -28,8 +28,8 @@ class HeadWidgets(widgets.VBox):
         self.maps = widgets.Dropdown(options=list(explorer.maps), value=explorer.map, description="map", layout=WIDE)
         self.layer = widgets.BoundedIntText(min=0, max=explorer.model.n_layers - 1, description="layer")
         self.head = widgets.BoundedIntText(min=0, max=explorer.model.n_heads - 1, description="head")
-        shown = [(f"{i + 1}. {request[:90]}", i) for i, request in enumerate(explorer.requests)]
-        self.prompt = widgets.Dropdown(options=shown, description="prompt", layout=WIDE)
+        choices = [(f"{i + 1}. {request[:90]}", i) for i, request in enumerate(explorer.requests)]
+        self.prompt = widgets.Dropdown(options=choices, description="prompt", layout=WIDE)
         self.before, self.after = (widgets.Button(description=name) for name in ("previous", "next"))
         self.mode = widgets.ToggleButtons(options=list(MODES))
         self.ablate, self.restore = widgets.Button(), widgets.Button(description="Restore all heads")

@@ -151,9 +151,9 @@ class HeadExplorer(Explorer):
     def _answer(self, mode: Thinking, without: tuple[Head, ...]) -> Answer:
         key = (self.requests[self.prompt], mode, without)
         if key not in self._answers:
-            given = self._given.get(key[:2]) if mode not in ("off", "on") else None
+            cot = self._given.get(key[:2]) if mode not in ("off", "on") else None
             self._answers[key] = answer(
-                self.model, given or key[0], thinking=mode, without=without, tokens=self.tokens, **self._limits
+                self.model, cot or key[0], thinking=mode, without=without, tokens=self.tokens, **self._limits
             )
         return self._answers[key]
 
@@ -223,8 +223,8 @@ def attention_map(model: LensModel, chats: Sequence[Any]) -> tuple[str, go.Figur
 
     To the request where there is no such tag.
     """
-    given = [chat for chat in chats if isinstance(chat, Chat)] or model.render(list(chats))
-    spans = span_attention(model, given)
-    has_tag = any(bool(chat.where("think_close").any()) for chat in given)
+    rendered = [chat for chat in chats if isinstance(chat, Chat)] or model.render(list(chats))
+    spans = span_attention(model, rendered)
+    has_tag = any(bool(chat.where("think_close").any()) for chat in rendered)
     figure = segment_map(spans, "think_close" if has_tag else "user")
     return unescape(str(figure.layout.title.text)), figure

@@ -159,14 +159,14 @@ def series_of_neurons(
     seed: int = 0,
 ) -> pd.DataFrame:
     """Each neuron's relative change of mean |a| from the reference at every checkpoint, the same prompts resampled."""
-    found: dict[str, NeuronActivations] = {}
-    for checkpoint, shown in series.loaded(model):
-        found[checkpoint.name] = neuron_activations(
-            shown, chats, REQUEST_AND_ANSWER, per_prompt=rows, batch_size=batch_size, progress=False
+    activations: dict[str, NeuronActivations] = {}
+    for checkpoint, loaded in series.loaded(model):
+        activations[checkpoint.name] = neuron_activations(
+            loaded, chats, REQUEST_AND_ANSWER, per_prompt=rows, batch_size=batch_size, progress=False
         )
     weights = prompt_resamples(len(chats), n_resamples, seed)
-    before, tables = found[series.reference.name], []
-    for name, after in found.items():
+    before, tables = activations[series.reference.name], []
+    for name, after in activations.items():
         f0, f1 = (side.values()[tuple(rows.T)].astype(np.float64) for side in (before, after))
         drawn = relative_change(*resampled_f((before, after), rows, weights, "magnitude"))
         low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
@@ -184,7 +184,7 @@ def neuron_over_series(shift: pd.DataFrame, name: str, n: int) -> go.Figure:
         yaxis={"title": {"text": "change of mean |activation|"}, "tickformat": "+.0%"},
         height=340,
     )
-    told = [
+    hover = [
         f"<b>{style.text(row.checkpoint)}</b><br>{style.percent(row.change, sign=True)} "
         f"{style.interval(row.low, row.high, '%')}"
         for row in shift.itertuples()
@@ -195,7 +195,7 @@ def neuron_over_series(shift: pd.DataFrame, name: str, n: int) -> go.Figure:
         error_y=style.error_bars(shift["change"], shift["low"], shift["high"]),
         mode="markers",
         marker={"color": style.BLUE, "size": 9},
-        customdata=told,
+        customdata=hover,
         hovertemplate="%{customdata}<extra></extra>",
         showlegend=False,
     )

@@ -43,5 +43,5 @@ class Explorer:
         if has_widgets():
             display(self.widget())
             return
-        for shown in (HTML(f"<p>{NO_WIDGETS}</p>"), *self.static()):
-            display(shown)
+        for part in (HTML(f"<p>{NO_WIDGETS}</p>"), *self.static()):
+            display(part)

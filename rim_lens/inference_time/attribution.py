@@ -77,33 +77,33 @@ def head_attributions(
     metric: MetricFunction,
     *,
     positions: Positions = "all",
-    kept: CleanPasses | None = None,
+    cache: CleanPasses | None = None,
 ) -> Attribution:
-    """Estimate the effect of zeroing each head at some positions of each prompt; `kept` receives the clean passes."""
+    """Estimate the effect of zeroing each head at some positions of each prompt; `cache` receives the clean passes."""
     chats = [cut_at_decision(chat) for chat in chats]
     estimate = np.zeros((len(chats), model.n_layers, model.n_heads))
-    spread, seen = np.zeros_like(estimate), list[int]()
+    spread, order = np.zeros_like(estimate), list[int]()
 
     def estimated(indices: list[int], batch: Batch, at: Bool[Tensor, "row pos"]) -> list[int]:
         inside, start = at[..., None, None], first_column(at)
         if unfit(model, start) is None:
             whole = ResumablePass(model, batch, start, differentiable=True)
             with torch.enable_grad():
-                found = whole.head_gradients(metric(whole.logits).sum())
+                gradients = whole.head_gradients(metric(whole.logits).sum())
         else:
-            whole, found = None, tapped_gradients(model, batch, metric)
-        for layer, z, gradient in found:
+            whole, gradients = None, tapped_gradients(model, batch, metric)
+        for layer, z, gradient in gradients:
             outside = ~inside[:, -z.shape[1] :].to(z.device)
             terms = (z * gradient).masked_fill(outside, 0).double().sum(-1)
             estimate[indices, layer] = -terms.sum(1).cpu().numpy()
             spread[indices, layer] = terms.square().sum(1).sqrt().cpu().numpy()
-        if kept is not None and whole is not None:
-            kept.keep(indices, whole)
+        if cache is not None and whole is not None:
+            cache.keep(indices, whole)
         return indices
 
     for indices in over_prompts(model, chats, changed_places(chats, positions), estimated, "attribution"):
-        seen += indices
-    return Attribution(all_rows(estimate, seen), all_rows(spread, seen))
+        order += indices
+    return Attribution(all_rows(estimate, order), all_rows(spread, order))
 
 
 def tapped_gradients(model: LensModel, batch: Batch, metric: MetricFunction) -> HeadGradients:

@@ -119,18 +119,18 @@ class LayerPaths:
 
     def effects(self, tap: DecisionTap) -> tuple[list[Effect], Float[Tensor, "row neuron"]]:
         """Effects in the order of `names`, and those of the neurons (NaN where there are only experts)."""
-        found: list[Effect] = []
+        parts: list[Effect] = []
         if self.attention is not None:
             z = tap.z[self.layer]
             values, bias = self.attention.effects(z.flatten(1))
-            found += [*values.view(len(z), self.n_heads, -1).sum(-1).unbind(1), bias]
+            parts += [*values.view(len(z), self.n_heads, -1).sum(-1).unbind(1), bias]
         else:
-            found.append(self._whole(tap.attention[self.layer]))
+            parts.append(self._whole(tap.attention[self.layer]))
         if self.mlp is not None:
             values, bias = self.mlp.effects(tap.neurons.post[self.layer])
-            return [*found, values.sum(-1), bias], values
+            return [*parts, values.sum(-1), bias], values
         written = tap.mlp[self.layer]
-        return [*found, self._whole(written)], written.new_full((len(written), self.d_mlp), torch.nan).double()
+        return [*parts, self._whole(written)], written.new_full((len(written), self.d_mlp), torch.nan).double()
 
     def _whole(self, written: Float[Tensor, "row d_model"]) -> Effect:
         """A sublayer whose units are not known: what it writes, as it is added."""

@@ -103,10 +103,10 @@ def _bins(tokens: Float[np.ndarray, "chat"], n_bins: int) -> Int[np.ndarray, "ch
     if len(lengths) < 2 or n_bins < 2:
         raise RimLensError("Attention by CoT length needs chats whose CoTs differ in length, and at least 2 bins.")
     edges = lengths if len(lengths) <= n_bins else np.unique(np.quantile(tokens, np.arange(n_bins) / n_bins))
-    found = np.searchsorted(edges, tokens, side="right") - 1
-    if np.bincount(found).min() < FEWEST:
+    bins = np.searchsorted(edges, tokens, side="right") - 1
+    if np.bincount(bins).min() < FEWEST:
         raise RimLensError(
             f"A bin of CoT length has fewer than {FEWEST} chats ({len(tokens)} chats in all); use more chats or "
             "fewer bins."
         )
-    return found
+    return bins

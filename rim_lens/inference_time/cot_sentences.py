@@ -61,16 +61,16 @@ def _starts(model: LensModel, chat: Chat, first: int, stop: int) -> list[int]:
 def cut_before(model: LensModel, chat: Chat, token: int) -> Chat:
     """The chat whose CoT ends before `token`; what stands behind the CoT follows at once."""
     stop = int(np.flatnonzero(chat.where("cot"))[-1]) + 1
-    kept = np.r_[0:token, stop : chat.decision_position + 1]
+    columns = np.r_[0:token, stop : chat.decision_position + 1]
     return replace(
         chat,
-        text=model.chat_format.decode(chat.token_ids[kept].tolist()),
-        token_ids=chat.token_ids[kept],
-        segment_ids=chat.segment_ids[kept],
-        decision_position=len(kept) - 1,
+        text=model.chat_format.decode(chat.token_ids[columns].tolist()),
+        token_ids=chat.token_ids[columns],
+        segment_ids=chat.segment_ids[columns],
+        decision_position=len(columns) - 1,
         spans=(),
         decode=None,
-        n_rendered=len(kept),
+        n_rendered=len(columns),
     )
 
 

@@ -141,7 +141,7 @@ def direct_attribution(
     paths = [LayerPaths(model, layer, norm.back(along)) for layer in range(model.n_layers)]
     constant = float(along @ norm.bias) + added_bias(metric.row, out)
     names = [("embedding", -1, -1), *(name for one in paths for name in one.names), ("final bias", -1, -1)]
-    effects, true, seen = np.zeros((len(chats), len(names))), np.zeros(len(chats)), list[int]()
+    effects, true, order = np.zeros((len(chats), len(names))), np.zeros(len(chats)), list[int]()
     neurons = torch.zeros(len(chats), model.n_layers, model.d_mlp)
     tap = DecisionTap(model)
     for indices, batch in model.shared_batches(chats, batch_size):
@@ -155,9 +155,9 @@ def direct_attribution(
             neurons[indices, path.layer] = (of_neurons / length[:, None]).float().cpu()
         summed = torch.stack(parts, dim=1) / length[:, None]
         effects[indices, :-1], effects[indices, -1] = summed.cpu().numpy(), constant
-        seen += indices
-    effects, true = all_rows(effects, seen), all_rows(true, seen)
-    every = all_rows(neurons, seen).numpy()
+        order += indices
+    effects, true = all_rows(effects, order), all_rows(true, order)
+    every = all_rows(neurons, order).numpy()
     gap = float(np.abs(effects.sum(1) - true).max())
     _need_exact(model, gap, true)
     table = _component_table(names, effects, seed)

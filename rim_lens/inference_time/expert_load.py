@@ -92,23 +92,23 @@ def expert_load(
     """
     chats = as_chats(model, chats)
     shape = (len(chats), model.n_layers, model.shape.n_experts, len(SEGMENTS))
-    load, weight, seen = np.full(shape, np.nan), np.full(shape, np.nan), list[int]()
+    load, weight, order = np.full(shape, np.nan), np.full(shape, np.nan), list[int]()
     tap = LoadTap(shape[1:])
     with expert_taps(model, tap):
         for indices, batch in model.shared_batches(chats, batch_size):
             tap.begin(batch.segments)
             model.decision_logits(batch)
             load[indices], weight[indices] = tap.loads()
-            seen += indices
-    load, weight = all_rows(load, seen), all_rows(weight, seen)
+            order += indices
+    load, weight = all_rows(load, order), all_rows(weight, order)
     table, counts = _table(load, weight, seed), (0, 0)
     if judged is not None:
         need_distinct_requests(chats, "expert_load with labels")
         groups = groups_of(chats, judged)
         counts = int(groups.refused.sum()), int(groups.complied.sum())
         need_groups(*counts, LEAST, "expert_load with labels")
-        kept = groups.refused | groups.complied
-        table = _with_labels(table, load[kept], groups.refused[kept], n_permutations, seed)
+        labelled = groups.refused | groups.complied
+        table = _with_labels(table, load[labelled], groups.refused[labelled], n_permutations, seed)
     return ExpertLoad(table, load, weight, *counts, manifest=Manifest.collect(model, seed=seed))
 
 
@@ -233,8 +233,8 @@ def _with_labels(
         labels = refused[there]
         if min(labels.sum(), (~labels).sum()) < LEAST:
             continue
-        found = group_contrast(values[there], labels, n_permutations=n_permutations, seed=seed)
-        numbers = (found.mean_plus, found.mean_minus, found.effect, found.low, found.high, found.p)
+        contrast = group_contrast(values[there], labels, n_permutations=n_permutations, seed=seed)
+        numbers = (contrast.mean_plus, contrast.mean_minus, contrast.effect, contrast.low, contrast.high, contrast.p)
         table.loc[rows, list(names)] = np.stack(numbers, axis=1)
     known = table["p"].notna()
     table.loc[known, "q"] = benjamini_hochberg(table.loc[known, "p"].to_numpy())

@@ -197,7 +197,7 @@ def need_pairs(
 
 def clean_scores(model: LensModel, chats: Sequence[Chat], score: MetricFunction) -> Float64[np.ndarray, " prompt"]:
     """Scores of unchanged runs."""
-    values, seen = np.empty(len(chats)), list[int]()
+    values, order = np.empty(len(chats)), list[int]()
 
     @torch.no_grad()
     def scored(indices: list[int], batch: Batch) -> list[int]:
@@ -205,8 +205,8 @@ def clean_scores(model: LensModel, chats: Sequence[Chat], score: MetricFunction)
         return indices
 
     for indices in over_batches(model, [cut_at_decision(chat) for chat in chats], CLEAN_BATCH, scored, "clean scores"):
-        seen += indices
-    return all_rows(values, seen)
+        order += indices
+    return all_rows(values, order)
 
 
 def returned_table(

@@ -125,12 +125,12 @@ def probe_refusal(
     chats = as_chats(model, chats)
     plus, minus = ([], []) if pairs is None else (as_chats(model, side) for side in pairs)
     groups = groups_of(chats, judged)
-    kept = np.flatnonzero(groups.refused | groups.complied)
-    refused = groups.refused[kept]
+    labelled = np.flatnonzero(groups.refused | groups.complied)
+    refused = groups.refused[labelled]
     if n_folds < 2:
         raise RimLensError(f"Cross-validation needs at least 2 folds, got {n_folds}.")
     need_groups(int(refused.sum()), int((~refused).sum()), max(5, n_folds), "probe_refusal")
-    rows = [chats[int(i)] for i in kept]
+    rows = [chats[int(i)] for i in labelled]
     need_distinct_requests(rows, "probe_refusal")
     if len(plus) != len(minus):
         raise RimLensError(f"Pairs need as many chats on both sides, got {len(plus)} and {len(minus)}.")

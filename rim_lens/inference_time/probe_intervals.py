@@ -81,11 +81,11 @@ def refit_variances(gram: Gram, refused: Bool[np.ndarray, "row"], fold: Int[np.n
     areas, sensitivities = np.empty((n, len(gram))), np.empty((n, len(gram)))
     for start in range(0, n, BLOCK):
         rows = np.arange(start, min(start + BLOCK, n))
-        kept = np.arange(n)[:, None] != rows
-        labels = np.broadcast_to(refused[:, None], kept.shape)
-        scores = held_out_scores(gram, labels, fold, kept)
+        inside = np.arange(n)[:, None] != rows
+        labels = np.broadcast_to(refused[:, None], inside.shape)
+        scores = held_out_scores(gram, labels, fold, inside)
         for draw, row in enumerate(rows):
-            some = kept[:, draw]
+            some = inside[:, draw]
             areas[row] = auroc(scores[some, draw], refused[some])
             sensitivities[row] = d_prime(scores[some, draw], refused[some])
     return jackknife_variance(areas, refused), jackknife_variance(sensitivities, refused)

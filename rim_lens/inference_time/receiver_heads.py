@@ -83,30 +83,30 @@ def receiver_heads(
         raise RimLensError(f"gap counts sentences between a query and what it looks at, at least 1, got {gap}.")
     chats = answered_chats(chats, "The chats of receiver_heads")
     rows = [sentence_attention(model, chat) for chat in track(chats, "attention between sentences")]
-    kept = [relative(one, gap) for one in rows if one.shape[-1] >= gap + LEAST_RECEIVING]
-    if not kept:
+    usable = [relative(one, gap) for one in rows if one.shape[-1] >= gap + LEAST_RECEIVING]
+    if not usable:
         raise RimLensError(
             f"No CoT has {gap + LEAST_RECEIVING} sentences or more, which gap={gap} needs: pass longer ones or "
             "lower it."
         )
-    even = without_distance(kept, gap)
-    found = np.stack([received_kurtosis(one, gap) for one in even])
-    raw = np.stack([received_kurtosis(one, gap) for one in kept])
-    extreme, rng = np.ones(found.shape[1]), np.random.default_rng(seed)
+    even = without_distance(usable, gap)
+    kurtosis = np.stack([received_kurtosis(one, gap) for one in even])
+    raw = np.stack([received_kurtosis(one, gap) for one in usable])
+    extreme, rng = np.ones(kurtosis.shape[1]), np.random.default_rng(seed)
     for _ in range(n_permutations):
         null = np.mean([received_kurtosis(shuffled(one, gap, rng), gap) for one in even], axis=0)
-        extreme += null >= found.mean(axis=0)
+        extreme += null >= kurtosis.mean(axis=0)
     p = extreme / (n_permutations + 1)
-    low, high = bootstrap_means(found, seed=seed)
+    low, high = bootstrap_means(kurtosis, seed=seed)
     layer, head = np.indices((model.n_layers, model.n_heads)).reshape(2, -1)
-    there = np.isfinite(found).all(axis=0)  # layers without attention have none
+    there = np.isfinite(kurtosis).all(axis=0)  # layers without attention have none
     table = pd.DataFrame(
         {
             "layer": layer,
             "head": head,
             "name": [str(Head(int(a), int(b))) for a, b in zip(layer, head, strict=True)],
-            "n": len(found),
-            "kurtosis": found.mean(axis=0),
+            "n": len(kurtosis),
+            "kurtosis": kurtosis.mean(axis=0),
             "low": low,
             "high": high,
             "kurtosis_uncontrolled": raw.mean(axis=0),
@@ -117,8 +117,8 @@ def receiver_heads(
     return ReceiverHeads(
         table=table.sort_values("kurtosis", ascending=False, kind="stable").reset_index(drop=True),
         gap=gap,
-        n_sentences=sum(one.shape[-1] for one in kept),
-        left_out=len(chats) - len(kept),
+        n_sentences=sum(one.shape[-1] for one in usable),
+        left_out=len(chats) - len(usable),
         manifest=Manifest.collect(model, seed=seed, n_permutations=n_permutations),
     )
 

@@ -74,14 +74,15 @@ class RefusalDirection(Result):
     def caption(self) -> str:
         """Where it is read, and its effects on the test prompts."""
         rows = self.table[self.table["controls"] == "random directions"]
-        told = "; ".join(
+        sentences = "; ".join(
             f"{row['change']}: {row['measure']} {row['effect']:+.3g} [{row['low']:.3g}, {row['high']:.3g}], "
             f"n = {row['n']}, p = {row['p']:.2g}"
             for _, row in rows.iterrows()
         )
         return (
             f"Layer {self.layer}, token {self.positions[self.position]!r}; fitted on {self.n_fit[0]} harmful and "
-            f"{self.n_fit[1]} harmless prompts, chosen on {self.n_select[0]} and {self.n_select[1]} others. {told}."
+            f"{self.n_fit[1]} harmless prompts, chosen on {self.n_select[0]} and {self.n_select[1]} others. "
+            f"{sentences}."
         )
 
 
@@ -251,15 +252,15 @@ def _candidates(
     def only_score(logits: Float[Tensor, "row vocab"], indices: list[int]) -> Tensor:
         return score(logits)
 
-    found = torch.zeros(len(places), 3, dtype=torch.float64)
+    scores = torch.zeros(len(places), 3, dtype=torch.float64)
     for k in track(share(len(places)), "candidates of the refusal direction"):
         layer, vector = int(places[k][0]), vectors[places[k]]
         with steer(model, vector, project_out=True):
-            found[k, 0] = _mean(model, harmful, batch_size, only_score)
-            found[k, 2] = _mean(model, harmless, batch_size, kl)
+            scores[k, 0] = _mean(model, harmful, batch_size, only_score)
+            scores[k, 2] = _mean(model, harmless, batch_size, kl)
         with steer(model, vector, add=1.0, layers=layer):
-            found[k, 1] = _mean(model, harmless, batch_size, only_score)
-    values = dict(zip(places, sum_over_processes(found).tolist(), strict=True))
+            scores[k, 1] = _mean(model, harmless, batch_size, only_score)
+    values = dict(zip(places, sum_over_processes(scores).tolist(), strict=True))
     rows = [
         {"layer": layer, "position": position, "token": labels[position], "norm": norms[layer, position]}
         | dict(zip(("bypass", "induce", "kl"), values.get((layer, position), [np.nan] * 3), strict=True))

@@ -82,8 +82,8 @@ class RefusalHeads(Result):
         rows = self.table[self.table["candidate"]]
         if contrast is not None:
             rows = rows[rows["contrast"] == contrast]
-        found = Head.from_table(rows)
-        return list(dict.fromkeys(found))
+        heads = Head.from_table(rows)
+        return list(dict.fromkeys(heads))
 
     def caption(self) -> str:
         """What was compared, with n, and what the correction was."""

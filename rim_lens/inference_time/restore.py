@@ -82,7 +82,7 @@ def restore_refusal(
 
     """
     chats = _with_cot(model, as_chats(model, harmful, thinking=thinking, cot=cot), generation)
-    gentle = (
+    harmless_chats = (
         None
         if harmless is None
         else _with_cot(model, as_chats(model, harmless, thinking=thinking, cot=cot), generation)
@@ -94,7 +94,7 @@ def restore_refusal(
         else:
             changes["CoT hidden"] = partial(_hide_cot, model)
     problems = None if maths is None else as_problems(maths)
-    measures = measures_of(model, chats, gentle, problems, "on", generated, judge, tokens, generation)
+    measures = measures_of(model, chats, harmless_chats, problems, "on", generated, judge, tokens, generation)
     off = model.render([chat.request for chat in chats], thinking="off")
     target = refusal_score(model, off, tokens or refusal_tokens(model))
     chosen = heads_from(heads)

@@ -71,27 +71,27 @@ class SentenceScores:
             hidden[row, one.start : one.stop] = True
         first = torch.tensor([self.stop if queries == "answer" else one.stop for one in self.sentences])
         groups = [list(range(len(first)))] if queries == "answer" else [[row] for row in range(len(first))]
-        found = [
+        scores = [
             self._hidden_rows(hidden[list(rows)], first[list(rows)])
             for group in groups
             for rows in (group[i : i + ROWS] for i in range(0, len(group), ROWS))
         ]
-        return torch.cat(found)
+        return torch.cat(scores)
 
     @torch.no_grad()
     def cut(self) -> Float[Tensor, "sentence vocab"]:
         """The CoT cut off before each sentence."""
         starts = [one.start for one in self.sentences]
-        found = []
+        scores = []
         for rows in self._some(starts):
             if self.cache is None:
                 chats = [cut_before(self.model, self.chat, start) for start in rows]
-                found += [self.model.decision_logits(self.model.batch([one]))[0] for one in chats]
+                scores += [self.model.decision_logits(self.model.batch([one]))[0] for one in chats]
                 continue
             columns = torch.arange(self.width)[None]
             start = torch.tensor(rows)[:, None]
-            found += self._behind(self.stop, (columns < start) | (columns >= self.stop), rows).unbind(0)
-        return torch.stack(found)
+            scores += self._behind(self.stop, (columns < start) | (columns >= self.stop), rows).unbind(0)
+        return torch.stack(scores)
 
     def _some(self, rows: Sequence[int]) -> list[Sequence[int]]:
         return [rows[i : i + ROWS] for i in range(0, len(rows), ROWS)]

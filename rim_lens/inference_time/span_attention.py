@@ -84,13 +84,13 @@ def span_attention(
     chats = as_chats(model, chats)
     start = perf_counter()
     mass = segment_masses(model, chats, queries, batch_size=batch_size, backend=backend).numpy()
-    seen, share = _keys_seen(chats, queries)
+    keys, share = _keys_seen(chats, queries)
     with np.errstate(invalid="ignore", divide="ignore"):
         lift = np.where(share > 0, 1.0 / share, np.nan)[:, None, None].astype(np.float32) * mass
     return SpanAttention(
         mass=mass,
         lift=lift,
-        n_keys=seen,
+        n_keys=keys,
         requests=[chat.request for chat in chats],
         thinking=[chat.thinking for chat in chats],
         queries=words_of(queries),
@@ -102,26 +102,26 @@ def _keys_seen(
     chats: Sequence[Chat], queries: Positions
 ) -> tuple[Float[np.ndarray, "prompt segment"], Float[np.ndarray, "prompt segment"]]:
     """Mean over queries of the segment's keys up to the query: their number, and their share of all keys up to it."""
-    seen = np.zeros((len(chats), len(SEGMENTS)))
-    share = np.zeros_like(seen)
+    n_keys = np.zeros((len(chats), len(SEGMENTS)))
+    share = np.zeros_like(n_keys)
     for i, chat in enumerate(chats):
         where = positions_in(chat, queries)
         if len(where):
             member = chat.segment_ids[:, None] == np.arange(len(SEGMENTS))
             counts = member.cumsum(axis=0)[where]
-            seen[i] = counts.mean(axis=0)
+            n_keys[i] = counts.mean(axis=0)
             share[i] = (counts / (where + 1)[:, None]).mean(axis=0)
-    return seen, share
+    return n_keys, share
 
 
 def _over_present(
     values: Float[np.ndarray, "prompt layer head segment"], present: np.ndarray, statistic: str
 ) -> Float[np.ndarray, "layer head segment"]:
     """Mean or sample standard deviation over the prompts that have the segment; NaN with too few of them."""
-    kept = np.where(present[:, None, None], values, np.nan).astype(np.float64)
-    count = np.isfinite(kept).sum(axis=0)
+    visible = np.where(present[:, None, None], values, np.nan).astype(np.float64)
+    count = np.isfinite(visible).sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.nansum(kept, axis=0) / np.where(count > 0, count, np.nan)
+        mean = np.nansum(visible, axis=0) / np.where(count > 0, count, np.nan)
         if statistic == "mean":
             return mean
-        return np.sqrt(np.nansum((kept - mean) ** 2, axis=0) / np.where(count > 1, count - 1, np.nan))
+        return np.sqrt(np.nansum((visible - mean) ** 2, axis=0) / np.where(count > 1, count - 1, np.nan))

@@ -114,10 +114,10 @@ def ablation_sweep(
         raise RimLensError(f"unknown method {method!r}: use 'exact', 'screened' or 'plain'.")
     begin = perf_counter()
     score, metric_name = as_metric(model, metric)
-    heads, estimate, kept = heads_of(model), None, CleanPasses()
+    heads, estimate, clean = heads_of(model), None, CleanPasses()
     n_heads = len(heads)
     if method == "screened":
-        attribution = head_attributions(model, chats, score, positions=positions, kept=kept)
+        attribution = head_attributions(model, chats, score, positions=positions, cache=clean)
         keep = max(SCREENED_LEAST, math.ceil(SCREENED_SHARE * n_heads)) if n_exact is None else n_exact
         heads = sorted(sorted(heads, key=lambda one: -attribution.worth[one])[:keep])
         estimate = attribution.estimate
@@ -128,7 +128,7 @@ def ablation_sweep(
         score,
         positions=positions,
         plain=method == "plain",
-        kept=kept,
+        kept=clean,
         description="ablating heads",
     )
     table = effect_table(heads, scores.effect, n_tests=n_heads, n_permutations=n_permutations, seed=seed)

@@ -96,10 +96,10 @@ def token_attention(
     chats = as_chats(model, chats)
     if not chats or (heads is not None and not len(heads)) or (notes is not None and len(notes) != len(chats)):
         raise RimLensError("token_attention needs at least one chat and one head, and as many notes as chats, if any.")
-    rows = [found[:, :, 0] for found in attention_rows(model, chats)]
+    rows = [one_chat[:, :, 0] for one_chat in attention_rows(model, chats)]
     if heads is None:
-        seen = ~rows[0].isnan().all(dim=-1)  # layers without attention have none
-        heads = [Head(layer, head) for layer, head in seen.nonzero().tolist()]
+        has_attention = ~rows[0].isnan().all(dim=-1)  # layers without attention have none
+        heads = [Head(layer, head) for layer, head in has_attention.nonzero().tolist()]
     heads = heads_from(heads)
     for layer, head in heads:
         if not (0 <= layer < model.n_layers and 0 <= head < model.n_heads):
@@ -108,12 +108,12 @@ def token_attention(
             )
     layers, places = (list(part) for part in zip(*heads, strict=True))
     tables, weights = [], []
-    for i, (chat, found) in enumerate(zip(chats, rows, strict=True)):
+    for i, (chat, one_chat) in enumerate(zip(chats, rows, strict=True)):
         n = chat.decision_position + 1  # later tokens cannot be seen
         texts = [model.chat_format.decode([int(token)]) for token in chat.token_ids[:n]]
         segments = [SEGMENTS[segment] for segment in chat.segment_ids[:n]]
         tables.append(pd.DataFrame({"chat": i, "text": texts, "segment": segments}))
-        weights.append(found[layers, places, :n].float().numpy())
+        weights.append(one_chat[layers, places, :n].float().numpy())
     about = pd.DataFrame(
         {
             "chat": range(len(chats)),

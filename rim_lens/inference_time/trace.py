@@ -113,13 +113,13 @@ def trace_refusal(
     """
     chats = as_chats(model, chats)
     groups = groups_of(chats, ["incoherent"] * len(chats) if judged is None else judged)
-    kept = [i for i, chat in enumerate(chats) if chat.where("cot").sum() >= 2 * window]
-    if len(kept) < 2 or window < 1:
+    usable = [i for i, chat in enumerate(chats) if chat.where("cot").sum() >= 2 * window]
+    if len(usable) < 2 or window < 1:
         raise RimLensError(
-            f"Only {len(kept)} of {len(chats)} chats have a CoT of {2 * window} tokens or more; pass chats with "
+            f"Only {len(usable)} of {len(chats)} chats have a CoT of {2 * window} tokens or more; pass chats with "
             "thinking on or prefilled, or a smaller window."
         )
-    need_distinct_requests([chats[i] for i in kept], "trace_refusal")
+    need_distinct_requests([chats[i] for i in usable], "trace_refusal")
     writers = write_vectors(model, probe.chosen.vector, probe.layer) / probe.chosen.spread
     directions = [probe.chosen, *probe.controls]
     vectors = torch.from_numpy(np.stack([d.vector for d in directions]).T).float()
@@ -137,8 +137,8 @@ def trace_refusal(
             rows.append((reading, parts[row, :length].double().numpy()))
         return rows
 
-    batches = AtOnce(batch_size, "tracing CoTs").parts([chats[i] for i in kept], read)
-    for rows in track(batches, "tracing CoTs", total=-(-len(kept) // batch_size)):
+    batches = AtOnce(batch_size, "tracing CoTs").parts([chats[i] for i in usable], read)
+    for rows in track(batches, "tracing CoTs", total=-(-len(usable) // batch_size)):
         for reading, parts in rows:
             readings.append(reading)
             written.append(parts)
@@ -150,19 +150,19 @@ def trace_refusal(
     there = float(np.mean([falls[k - window, 0] for falls, k in zip(places, held_out, strict=True)]))
     null = fall_of[:, 1:].mean(axis=0)
     own = [reading[:, 0] for reading in readings]
-    labels = np.where(groups.refused, "refused", np.where(groups.complied, "complied", "not given"))[kept]
+    labels = np.where(groups.refused, "refused", np.where(groups.complied, "complied", "not given"))[usable]
     return RefusalTrace(
         table=_heads(written, held_out, window, there, seed),
         curve=_curve(readings, labels, n_bins, seed),
-        chats=_chat_rows(model, [chats[i] for i in kept], kept, own, cliffs, fall_of[:, 0], labels),
-        tokens=_token_rows(model, [chats[i] for i in kept], kept, own),
+        chats=_chat_rows(model, [chats[i] for i in usable], usable, own, cliffs, fall_of[:, 0], labels),
+        tokens=_token_rows(model, [chats[i] for i in usable], usable, own),
         fall=total,
         control_falls=null,
         p=float(empirical_p(total, null, "greater")),
         layer=probe.layer,
         window=window,
-        left_out=len(chats) - len(kept),
-        manifest=Manifest.collect(model, seed=seed, n_chats=len(kept)),
+        left_out=len(chats) - len(usable),
+        manifest=Manifest.collect(model, seed=seed, n_chats=len(usable)),
     )
 
 

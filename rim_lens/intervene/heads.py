@@ -214,8 +214,8 @@ class PatchedHeads(UnitTap):
             patched[rows, places] = torch.where(chosen[rows][..., None], recorded, z[rows, places])
         return patched
 
-    def _of_this_pass(self, given: Tensor, n_rows: int) -> Tensor:
+    def _of_this_pass(self, values: Tensor, n_rows: int) -> Tensor:
         """One entry per row of this pass, from one for all or one per given row."""
-        if len(given) == 1 or self.rows is None:
-            return given.expand(n_rows, *given.shape[1:])
-        return given[self.rows]
+        if len(values) == 1 or self.rows is None:
+            return values.expand(n_rows, *values.shape[1:])
+        return values[self.rows]

@@ -101,10 +101,10 @@ def _of_chats(batch: Batch, positions: Positions, columns: Int[Tensor, "one pos"
     at = torch.zeros(len(batch), columns.shape[1], dtype=torch.bool)
     for row, chat in enumerate(batch.chats):
         real = batch.mask[row].cpu().nonzero()[:, 0]
-        found = real[torch.from_numpy(positions_in(chat, positions))]
-        at[row] = torch.isin(columns[0], found)
-        if to_the_end and len(found):
-            at[row] |= columns[0] >= found[0]
+        places = real[torch.from_numpy(positions_in(chat, positions))]
+        at[row] = torch.isin(columns[0], places)
+        if to_the_end and len(places):
+            at[row] |= columns[0] >= places[0]
     return at
 
 

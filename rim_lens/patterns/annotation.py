@@ -70,8 +70,8 @@ def annotate_reasoning(
     labels = annotator(cut, problems)
     rows = [
         row_of(number, place, cots[number], sentence, label)
-        for number, (sentences, found) in enumerate(zip(cut, labels, strict=True))
-        for place, (sentence, label) in enumerate(zip(sentences, found, strict=True))
+        for number, (sentences, marks) in enumerate(zip(cut, labels, strict=True))
+        for place, (sentence, label) in enumerate(zip(sentences, marks, strict=True))
     ]
     frame = pd.DataFrame(rows)
     return Annotations(

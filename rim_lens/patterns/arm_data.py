@@ -48,9 +48,9 @@ def arm_rows(
             continue
         for arm, cot in writer.cots(sentences_of(str(problem.rationale))).items():
             rows[arm].append({"request": problem.text, "cot": cot, "response": f"The answer is {problem.answer}."})
-    if (found := len(rows[ARMS[0]])) < limits.n_problems:
+    if (n := len(rows[ARMS[0]])) < limits.n_problems:
         raise RimLensError(
-            f"Only {found} of {limits.n_problems} problems of {limits.source} have a rationale that ends with their "
+            f"Only {n} of {limits.n_problems} problems of {limits.source} have a rationale that ends with their "
             f"answer and are short enough (at most {limits.max_question_tokens} tokens, rationale at most "
             f"{limits.max_rationale_tokens}); use a larger set, fewer problems or higher limits."
         )
@@ -79,8 +79,8 @@ def written_arms(problems: WorkedProblems, tokenizer: Any, seeds: Sequence[int])
 
     """
     whole = list(load_prompts(problems.source))
-    found: dict[tuple[str, int], list[Row]] = {}
+    arms: dict[tuple[str, int], list[Row]] = {}
     for seed in seeds:
         shuffled = random.Random(seed).sample(whole, len(whole))
-        found |= {(arm, seed): rows for arm, rows in arm_rows(shuffled, tokenizer, problems, seed=seed).items()}
-    return {(arm, seed): found[arm, seed] for arm in ARMS for seed in seeds}
+        arms |= {(arm, seed): rows for arm, rows in arm_rows(shuffled, tokenizer, problems, seed=seed).items()}
+    return {(arm, seed): arms[arm, seed] for arm in ARMS for seed in seeds}

@@ -85,18 +85,18 @@ def arm_divergence(
     if not files:
         raise RimLensError("arm_divergence was given no arms; give a file with request, cot and response for each.")
     read = {arm: read_training_rows(Path(path), check_answers=False) for arm, path in files.items()}
-    kept = sampled(read, n, seed)
-    with_cot = {arm: [row for row in rows if row.cot] for arm, rows in kept.items()}
+    sample = sampled(read, n, seed)
+    with_cot = {arm: [row for row in rows if row.cot] for arm, rows in sample.items()}
     for arm, rows in with_cot.items():
         if not rows:
             raise RimLensError(f"The arm {arm} has no CoT in {files[arm]}; give rows with a cot.")
     count, tables, sentences, about = counter(tokenizer), [], [], []
     for arm, rows in with_cot.items():
-        found = annotate_reasoning([row.cot for row in rows], annotator, problems=[row.request for row in rows])
-        tables.append(found.table.assign(arm=arm))
-        patterned = found.sentences[found.sentences["label"] != NONE]
+        annotation = annotate_reasoning([row.cot for row in rows], annotator, problems=[row.request for row in rows])
+        tables.append(annotation.table.assign(arm=arm))
+        patterned = annotation.sentences[annotation.sentences["label"] != NONE]
         sentences.append(patterned.assign(arm=arm))
-        about.append(arm_row(arm, rows, len(kept[arm]) - len(rows), count, seed))
+        about.append(arm_row(arm, rows, len(sample[arm]) - len(rows), count, seed))
     pairs = [
         compared(first, second, with_cot, count, annotator, base, seed) for first, second in combinations(with_cot, 2)
     ]
@@ -106,7 +106,7 @@ def arm_divergence(
         arms=pd.DataFrame(about),
         divergence=pd.concat(pairs, ignore_index=True) if pairs else pd.DataFrame(),
         sentences=arm_first(pd.concat(sentences, ignore_index=True)),
-        annotator=found.annotator,
+        annotator=annotation.annotator,
     )
 
 
@@ -168,12 +168,12 @@ def compared(
 
 def numbered(rows: Sequence[TrainingRow]) -> dict[tuple[str, int], TrainingRow]:
     """Rows by their request and how often it came before."""
-    seen: Counter[str] = Counter()
-    found = {}
+    counts: Counter[str] = Counter()
+    names = {}
     for row in rows:
-        found[row.request, seen[row.request]] = row
-        seen[row.request] += 1
-    return found
+        names[row.request, counts[row.request]] = row
+        counts[row.request] += 1
+    return names
 
 
 def same_answer(frame: pd.DataFrame) -> pd.DataFrame:

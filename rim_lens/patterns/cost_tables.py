@@ -86,10 +86,10 @@ def compared(
 ) -> dict[str, Any]:
     """Refusal in the reference minus refusal in a class, over shared prompts, with the class's own rates."""
     part = by_class[name]
-    found = difference_row(part, by_class[reference], "refused", seed, errors)
-    cost = {column: found[column] for column in ("low", "high", "p", *CORRECTED) if column in found}
+    row = difference_row(part, by_class[reference], "refused", seed, errors)
+    cost = {column: row[column] for column in ("low", "high", "p", *CORRECTED) if column in row}
     cost["p"] = np.nan if cost["p"] is None else cost["p"]
-    return level_row(part, seed, errors) | {"cost": found["difference"], **cost, "class": name, "reference": reference}
+    return level_row(part, seed, errors) | {"cost": row["difference"], **cost, "class": name, "reference": reference}
 
 
 def level_row(part: pd.DataFrame, seed: int, errors: JudgeErrors | None) -> dict[str, Any]:

@@ -179,17 +179,17 @@ def off_answers(
 ) -> pd.DataFrame:
     """The answers with thinking off that a table already holds."""
     every = measured.answers
-    found = every[(every["set"] == "harmful") & (every["condition"] == OFF)].sort_values(["prompt", "sample"])
+    answers = every[(every["set"] == "harmful") & (every["condition"] == OFF)].sort_values(["prompt", "sample"])
     differing = {
         "model": measured.manifest.model.get("fingerprint") != model.fingerprint,
-        "prompts": list(found["request"]) != [prompt.text for prompt in prompts for _ in range(sampling.samples)],
+        "prompts": list(answers["request"]) != [prompt.text for prompt in prompts for _ in range(sampling.samples)],
         "sampling": measured.manifest.extra.get("sampling") != asdict(sampling),
         "judge": measured.judge != judge.name,
     }
     if any(differing.values()):
         others = ", ".join(name for name, differs in differing.items() if differs)
         raise RimLensError(f"The table of answers measured before has another {others}; pass one of the same, or none.")
-    return found
+    return answers
 
 
 def checked_classes(classes: Sequence[str] | Mapping[str, Sequence[str]], reference: str) -> dict[str, list[str]]:

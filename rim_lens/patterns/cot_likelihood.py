@@ -19,7 +19,7 @@ def cot_nll(
     chats = [
         model.render(problem, thinking="prefilled", cot=cot)[0] for problem, cot in zip(problems, cots, strict=True)
     ]
-    found = np.full(len(chats), np.nan)
+    nll = np.full(len(chats), np.nan)
 
     def read(indices: list[int], batch: Batch) -> None:
         inside = batch.where("cot")[:, 1:]
@@ -27,8 +27,8 @@ def cot_nll(
         each = logits.logsumexp(dim=-1) - logits.gather(-1, batch.tokens[:, 1:][inside][:, None]).squeeze(-1)
         row = inside.nonzero()[:, 0]
         total = torch.zeros(len(batch), device=each.device).index_add_(0, row, each)
-        found[indices] = (total / inside.sum(dim=1)).cpu().numpy()
+        nll[indices] = (total / inside.sum(dim=1)).cpu().numpy()
 
     for _ in over_batches(model, chats, batch_size, read, "likelihood of CoTs", split=False):
         pass
-    return found
+    return nll

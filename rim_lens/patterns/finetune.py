@@ -122,7 +122,7 @@ def finetune(
         manifest=Manifest.collect(seed=plan.settings.seeds[0], base=model),
         table=series.log_table(runs),
         folder=str(out),
-        n_rows={name: len(found) for name, found in rows.items()},
+        n_rows={name: len(arm_rows) for name, arm_rows in rows.items()},
         minutes={run.name: series.minutes(run) for run in runs},
         n_held=len(held),
     )

@@ -86,7 +86,7 @@ def held_places(hf: Any, neurons: Rows) -> list[Held]:
     n_layers = hf.config.get_text_config().num_hidden_layers
     sites = find_sites(hf, n_layers)
     names = {module: name for name, module in hf.named_modules()}
-    found = []
+    places = []
     for layer in sorted(set(neurons[:, 0].tolist())):
         down = sites.layers[layer].down if 0 <= layer < n_layers else None
         if down is None:
@@ -113,8 +113,8 @@ def held_places(hf: Any, neurons: Rows) -> list[Held]:
             raise RimLensError(
                 f"No projection into the {width} neurons of layer {layer} was found; they cannot be held."
             )
-        found.append(Held(layer, units, into, names[down], width))
-    return found
+        places.append(Held(layer, units, into, names[down], width))
+    return places
 
 
 def shape_of(module: Any) -> tuple[int, int]:
@@ -136,8 +136,8 @@ class Slice:
     def of(cls, parameter: nn.Parameter, dim: int, indices: Sequence[int], *, zero: bool = False) -> "Slice":
         """The slice with the values that it has now, or with zeros, which are written at once."""
         places = torch.tensor(list(indices), device=parameter.device)
-        kept = parameter.detach().index_select(dim, places).clone()
-        made = cls(parameter, dim, places, torch.zeros_like(kept) if zero else kept)
+        values = parameter.detach().index_select(dim, places).clone()
+        made = cls(parameter, dim, places, torch.zeros_like(values) if zero else values)
         made.restore()
         return made
 
@@ -204,8 +204,10 @@ class ShiftPenalty:
         self.chats = sorted(chats, key=len, reverse=True)  # a lack of memory shows at once
         self.turn = 0
         with torch.no_grad():
-            seen = AtOnce(batch_size, "finetune").parts(self.chats, lambda some: self.activations(model, batched(some)))
-            self.before: Float[Tensor, "chat held"] = torch.cat(list(seen))
+            values = AtOnce(batch_size, "finetune").parts(
+                self.chats, lambda some: self.activations(model, batched(some))
+            )
+            self.before: Float[Tensor, "chat held"] = torch.cat(list(values))
         self.scale = self.before.abs().mean(dim=0).clamp(min=1e-6)
 
     def activations(self, model: Any, batch: Batch) -> Float[Tensor, "row held"]:
@@ -234,19 +236,19 @@ class ShiftPenalty:
 def recorded(model: nn.Module, names: Sequence[str]) -> Iterator[list[Tensor]]:
     """The inputs of the named modules in the passes inside the block, in the order of the names, with gradients."""
     inputs: dict[str, Tensor] = {}
-    found: list[Tensor] = []
+    recordings: list[Tensor] = []
 
     def keep(name: str) -> Any:
         def hook(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             inputs[name] = arguments[0]
             if len(inputs) == len(names):
-                found[:] = [inputs[one] for one in names]
+                recordings[:] = [inputs[one] for one in names]
 
         return hook
 
     handles = [model.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names]
     try:
-        yield found
+        yield recordings
     finally:
         for handle in handles:
             handle.remove()

@@ -74,11 +74,11 @@ class LLMAnnotator:
         self, cots: Sequence[Sequence[Sentence]], problems: Sequence[str] | None = None
     ) -> list[list[SentenceLabel]]:
         """One label per sentence of every CoT; CoTs without sentences are not asked about."""
-        told = problems if problems is not None else [""] * len(cots)
+        tasks = problems if problems is not None else [""] * len(cots)
         full = [i for i, sentences in enumerate(cots) if sentences]
-        asked = {question(told[i], cots[i]): cots[i] for i in full}
+        asked = {question(tasks[i], cots[i]): cots[i] for i in full}
         answers = self.endpoint.ask(
-            [question(told[i], cots[i]) for i in full],
+            [question(tasks[i], cots[i]) for i in full],
             [cots[i][0].text for i in full],
             lambda asked_for, marks: check_marks(marks, asked[asked_for]),
         )
@@ -103,15 +103,15 @@ def check_marks(marks: Marks, sentences: Sequence[Sentence]) -> None:
 
 def read_marks(entry: Entry) -> Marks:
     """The reply's marks; raises `Unreadable` for another form."""
-    found = entry.get("found")
-    if not isinstance(found, list):
-        raise Unreadable(f"found {found!r} is not a list")
-    for mark in found:
+    marks = entry.get("found")
+    if not isinstance(marks, list):
+        raise Unreadable(f"found {marks!r} is not a list")
+    for mark in marks:
         if not isinstance(mark, dict) or type(mark.get("sentence")) is not int or mark.get("pattern") not in NAMES:
             raise Unreadable(f"{mark!r} is not a sentence number with one of the patterns {', '.join(NAMES)}")
         if not isinstance(mark.get("evidence"), str) or not mark["evidence"].strip():
             raise Unreadable(f"{mark!r} quotes no words")
-    return Marks(found)
+    return Marks(marks)
 
 
 def question(problem: str, sentences: Sequence[Sentence]) -> str:

@@ -76,25 +76,25 @@ def own_patterns(measured: RimTable, annotator: Annotator | None = None, *, set_
         raise RimLensError(f"The table has no answers to the {set_name} set with thinking on; measure them first.")
     annotator = annotator or TextAnnotator()
     answers = answers.sort_values("prompt")
-    found = annotate_reasoning(list(answers["cot"]), annotator, problems=list(answers["request"]))
-    frame = found.sentences
+    annotation = annotate_reasoning(list(answers["cot"]), annotator, problems=list(answers["request"]))
+    frame = annotation.sentences
     n_sentences = np.bincount(frame["cot"], minlength=len(answers))
     patterned = np.bincount(frame["cot"], weights=frame["label"] != NONE, minlength=len(answers)) > 0
     spoken = n_sentences > 0
     labels = answers["label"].to_numpy()
-    shown = frame[frame["label"] != NONE]
+    marked = frame[frame["label"] != NONE]
     return OwnPatterns(
-        manifest=Manifest.collect(annotator=found.annotator, set=set_name),
-        table=found.table.assign(n_cots=int(spoken.sum())),
+        manifest=Manifest.collect(annotator=annotation.annotator, set=set_name),
+        table=annotation.table.assign(n_cots=int(spoken.sum())),
         outcomes=pd.DataFrame(
             [outcome_row(name, labels[spoken] == name, patterned[spoken], n_sentences[spoken]) for name in OUTCOMES]
         ),
-        sentences=shown.assign(
-            request=answers["request"].to_numpy()[shown["cot"]], outcome=labels[shown["cot"]]
+        sentences=marked.assign(
+            request=answers["request"].to_numpy()[marked["cot"]], outcome=labels[marked["cot"]]
         ).reset_index(drop=True),
         n_cots=int(spoken.sum()),
         n_empty=int((~spoken).sum()),
-        annotator=found.annotator,
+        annotator=annotation.annotator,
         judge=measured.judge,
         limits=annotator.limits,
     )

@@ -96,10 +96,10 @@ def problem_with(task: RewriteTask) -> str | None:
 def drafts_of(writer: Writer, tasks: Sequence[RewriteTask], count: Count) -> list[Draft]:
     """A writer's drafts; raises where there is not one per task."""
     drafts = writer(tasks, count)
-    found = len(drafts) if isinstance(drafts, Sequence) else 0
-    if found != len(tasks):
+    n_drafts = len(drafts) if isinstance(drafts, Sequence) else 0
+    if n_drafts != len(tasks):
         raise RimLensError(
-            f"{writer.name} returned {found} drafts for {len(tasks)} CoTs; a writer must return one Draft each."
+            f"{writer.name} returned {n_drafts} drafts for {len(tasks)} CoTs; a writer must return one Draft each."
         )
     return drafts
 

@@ -176,10 +176,10 @@ def join_adapters(folder: Path, config: dict[str, Any], before: Path) -> dict[st
     joined = {}
     for key in sorted(first.keys() | second.keys()):
         is_a = ".lora_A." in key
-        given = first.get(key), second.get(key)
-        like = next(one for one in given if one is not None)
+        pair = first.get(key), second.get(key)
+        like = next(one for one in pair if one is not None)
         parts = []
-        for one, rank, scale in zip(given, ranks, scales, strict=True):
+        for one, rank, scale in zip(pair, ranks, scales, strict=True):
             shape = (rank, like.shape[1]) if is_a else (like.shape[0], rank)
             part = torch.zeros(shape) if one is None else one.float()
             parts.append(part if is_a else scale * part)

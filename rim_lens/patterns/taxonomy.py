@@ -57,10 +57,10 @@ def checked_patterns(patterns: Sequence[str]) -> tuple[str, ...]:
         RimLensError: no name, or one that is not in the taxonomy.
 
     """
-    given = [patterns] if isinstance(patterns, str) else list(patterns)
-    unknown = [name for name in given if name not in NAMES]
-    if unknown or not given:
+    names = [patterns] if isinstance(patterns, str) else list(patterns)
+    unknown = [name for name in names if name not in NAMES]
+    if unknown or not names:
         raise RimLensError(
             f"{unknown[0] if unknown else 'No name'!r} is not a reasoning pattern; use {', '.join(NAMES)}."
         )
-    return tuple(name for name in NAMES if name in given)
+    return tuple(name for name in NAMES if name in names)

@@ -41,13 +41,13 @@ def labelled(sentence: Sentence) -> SentenceLabel:
     if ALWAYS_VETO.search(text):
         return SentenceLabel(NONE, sentence.start, sentence.start)
     hits = [
-        (rule.pattern, found)
+        (rule.pattern, match)
         for rule in RULES
-        if (found := rule.says.search(text)) and not (rule.veto and rule.veto.search(text))
+        if (match := rule.says.search(text)) and not (rule.veto and rule.veto.search(text))
     ]
     if not hits:
         return SentenceLabel(NONE, sentence.start, sentence.start)
     votes = Counter(pattern for pattern, _ in hits)
     pattern = max(votes, key=lambda name: votes[name])  # of equals the first in the order of rules
-    found = next(found for name, found in hits if name == pattern)
-    return SentenceLabel(pattern, sentence.start + found.start(), sentence.start + found.end())
+    match = next(match for name, match in hits if name == pattern)
+    return SentenceLabel(pattern, sentence.start + match.start(), sentence.start + match.end())

@@ -116,8 +116,8 @@ def read_plan(
     if settings is not None:
         raise RimLensError(f"{path} holds the settings of the run; change them there.")
     arms, problems = document.pop("arms", None), problems_of(document, path)
-    given = document.pop("adapter", None)
-    start = Path(adapter) if adapter else (path.parent / given if given else None)
+    folder = document.pop("adapter", None)
+    start = Path(adapter) if adapter else (path.parent / folder if folder else None)
     chosen = checked(settings_of(document, str(path)), str(path))
     if problems is not None and arms is None:
         return TrainingPlan(chosen, (), start, problems)
@@ -132,16 +132,16 @@ def read_plan(
 def problems_of(document: dict[str, Any], path: Path) -> WorkedProblems | None:
     """`problems` and its limits, taken out of a TOML document; a file is looked for next to it first."""
     limits = {one.name for one in fields(WorkedProblems)} - {"source"}
-    source, given = document.pop("problems", None), {name: document.pop(name) for name in limits & set(document)}
-    if source is None and not given:
+    source, bounds = document.pop("problems", None), {name: document.pop(name) for name in limits & set(document)}
+    if source is None and not bounds:
         return None
     if not isinstance(source, str):
         raise RimLensError(f"problems of {path} must be a set's name or a file, got {source!r}.")
-    for name, value in given.items():
+    for name, value in bounds.items():
         if type(value) is not int or value < 1:
             raise RimLensError(f"{name} of {path} must be a whole number from 1 on, got {value!r}.")
     beside = path.parent / source
-    return WorkedProblems(str(beside) if beside.is_file() else source, **given)
+    return WorkedProblems(str(beside) if beside.is_file() else source, **bounds)
 
 
 def settings_of(document: Mapping[str, Any], where: str) -> TrainingSettings:

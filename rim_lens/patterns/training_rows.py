@@ -80,8 +80,8 @@ def row_of(entry: Mapping[str, Any], where: str) -> TrainingRow:
 
 def first_text(entry: Mapping[str, Any], names: Sequence[str]) -> str:
     """The first of these fields that holds text."""
-    found = (str(entry[name]).strip() for name in names if entry.get(name) is not None)
-    return next((text for text in found if text), "")
+    texts = (str(entry[name]).strip() for name in names if entry.get(name) is not None)
+    return next((text for text in texts if text), "")
 
 
 def disagrees(row: TrainingRow) -> bool:
@@ -98,14 +98,14 @@ def tokenized(chat_format: ChatFormat, rows: Sequence[TrainingRow]) -> list[dict
 def tokens_of(chat_format: ChatFormat, row: TrainingRow) -> dict[str, list[int]]:
     """One row's tokens and labels."""
     chat = chat_format.render(row.request, thinking=row.thinking, cot=row.cot if row.thinking == "prefilled" else None)
-    given = [int(token) for token in chat.token_ids]
+    ids = [int(token) for token in chat.token_ids]
     pieces = [row.response] if row.thinking != "on" else [row.cot + chat_format.tags.close, row.response]
     before, learned = chat.text, list[int]()
     for piece in pieces:
         learned += chat_format.encode_after(before, piece)
         before += piece
     learned.append(end_of_turn(chat_format))
-    return {"input_ids": given + learned, "labels": [IGNORED] * len(given) + learned}
+    return {"input_ids": ids + learned, "labels": [IGNORED] * len(ids) + learned}
 
 
 def end_of_turn(chat_format: ChatFormat) -> int:

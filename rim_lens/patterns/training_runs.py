@@ -46,7 +46,7 @@ def runs_of(plan: TrainingPlan, chat_format: ChatFormat) -> list[Run]:
     check = settings.check_answers
     if plan.problems is not None:
         written = written_arms(plan.problems, chat_format.tokenizer, settings.seeds)
-        given = [
+        options = [
             (
                 arm,
                 seed,
@@ -57,7 +57,7 @@ def runs_of(plan: TrainingPlan, chat_format: ChatFormat) -> list[Run]:
             for (arm, seed), rows in written.items()
         ]
     else:
-        given = [
+        options = [
             (arm.name, seed, read_training_rows(arm.file(seed), check_answers=check), arm.save_at, str(arm.file(seed)))
             for arm in plan.arms
             for seed in settings.seeds
@@ -65,5 +65,5 @@ def runs_of(plan: TrainingPlan, chat_format: ChatFormat) -> list[Run]:
     many = len(settings.seeds) > 1
     return [
         Run(f"{arm}-s{seed}" if many else arm, arm, seed, tuple(rows), save_at, source)
-        for arm, seed, rows, save_at, source in given
+        for arm, seed, rows, save_at, source in options
     ]

@@ -87,7 +87,7 @@ def segment_map(spans: SpanAttention, segment: str = "cot") -> go.Figure:
     """Head map of the mean attention mass on one segment."""
     table = spans.to_dataframe()
     rows = table[table["segment"] == segment]
-    told = [
+    hover = [
         f"<b>{Head(row['layer'], row['head'])}</b><br>{100 * row['mass_mean']:.1f} % of attention (sd over prompts "
         f"{100 * row['mass_sd']:.1f})<br>{style.number(row['lift_mean'])} times the segment's share of the tokens"
         for _, row in rows.iterrows()
@@ -95,7 +95,7 @@ def segment_map(spans: SpanAttention, segment: str = "cot") -> go.Figure:
     return head_map(
         rows.assign(percent=100 * rows["mass_mean"]),
         "percent",
-        told,
+        hover,
         title=f"Attention to {SEGMENTS.get(segment, segment)}",
         caption=f"n = {style.one_or_range(rows['n'])} chats with that segment; queries: {spans.queries} position",
         unit="% of attention, mean over chats",

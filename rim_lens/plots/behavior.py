@@ -71,23 +71,23 @@ def _condition_axis(conditions: list[str]) -> dict[str, object]:
 
 def _told(part: pd.DataFrame, table: RimTable) -> list[list[str]]:
     """Hover: condition, rate with its interval and count, change against the first condition."""
-    told = []
+    lines = []
     for _, row in part.iterrows():
         rate = (
             f"{row['measure']}: {style.percent(row['rate'])} {style.interval(row['low'], row['high'], '%')}, "
             f"{row['k']} of {row['n']}"
         )
-        told.append([style.text(words.condition(row["condition"])), rate, change_told(table, row)])
-    return told
+        lines.append([style.text(words.condition(row["condition"])), rate, change_told(table, row)])
+    return lines
 
 
 def change_told(table: RimTable, row: pd.Series) -> str:
     """The difference from the first condition in words; empty for the first condition itself."""
     all_changes = table.differences
     same = all_changes[(all_changes["set"] == row["set"]) & (all_changes["measure"] == row["measure"])]
-    found = same[(same["to"] == row["condition"]) & (same["from"] == same["from"].iloc[0])] if len(same) else same
-    if found.empty:
+    change = same[(same["to"] == row["condition"]) & (same["from"] == same["from"].iloc[0])] if len(same) else same
+    if change.empty:
         return ""
-    one = found.iloc[0]
+    one = change.iloc[0]
     points = style.points(one["difference"], one["low"], one["high"])
     return f"{points} against {words.condition(one['from'])}, {style.p_value(one['p'])}{words.judge_told(one)}"

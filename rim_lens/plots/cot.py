@@ -70,7 +70,7 @@ def _told(row: pd.Series) -> str:
 
 def receiver_map(receivers: ReceiverHeads) -> go.Figure:
     """Kurtosis over sentences of the attention that they receive from later ones, head by head."""
-    told = [
+    hover = [
         f"<b>{row['name']}</b><br>kurtosis {style.number(row['kurtosis'], sign=True)} "
         f"{style.interval(row['low'], row['high'])}, q = {row['q']:.2g}<br>"
         f"without control for distance {style.number(row['kurtosis_uncontrolled'], sign=True)}"
@@ -79,7 +79,7 @@ def receiver_map(receivers: ReceiverHeads) -> go.Figure:
     return head_map(
         receivers.table,
         "kurtosis",
-        told,
+        hover,
         title="Heads whose attention few sentences of the thought receive",
         caption=f"n = {receivers.table['n'].iloc[0]} CoTs, {receivers.n_sentences} sentences; distance controlled for; "
         "rings: q < 0.05",

@@ -19,7 +19,7 @@ N_NAMED = 5
 def attribution_map(attribution: DirectAttribution) -> go.Figure:
     """What every head writes to the logit difference by itself."""
     rows = attribution.table[attribution.table["kind"] == "head"]
-    told = [
+    hover = [
         f"<b>{row['name']}</b><br>{style.number(row['effect'], sign=True)} nats "
         f"{style.interval(row['low'], row['high'])}"
         for _, row in rows.iterrows()
@@ -27,7 +27,7 @@ def attribution_map(attribution: DirectAttribution) -> go.Figure:
     return head_map(
         rows,
         "effect",
-        told,
+        hover,
         title="What heads write to the refusal tokens directly",
         caption=f"n = {len(attribution.logits)} prompts; mean over prompts, norms frozen; {attribution.tokens}",
         unit="direct effect on the logit difference (nats)",

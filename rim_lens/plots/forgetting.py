@@ -124,7 +124,7 @@ def forgetting_scatter(
     rows = forgetting.correlations
     one = rows[(rows["outcome"] == outcome) & (rows["predictor"] == predictor)].iloc[0]
     varies = pd.notna(one["pearson"])
-    found = (
+    correlation = (
         f"r = {style.correlation(one['pearson'], one['pearson_low'], one['pearson_high'])}, "
         f"{style.p_value(one['pearson_p'])}; line by least squares with its 95 % band"
         if varies
@@ -132,7 +132,7 @@ def forgetting_scatter(
     )
     figure = style.blank(
         f"Forgetting against {PREDICTORS.get(predictor, predictor)}",
-        f"n = {one['n']} checkpoints; {found}",
+        f"n = {one['n']} checkpoints; {correlation}",
         xaxis={"title": {"text": PREDICTORS.get(predictor, predictor)}, "zeroline": False},
         yaxis={"title": {"text": OUTCOMES.get(outcome, outcome)}},
         height=420,
@@ -173,7 +173,7 @@ def predictors(forgetting: Forgetting, outcome: str = "refusal_drop") -> go.Figu
         | {"range": [len(y) - 0.5, -0.5], "showgrid": False, "zeroline": False},
         height=150 + 32 * len(y),
     )
-    told = [
+    hover = [
         f"<b>{PREDICTORS.get(row['predictor'], style.text(row['predictor']))}</b><br>r = "
         f"{style.number(row['pearson'])} {style.interval(row['pearson_low'], row['pearson_high'])}, "
         f"{style.p_value(row['pearson_p'])}<br>ρ = {style.number(row['spearman'])} "
@@ -186,7 +186,7 @@ def predictors(forgetting: Forgetting, outcome: str = "refusal_drop") -> go.Figu
         error_x=style.error_bars(rows["pearson"], rows["pearson_low"], rows["pearson_high"]),
         mode="markers",
         marker={"color": style.BLUE, "size": 9},
-        customdata=told,
+        customdata=hover,
         hovertemplate="%{customdata}<extra></extra>",
         showlegend=False,
     )

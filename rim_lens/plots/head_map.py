@@ -95,8 +95,8 @@ def grid(table: pd.DataFrame, values: Sequence[object], shape: tuple[int, int] |
     """Values of a table's rows as [head, layer]; NaN or empty where there is no row."""
     layers, heads = table["layer"].to_numpy(int), table["head"].to_numpy(int)
     n_layers, n_heads = shape or (layers.max() + 1, heads.max() + 1)
-    given = np.asarray(values)
-    is_number = given.dtype.kind == "f"
+    array = np.asarray(values)
+    is_number = array.dtype.kind == "f"
     filled = np.full((n_heads, n_layers), np.nan if is_number else "", dtype=float if is_number else object)
-    filled[heads, layers] = given
+    filled[heads, layers] = array
     return filled

@@ -45,7 +45,7 @@ def judge_errors(report: JudgeReport, label: str = "refused") -> go.Figure:
     )
     for i, (name, (colour, symbol)) in enumerate(SHARES.items()):
         hits, n = COUNTS[name]
-        told = [
+        hover = [
             f"<b>{group}</b><br>{name} {style.percent(row[name])} "
             f"{style.interval(row[f'{name}_low'], row[f'{name}_high'], '%')}, {row[hits]} of {row[n]}"
             for group, (_, row) in zip(groups, rows.iterrows(), strict=True)
@@ -57,7 +57,7 @@ def judge_errors(report: JudgeReport, label: str = "refused") -> go.Figure:
             error_x=style.error_bars(rows[name], rows[f"{name}_low"], rows[f"{name}_high"]),
             mode="markers",
             marker={"color": colour, "symbol": symbol, "size": 9},
-            customdata=told,
+            customdata=hover,
             hovertemplate="%{customdata}<extra></extra>",
         )
     return figure

@@ -62,7 +62,7 @@ def shift_by_layer(shift: ActivationShift) -> go.Figure:
             marker={"color": style.GREY, "symbol": "square", "size": 8},
             hoverinfo="skip",
         )
-    told = [
+    hover = [
         f"<b>{row['scope']}</b>, {row['n_neurons']} neurons<br>{style.percent(row['change'], sign=True)} "
         f"{style.interval(row['low'], row['high'], '%')}"
         + (
@@ -79,7 +79,7 @@ def shift_by_layer(shift: ActivationShift) -> go.Figure:
         error_y=style.error_bars(rows["change"], rows["low"], rows["high"]),
         mode="markers",
         marker={"color": style.BLUE, "size": 9},
-        customdata=told,
+        customdata=hover,
         hovertemplate="%{customdata}<extra></extra>",
     )
     return figure
@@ -139,7 +139,7 @@ def ras_variants(ras: Ras) -> go.Figure:
         marker={"color": style.GREY, "symbol": "square", "size": 8},
         hoverinfo="skip",
     )
-    told = [
+    hover = [
         f"<b>{label}</b><br>{style.number(row['ras'])} {style.interval(row['low'], row['high'])}<br>controls "
         f"{style.number(row['control_mean'])}, percentile {row['percentile']:.0f}, {style.p_value(row['p'])}"
         for label, (_, row) in zip(labels, ras.table.iterrows(), strict=True)
@@ -151,7 +151,7 @@ def ras_variants(ras: Ras) -> go.Figure:
         error_x=style.error_bars(ras.table["ras"], ras.table["low"], ras.table["high"]),
         mode="markers",
         marker={"color": style.BLUE, "size": 9},
-        customdata=told,
+        customdata=hover,
         hovertemplate="%{customdata}<extra></extra>",
     )
     return figure

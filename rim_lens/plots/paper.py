@@ -38,11 +38,11 @@ def thinking_table(tables: RimTable | Mapping[str, RimTable]) -> go.Figure:
     """
     named = dict(tables) if isinstance(tables, Mapping) else {tables.manifest.model.get("name", "model"): tables}
     panels = (HARM if all(table.judges_harm for table in named.values()) else NOT_REFUSED, MATHS)
-    found = pd.concat([_rates_of(name, table, panels) for name, table in named.items()], ignore_index=True)
+    rates = pd.concat([_rates_of(name, table, panels) for name, table in named.items()], ignore_index=True)
     figure = style.blank(
         f"{'Misalignment' if panels[0] is HARM else 'Requests complied with'} and maths accuracy, thinking off and on",
-        f"n = {style.one_or_range(found.loc[found['set'] == 'harmful', 'n'])} harmful requests, "
-        f"{style.one_or_range(found.loc[found['set'] == 'maths', 'n'])} problems a mode; bars are 95 % intervals; "
+        f"n = {style.one_or_range(rates.loc[rates['set'] == 'harmful', 'n'])} harmful requests, "
+        f"{style.one_or_range(rates.loc[rates['set'] == 'maths', 'n'])} problems a mode; bars are 95 % intervals; "
         f"judge: {', '.join(dict.fromkeys(table.judge for table in named.values()))}",
         height=170 + 64 * max(2, len(named)),
         xaxis={**style.percent_axis(panels[0][2]), "domain": [0, 0.47]},
@@ -57,7 +57,7 @@ def thinking_table(tables: RimTable | Mapping[str, RimTable]) -> go.Figure:
     )
     for column, (set_name, _, _) in enumerate(panels):
         for mode, (colour, symbol) in MODES.items():
-            rows = found[(found["set"] == set_name) & (found["condition"] == mode)]
+            rows = rates[(rates["set"] == set_name) & (rates["condition"] == mode)]
             offset = -0.12 if mode == "off" else 0.12
             figure.add_scatter(
                 name=words.condition(mode),

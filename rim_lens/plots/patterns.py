@@ -63,7 +63,7 @@ def cost_by_category(costs: PatternCosts) -> go.Figure:
     rows = costs.by_category[costs.by_category["class"].isin(PATTERNS)]
     categories = list(dict.fromkeys(rows["category"]))
     counts = rows.groupby("category")["n_prompts"].max()
-    shown = [name for name in PATTERNS if (rows["class"] == name).any()]
+    classes = [name for name in PATTERNS if (rows["class"] == name).any()]
     n = style.one_or_range(rows["n_prompts"]) if len(rows) else "0"
     figure = style.blank(
         f"Refusal lost against {words.pattern_class(costs.reference)}, by harm category",
@@ -72,13 +72,13 @@ def cost_by_category(costs: PatternCosts) -> go.Figure:
         "them below 0.05",
         xaxis={"title": {"text": "refusal lost"}, "tickformat": "+.0%", "zerolinewidth": 2},
         yaxis=category_axis([f"{name} ({counts[name]})" for name in categories]),
-        height=150 + 18 * max(2, len(shown)) * max(1, len(categories)),
+        height=150 + 18 * max(2, len(classes)) * max(1, len(categories)),
         hovermode="closest",
     )
     figure.add_vline(x=0, line={"color": style.GREY, "width": 1})
-    for i, name in enumerate(shown):
+    for i, name in enumerate(classes):
         part = rows[rows["class"] == name]
-        places = [categories.index(one) + (i - (len(shown) - 1) / 2) * 0.19 for one in part["category"]]
+        places = [categories.index(one) + (i - (len(classes) - 1) / 2) * 0.19 for one in part["category"]]
         figure.add_trace(cost_points(part, places, name, *PATTERNS[name]))
     return figure
 
@@ -142,20 +142,20 @@ def wordings_told(costs: PatternCosts) -> str:
 
 def shares_by_arm(arms: ArmDivergence) -> go.Figure:
     """Share of pattern sentences in the CoTs of each arm, with 95 % intervals over CoTs."""
-    shown = list(dict.fromkeys(arms.table["arm"]))
+    arm_names = list(dict.fromkeys(arms.table["arm"]))
     figure = style.blank(
         "Effort-minimizing sentences in the fine-tuning data",
         f"n = {style.one_or_range(arms.table['n_cots'])} CoTs an arm, {style.one_or_range(arms.table['n'])} "
         f"sentences; bars are 95 % intervals over CoTs; labelled by {arms.annotator}, which finds fewer than there "
         "are",
         xaxis=share_axis(arms.table),
-        yaxis=category_axis([words.arm(name) for name in shown]),
-        height=150 + 18 * 4 * len(shown),
+        yaxis=category_axis([words.arm(name) for name in arm_names]),
+        height=150 + 18 * 4 * len(arm_names),
         hovermode="closest",
     )
     for i, name in enumerate(PATTERNS):
         part = arms.table[arms.table["pattern"] == (ALL_SENTENCES if name == ANY else name)]
-        places = [shown.index(one) + (i - (len(PATTERNS) - 1) / 2) * 0.19 for one in part["arm"]]
+        places = [arm_names.index(one) + (i - (len(PATTERNS) - 1) / 2) * 0.19 for one in part["arm"]]
         heads = [f"{words.arm(one)}: {words.pattern_class(name)}" for one in part["arm"]]
         figure.add_trace(share_points(part, places, heads, name, *PATTERNS[name]))
     return figure
@@ -182,7 +182,7 @@ def share_points(
     part: pd.DataFrame, places: Sequence[float], heads: list[str], label: str, colour: str, symbol: str
 ) -> go.Scatter:
     """Shares of sentences as points with their intervals."""
-    told = [
+    hover = [
         f"<b>{style.text(head)}</b><br>{row['k']} of {row['n']} sentences, {style.percent(row['share'])} "
         f"{style.interval(row['low'], row['high'], '%')}<br>in {row['cots_with_it']} of {row['n_cots']} CoTs"
         for head, (_, row) in zip(heads, part.iterrows(), strict=True)
@@ -194,7 +194,7 @@ def share_points(
         error_x=style.error_bars(part["share"], part["low"], part["high"]),
         mode="markers",
         marker={"color": colour, "symbol": symbol, "size": 9},
-        customdata=told,
+        customdata=hover,
         hovertemplate="%{customdata}<extra></extra>",
     )
 

@@ -25,7 +25,7 @@ def probe_map(probe: RefusalProbe, kind: str = "supervised") -> go.Figure:
     area = probe.grid("auroc", kind).T
     rows = probe.table[probe.table["kind"] == kind]
     first = rows.iloc[0]
-    told = np.array([_told(row) for _, row in rows.iterrows()], dtype=object).reshape(area.T.shape).T
+    hover = np.array([_told(row) for _, row in rows.iterrows()], dtype=object).reshape(area.T.shape).T
     ticks = [-0.5, -0.25, 0.0, 0.25, 0.5]
     scale = style.diverging(np.array([0.5]), "AUROC (0.5: chance)")
     scale["colorbar"] = {**scale["colorbar"], "tickvals": ticks, "ticktext": ["0", "0.25", "0.5", "0.75", "1"]}  # type: ignore[dict-item]
@@ -48,7 +48,7 @@ def probe_map(probe: RefusalProbe, kind: str = "supervised") -> go.Figure:
     )
     figure.add_heatmap(
         z=style.cells(area - 0.5),
-        text=told,
+        text=hover,
         coloraxis="coloraxis",
         hovertemplate="%{text}<extra></extra>",
         xgap=1,
@@ -97,7 +97,7 @@ def trace_curve(trace: RefusalTrace) -> go.Figure:
 
 def cliff_heads(trace: RefusalTrace) -> go.Figure:
     """Head map: how far each head's own contribution falls where the reading falls most steeply."""
-    told = [
+    hover = [
         f"<b>{row['name']}</b><br>change {style.number(-row['fall'], sign=True)} sd "
         f"{style.interval(-row['high'], -row['low'])}<br>{style.percent(row['share'], sign=True)} of the whole fall, q "
         f"= {row['q']:.2g}"
@@ -106,7 +106,7 @@ def cliff_heads(trace: RefusalTrace) -> go.Figure:
     return head_map(
         trace.table.assign(change=-trace.table["fall"]),
         "change",
-        told,
+        hover,
         title="Heads that write the fall",
         caption=f"n = {len(trace.chats)} CoTs; mean over {trace.window} tokens after the steepest fall minus "
         f"{trace.window} before; rings: q < 0.05",

@@ -86,5 +86,5 @@ def told(row: pd.Series, column: str, is_effect: bool) -> str:
     """Hover: the value with its interval."""
     value, low, high = (row[f"{column}{end}"] for end in ("", "_low", "_high"))
     unit = "" if is_effect else "%"
-    shown = style.number(value, sign=True) if is_effect else style.percent(value)
-    return f"<b>{style.text(row['checkpoint'])}</b><br>{shown} {style.interval(low, high, unit)}"
+    text = style.number(value, sign=True) if is_effect else style.percent(value)
+    return f"<b>{style.text(row['checkpoint'])}</b><br>{text} {style.interval(low, high, unit)}"

@@ -28,11 +28,11 @@ def token_view(attention: TokenAttention, chat: int = 0, head: AnyHead | None = 
     weights = np.append(rows["weight"].to_numpy(float), np.full(cells, np.nan)).reshape(n_rows, per_row)
     labels = [token_label(text) for text in rows["text"]]
     texts = np.array([*labels, *[""] * cells], dtype=object).reshape(n_rows, per_row)
-    told = [
+    hover_texts = [
         f"<b>{label}</b><br>{segment}, token {i}<br>{100 * weight:.2f} % of attention"
         for i, (label, segment, weight) in enumerate(zip(labels, rows["segment"], rows["weight"], strict=True))
     ]
-    hover = np.array([*told, *[""] * cells], dtype=object).reshape(n_rows, per_row)
+    hover = np.array([*hover_texts, *[""] * cells], dtype=object).reshape(n_rows, per_row)
     about = attention.chats.iloc[chat]
     figure = style.blank(
         f"What {head} looks at, thinking {about['thinking']}",

@@ -38,10 +38,10 @@ class ClaimView:
 
 def claim_views(table: pd.DataFrame, results: Mapping[str, Result]) -> list[ClaimView]:
     """The claims in the table's order."""
-    views, shown = list[ClaimView](), dict[str, str]()
+    views, figures = list[ClaimView](), dict[str, str]()
     for row in table.to_dict("records"):
         evidence, measured = str(row["evidence"] or ""), pd.notna(row["effect"])
-        drawing = None if evidence in shown else figure_of(results.get(evidence))
+        drawing = None if evidence in figures else figure_of(results.get(evidence))
         views.append(
             ClaimView(
                 name=row["claim"],
@@ -54,11 +54,11 @@ def claim_views(table: pd.DataFrame, results: Mapping[str, Result]) -> list[Clai
                 evidence=evidence if evidence in results else "",
                 note=str(row["note"] or ""),
                 drawing=drawing,
-                same_as=shown.get(evidence, ""),
+                same_as=figures.get(evidence, ""),
             )
         )
         if drawing is not None:
-            shown[evidence] = row["claim"]
+            figures[evidence] = row["claim"]
     return views
 
 

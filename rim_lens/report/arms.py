@@ -34,28 +34,28 @@ def comparison_section(anchor: str, comparison: ArmComparison) -> Section:
 
 def in_short(comparison: ArmComparison) -> list[str]:
     """The largest dose of each arm, and effort-minimizing data against the others."""
-    table, told = comparison.table, []
+    table, sentences = comparison.table, []
     name = comparison.headline
     does = "gives harmful answers" if name == HARMFUL else "complies"
     for arm, rows in table[table["measure"] == name].groupby("arm", sort=False):
         last = rows.iloc[-1]
-        seen = clearly(last["low"], last["high"], last["q"])
-        verdict = ("more" if last["change"] > 0 else "less") if seen else "not clearly more or less"
-        told.append(
+        is_clear = clearly(last["low"], last["high"], last["q"])
+        verdict = ("more" if last["change"] > 0 else "less") if is_clear else "not clearly more or less"
+        sentences.append(
             f"After {dose(last)}{arm_name(arm)} the model {does} {verdict}: {percent(last['before'])} → "
             f"{percent(last['after'])} "
             f"({corrected(last['change'], last['low'], last['high'], last['q'])}){judge_told(last)}."
         )
     contrasts = comparison.contrasts
     for _, row in contrasts[(contrasts["measure"] == name) & (contrasts["a"] == "effort")].iterrows():
-        seen = clearly(row["low"], row["high"], row["q"])
-        verdict = ("more" if row["difference"] > 0 else "less") if seen else "not clearly more or less"
-        told.append(
+        is_clear = clearly(row["low"], row["high"], row["q"])
+        verdict = ("more" if row["difference"] > 0 else "less") if is_clear else "not clearly more or less"
+        sentences.append(
             f"Effort-minimizing data raise {'misalignment' if name == HARMFUL else 'compliance'} {verdict} than "
             f"{arm_name(row['b'])} after {row['step']} steps "
             f"({corrected(row['difference'], row['low'], row['high'], row['q'])}){judge_told(row)}."
         )
-    return told
+    return sentences
 
 
 def dose(row: pd.Series) -> str:

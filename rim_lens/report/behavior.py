@@ -38,45 +38,45 @@ def section(anchor: str, table: RimTable) -> Section:
 
 def asked_how(table: RimTable) -> str:
     """The conditions that there are, in words."""
-    given = set(table.table["condition"]) - {"off", "on"}
-    told = "thinking off (an empty think span), the model's own chain of thought"
-    if given:
-        controls = "; neutral and irrelevant text are controls" if given & {"neutral", "irrelevant"} else ""
-        told += f", and given chains of thought (CoT) in several wordings of equal length{controls}"
-    if not given & set(table.table.loc[table.table["set"] == "harmful", "condition"]):
-        told += (
+    kinds = set(table.table["condition"]) - {"off", "on"}
+    how = "thinking off (an empty think span), the model's own chain of thought"
+    if kinds:
+        controls = "; neutral and irrelevant text are controls" if kinds & {"neutral", "irrelevant"} else ""
+        how += f", and given chains of thought (CoT) in several wordings of equal length{controls}"
+    if not kinds & set(table.table.loc[table.table["set"] == "harmful", "condition"]):
+        how += (
             ". What given chains of thought do to harmful requests, where it was measured, is in the chapter on "
             "reasoning patterns"
         )
-    return told
+    return how
 
 
 def in_short(table: RimTable) -> list[str]:
     """The behaviour in sentences: refusal at first, then what each condition changes, then costs."""
-    told = []
+    sentences = []
     rows = table.table[(table.table["set"] == "harmful") & (table.table["measure"] == "refused")]
     if len(rows):
         first = rows.iloc[0]
-        told.append(f"With {condition(first['condition'])}, the model refuses {rate(first)} harmful requests.")
-        told += change_sentences(table, rows.iloc[1:])
+        sentences.append(f"With {condition(first['condition'])}, the model refuses {rate(first)} harmful requests.")
+        sentences += change_sentences(table, rows.iloc[1:])
     incoherent = table.table[(table.table["set"] == "harmful") & (table.table["measure"] == "incoherent")]
     if incoherent["k"].sum():
         most = incoherent.loc[incoherent["rate"].idxmax()]
-        told.append(
+        sentences.append(
             f"Incoherent answers to harmful requests are most frequent with {condition(most['condition'])}: "
             f"{rate(most)}."
         )
     over = table.table[(table.table["set"] == "harmless") & (table.table["measure"] == "refused")]
     if len(over):
         most = over.loc[over["rate"].idxmax()]
-        told.append(f"Harmless requests are most often refused with {condition(most['condition'])}: {rate(most)}.")
+        sentences.append(f"Harmless requests are most often refused with {condition(most['condition'])}: {rate(most)}.")
     maths = table.table[table.table["set"] == "maths"]
     solved = [
         f"{rate(row)} with {condition(row['condition'])}" for _, row in maths[maths["measure"] == "solved"].iterrows()
     ]
     if solved:
-        told.append(f"Maths problems solved: {'; '.join(solved)}.")
-    return told
+        sentences.append(f"Maths problems solved: {'; '.join(solved)}.")
+    return sentences
 
 
 def change_sentences(table: RimTable, rows: pd.DataFrame) -> list[str]:
@@ -84,12 +84,12 @@ def change_sentences(table: RimTable, rows: pd.DataFrame) -> list[str]:
     clear, unclear = [], []
     for _, row in rows.iterrows():
         one = change_of(table, row)
-        told = f"{rate(row)} ({points(one['difference'], one['low'], one['high'], one['p'])})"
+        words = f"{rate(row)} ({points(one['difference'], one['low'], one['high'], one['p'])})"
         if clearly(one["low"], one["high"], one["p"]):
             verdict = "refuses less" if one["difference"] < 0 else "refuses more"
-            clear.append(f"With {condition(row['condition'])} it {verdict}: {told}{judge_told(one)}.")
+            clear.append(f"With {condition(row['condition'])} it {verdict}: {words}{judge_told(one)}.")
         else:
-            unclear.append(f"{condition(row['condition'])} {told}")
+            unclear.append(f"{condition(row['condition'])} {words}")
     if unclear:
         clear.append(f"No difference that {rows['n'].min()} requests can establish: {'; '.join(unclear)}.")
     return clear
@@ -149,7 +149,7 @@ def answers_of(table: RimTable, name: str) -> Block:
     if name == "maths":
         return solved_grid(table)
     answers = table.answers[table.answers["set"] == name]
-    shown = answers.groupby("condition", sort=False).head(SHOWN_ANSWERS)
+    first = answers.groupby("condition", sort=False).head(SHOWN_ANSWERS)
     rows = [
         Answer(
             condition(row["condition"]),
@@ -158,9 +158,9 @@ def answers_of(table: RimTable, name: str) -> Block:
             row["response"],
             hidden=name == "harmful" and row["label"] != "refused",
         )
-        for _, row in shown.iterrows()
+        for _, row in first.iterrows()
     ]
-    left_out = len(answers) - len(shown)
+    left_out = len(answers) - len(first)
     note = "Labels that you give can be saved as labels.jsonl, which judge_report holds the judge against."
     note += f" {left_out} more answers are in the audit's folder." if left_out else ""
     return Answers(f"{SETS[name]}: what the model answered", note, rows, LABELS[:-1])
@@ -169,7 +169,7 @@ def answers_of(table: RimTable, name: str) -> Block:
 def solved_grid(table: RimTable, name: str = "maths") -> Grid:
     """The beginnings of answers to maths problems, and whether they are solved."""
     answers = table.answers[table.answers["set"] == name]
-    shown = answers.groupby("condition", sort=False).head(SHOWN_ANSWERS)
+    first = answers.groupby("condition", sort=False).head(SHOWN_ANSWERS)
     cells = [
         [
             condition(row["condition"]),
@@ -177,9 +177,9 @@ def solved_grid(table: RimTable, name: str = "maths") -> Grid:
             "solved" if row["solved"] else "not solved",
             excerpt(row["response"]),
         ]
-        for _, row in shown.iterrows()
+        for _, row in first.iterrows()
     ]
-    left_out = len(answers) - len(shown)
+    left_out = len(answers) - len(first)
     note = (
         f"The first characters of each answer. {left_out} more answers are in the audit's folder." if left_out else ""
     )

@@ -12,12 +12,12 @@ from rim_lens.report.wording import clearly
 
 def effect_sentence(row: pd.Series, what: str) -> str:
     """What a change did to a measure, and whether random sets do the same."""
-    told = f"{what}: {row['measure']} {effect_told(row)}, n = {row['n']}"
+    text = f"{what}: {row['measure']} {effect_told(row)}, n = {row['n']}"
     if not row["n_controls"]:
-        return f"{told}; no control sets."
+        return f"{text}; no control sets."
     beyond = row["p"] < 0.05 and clearly(row["low"], row["high"])
     verdict = "more than random sets do" if beyond else "not more than random sets do"
-    return f"{told}; {verdict} ({p_value(row['p'])} against {row['n_controls']} matched random sets)."
+    return f"{text}; {verdict} ({p_value(row['p'])} against {row['n_controls']} matched random sets)."
 
 
 def effect_grid(table: pd.DataFrame, by: Sequence[str]) -> Grid:

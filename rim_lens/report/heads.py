@@ -44,9 +44,9 @@ def contrast_section(anchor: str, heads: RefusalHeads) -> Section:
     blocks += [Words(f"Not tested: {CONTRASTS.get(name, name)}. {why}") for name, why in heads.not_tested.items()]
     scored = any(by_outcome(heads, name) for name in names)
     title = f"Heads whose attention goes with {'the refusal score' if scored else 'refusal'}"
-    told = [contrast_sentence(heads, name) for name in names if name != "empty_span_change"]  # it makes no candidates
-    told += held_out_sentences(heads)
-    return Section(anchor, title, told, blocks)
+    sentences = [contrast_sentence(heads, name) for name in names if name != "empty_span_change"]  # it makes no candidates
+    sentences += held_out_sentences(heads)
+    return Section(anchor, title, sentences, blocks)
 
 
 def contrast_sentence(heads: RefusalHeads, name: str) -> str:
@@ -108,12 +108,12 @@ def contrast_cells(row: pd.Series) -> list[str]:
 def span_section(anchor: str, spans: SpanAttention) -> Section:
     """Mean attention to the think span and the CoT."""
     table = spans.to_dataframe()
-    seen = [name for name in SHOWN_SEGMENTS if (table.loc[table["segment"] == name, "n"] > 0).any()]
+    present = [name for name in SHOWN_SEGMENTS if (table.loc[table["segment"] == name, "n"] > 0).any()]
     modes = ", ".join(f"{spans.thinking.count(mode)} {mode}" for mode in dict.fromkeys(spans.thinking))
     words = Words(
         f"Mean share of each head's attention on a segment, over {len(spans.thinking)} chats (thinking: {modes})."
     )
-    return Section(anchor, "Where heads look", [], [words, *(Drawing(segment_map(spans, name)) for name in seen)])
+    return Section(anchor, "Where heads look", [], [words, *(Drawing(segment_map(spans, name)) for name in present)])
 
 
 def token_section(anchor: str, attention: TokenAttention) -> Section:
@@ -179,8 +179,8 @@ def test_section(anchor: str, test: AblationTest) -> Section:
     blocks.append(effect_grid(test.table, ["change", "k"]))
     largest = test.table[test.table["k"] == test.table["k"].max()]
     first = largest[largest["measure"] == test.table["measure"].iloc[0]]
-    told = [effect_sentence(row, f"{sentence(row['change'])} of {row['k']} heads") for _, row in first.iterrows()]
-    return Section(anchor, title, told, blocks)
+    sentences = [effect_sentence(row, f"{sentence(row['change'])} of {row['k']} heads") for _, row in first.iterrows()]
+    return Section(anchor, title, sentences, blocks)
 
 
 def probe_section(anchor: str, probe: RefusalProbe) -> Section:
@@ -188,7 +188,7 @@ def probe_section(anchor: str, probe: RefusalProbe) -> Section:
     kinds = list(dict.fromkeys(probe.table["kind"]))
     s = probe.selected
     can = "can be read" if s["low"] > 0.5 else "cannot be told from chance"
-    told = (
+    text = (
         f"Whether the model will refuse {can} from its residual stream before it answers: AUROC {s['auroc']:.2f} "
         f"[{s['low']:.2f}, {s['high']:.2f}] at the decision position, n = {int(s['n'])} (0.5 is chance)."
     )
@@ -197,7 +197,7 @@ def probe_section(anchor: str, probe: RefusalProbe) -> Section:
         f"complied answers, at one layer and one template token. {probe.caption()}"
     )
     return Section(
-        anchor, "Where refusal can be read", [told], [words, *(Drawing(probe_map(probe, kind)) for kind in kinds)]
+        anchor, "Where refusal can be read", [text], [words, *(Drawing(probe_map(probe, kind)) for kind in kinds)]
     )
 
 
@@ -205,13 +205,13 @@ def trace_section(anchor: str, trace: RefusalTrace) -> Section:
     """The refusal direction along the CoT."""
     cells = [[row["name"], *trace_cells(row)] for _, row in trace.table.head(SHOWN_HEADS).iterrows()]
     grid = Grid("Heads that write the fall", ("head", *TRACE_COLUMNS), cells)
-    told = (
+    text = (
         f"Along the chain of thought the intent to refuse falls by {trace.fall:.2f} standard deviations at its "
         f"steepest place, against {trace.control_falls.mean():.2f} on directions fitted to permuted labels (p = "
         f"{trace.p:.2g}, n = {len(trace.chats)} CoTs)."
     )
     blocks: list[Block] = [Words(trace.caption()), Drawing(trace_curve(trace)), Drawing(cliff_heads(trace)), grid]
-    return Section(anchor, "Refusal along the chain of thought", [told], blocks)
+    return Section(anchor, "Refusal along the chain of thought", [text], blocks)
 
 
 def trace_cells(row: pd.Series) -> list[str]:

@@ -19,12 +19,12 @@ from rim_lens.words import arm
 
 def shift_section(anchor: str, shift: SeriesShift) -> Section:
     """Shift at every checkpoint and in every layer, on safety and on maths prompts."""
-    told, blocks = [], []
+    sentences, blocks = [], []
     for prompts in ("safety", "task"):
         rows = shift.table[(shift.table["prompts"] == prompts) & (shift.table["scope"] == "all")]
         apart = rows[rows["q"] < 0.05]
         less = int((apart["change"] < apart["control_change"]).sum())
-        told.append(
+        sentences.append(
             f"On {PROMPTS[prompts]} the safety neurons shift otherwise than matched random neurons at {len(apart)} "
             f"of {len(rows)} checkpoints (q < 0.05; {less} lower, {len(apart) - less} higher), n = "
             f"{int(shift.n_safety if prompts == 'safety' else shift.n_task)} prompts."
@@ -45,7 +45,10 @@ def shift_section(anchor: str, shift: SeriesShift) -> Section:
     ]
     columns = ["checkpoint", "prompts", "layer", "neurons", "change", "random sets (mean ± sd)", "p", "q"]
     return Section(
-        anchor, "How fine-tuning shifts safety neurons", told, [*blocks, Grid("All shifts as a table", columns, cells)]
+        anchor,
+        "How fine-tuning shifts safety neurons",
+        sentences,
+        [*blocks, Grid("All shifts as a table", columns, cells)],
     )
 
 
@@ -54,7 +57,7 @@ def prediction_section(anchor: str, check: PredictionCheck) -> Section:
     rows = check.table
     r = f"{number(rows['r'].min())} to {number(rows['r'].max())}"
     beyond = int((rows["q"] < 0.05).sum())
-    told = (
+    text = (
         "What one gradient step on examples of an arm predicts for each safety neuron correlates with what its "
         f"{len(rows)} checkpoints did at r = {r} (n = {rows['n'].iloc[0]} neurons each); at {beyond} of {len(rows)} "
         "it does so more than within matched random sets (q < 0.05)."
@@ -72,7 +75,7 @@ def prediction_section(anchor: str, check: PredictionCheck) -> Section:
         *(Drawing(predicted_against_actual(check, name)) for name in longest),
         prediction_grid(check),
     ]
-    return Section(anchor, "Is the shift predictable before training?", [told], blocks)
+    return Section(anchor, "Is the shift predictable before training?", [text], blocks)
 
 
 def prediction_grid(check: PredictionCheck) -> Grid:

@@ -43,13 +43,13 @@ def token_grid(table: NeuronTable) -> Grid:
     """Neurons with their tokens and activations."""
     cells = []
     for _, row in table.table.iterrows():
-        shown = [row["neuron"], row["promoted"], row["suppressed"], number(row["off"])]
+        row_cells = [row["neuron"], row["promoted"], row["suppressed"], number(row["off"])]
         if table.n_on:
-            shown += [
+            row_cells += [
                 number(row["on"]),
                 f"{number(row['change'], sign=True)} {interval(row['change_low'], row['change_high'])}",
             ]
-        cells.append(shown)
+        cells.append(row_cells)
     on = ["mean a, on", "change"] if table.n_on else []
     return Grid(
         "Neurons and their tokens",

@@ -31,7 +31,7 @@ def set_section(anchor: str, neurons: SafetyNeurons) -> Section:
     """The set, where it lies and how stable it is."""
     low, high = neurons.jaccard_interval
     stable = "stable" if neurons.stable else "not stable"
-    told = (
+    text = (
         f"{len(neurons)} of {neurons.n_all} neurons are safety-critical ({neurons.by_chance:.1f} expected by "
         f"chance); under resampled prompts the set is {stable}: Jaccard {neurons.jaccard:.2f} [{low:.2f}, "
         f"{high:.2f}], n = {neurons.n_pairs} pairs."
@@ -58,7 +58,7 @@ def set_section(anchor: str, neurons: SafetyNeurons) -> Section:
     return Section(
         anchor,
         "Safety-critical neurons",
-        [told],
+        [text],
         [Words(sentence(neurons.caption()) + "."), Drawing(neurons_by_layer(neurons)), grid],
     )
 
@@ -70,11 +70,11 @@ def test_section(anchor: str, test: AblationTest) -> Section:
         blocks += [Drawing(set_effects(test, method)) for method in dict.fromkeys(test.table["change"])]
     blocks.append(effect_grid(test.table, ["change"]))
     first = test.table[test.table["measure"].isin([test.table["measure"].iloc[0], "maths solved", MATHS])]
-    told = [
+    sentences = [
         effect_sentence(row, f"{row['change'].capitalize()} of {len(test.units)} neurons{test.where}")
         for _, row in first.iterrows()
     ]
-    return Section(anchor, "What ablating these neurons does", told, blocks)
+    return Section(anchor, "What ablating these neurons does", sentences, blocks)
 
 
 def test_words(test: AblationTest) -> str:
@@ -83,35 +83,35 @@ def test_words(test: AblationTest) -> str:
     scored = rows.loc[rows["measure"].str.startswith("refusal score"), "n_controls"]
     likely = rows.loc[rows["measure"] == MATHS, "n_controls"]
     generated = rows.loc[~rows["measure"].map(in_nats), "n_controls"]
-    told = (
+    text = (
         f"The {len(test.units)} neurons are silenced{test.where or ' at every position'}, and so are random sets "
         f"with as many neurons in each layer and decile of activation: {one_or_range(scored)} sets for the refusal "
         "score"
     )
     if len(likely):
-        told += (
+        text += (
             f", {one_or_range(likely)} for the log-likelihood of right maths answers (mean over their tokens, "
             "thinking off)"
         )
     if not len(generated):
-        return f"{told}."
+        return f"{text}."
     if not generated.max():
-        return f"{told}. What is generated is shown without random sets: their answers would take too long."
+        return f"{text}. What is generated is shown without random sets: their answers would take too long."
     n = one_or_range(generated)
     few = "; so few sets are a look at the noise, no test" if generated.max() < FEW_SETS else ""
-    return f"{told}, {n} for what is generated{few}."
+    return f"{text}, {n} for what is generated{few}."
 
 
 def shift_section(anchor: str, shift: ActivationShift) -> Section:
     """Activation shift between two states."""
     row = shift.table.iloc[0]
-    told = (
+    text = (
         f"From {shift.states[0]} to {shift.states[1]} the mean activation of {row['n_neurons']} safety neurons "
         f"changes by {percent(row['change'], sign=True)} {interval(row['low'], row['high'], '%')}, n = "
         f"{shift.n_prompts} prompts"
     )
     if shift.n_controls:
-        told += (
+        text += (
             f" (random sets: {percent(row['control_change'], sign=True)}, {p_value(row['p'])}, {shift.n_controls} sets)"
         )
     cells = [
@@ -133,12 +133,12 @@ def shift_section(anchor: str, shift: ActivationShift) -> Section:
     ]
     grid = Grid("Shift by layer as a table", columns, cells)
     title = f"How safety neurons shift, {' → '.join(shift.states)}"
-    return Section(anchor, title, [told + "."], [Drawing(shift_by_layer(shift)), grid])
+    return Section(anchor, title, [text + "."], [Drawing(shift_by_layer(shift)), grid])
 
 
 def ras_section(anchor: str, ras: Ras) -> Section:
     """RAS in all variants."""
-    told = (
+    text = (
         f"RAS of {ras.n_neurons} safety neurons is {number(ras.value)} {interval(*ras.interval)}, random sets "
         f"{number(ras.control)} ({p_value(ras.p)}, {ras.n_controls} sets; n = {ras.n_safety} safety and {ras.n_task} "
         "task prompts)."
@@ -154,7 +154,7 @@ def ras_section(anchor: str, ras: Ras) -> Section:
         for _, row in ras.table.iterrows()
     ]
     grid = Grid("RAS as a table", ["variant", "RAS", "random sets (mean ± sd)", "percentile", "p"], cells)
-    return Section(anchor, "Reciprocal activation shift (RAS)", [told], [Drawing(ras_variants(ras)), grid])
+    return Section(anchor, "Reciprocal activation shift (RAS)", [text], [Drawing(ras_variants(ras)), grid])
 
 
 def forgetting_section(anchor: str, forgetting: Forgetting) -> Section:
@@ -166,8 +166,8 @@ def forgetting_section(anchor: str, forgetting: Forgetting) -> Section:
     for outcome in outcomes:
         rows = forgetting.correlations[forgetting.correlations["outcome"] == outcome].set_index("predictor")
         best = forgetting.best.loc[forgetting.best["outcome"] == outcome, "predictor"]
-        shown = [name for name in dict.fromkeys(["ras_safety", *best]) if rows["pearson"].notna().get(name, False)]
-        blocks += [Drawing(forgetting_scatter(forgetting, name, outcome)) for name in shown]
+        panels = [name for name in dict.fromkeys(["ras_safety", *best]) if rows["pearson"].notna().get(name, False)]
+        blocks += [Drawing(forgetting_scatter(forgetting, name, outcome)) for name in panels]
         blocks.append(Drawing(predictors(forgetting, outcome)))
     blocks += [checkpoint_grid(forgetting), correlation_grid(forgetting)]
     return Section(anchor, "What predicts forgetting", in_short(forgetting, outcomes), blocks)
@@ -175,16 +175,18 @@ def forgetting_section(anchor: str, forgetting: Forgetting) -> Section:
 
 def in_short(forgetting: Forgetting, outcomes: list[str]) -> list[str]:
     """How RAS correlates with forgetting, and which predictor is best."""
-    told = []
+    sentences = []
     for outcome in outcomes:
         rows = forgetting.correlations[forgetting.correlations["outcome"] == outcome].set_index("predictor")
         one = rows.loc["ras_safety"]
         if pd.isna(one["pearson"]):
-            told.append(f"RAS of the safety neurons is the same at all {one['n']} checkpoints, so it predicts nothing.")
+            sentences.append(
+                f"RAS of the safety neurons is the same at all {one['n']} checkpoints, so it predicts nothing."
+            )
             continue
         sure = "goes" if clearly(one["pearson_low"], one["pearson_high"], one["pearson_p"]) else "does not clearly go"
         r = correlation(one["pearson"], one["pearson_low"], one["pearson_high"])
-        told.append(
+        sentences.append(
             f"Over {one['n']} checkpoints RAS of the safety neurons {sure} with the {unitless(OUTCOMES[outcome])}: r "
             f"= {r}, {p_value(one['pearson_p'])}."
         )
@@ -195,7 +197,7 @@ def in_short(forgetting: Forgetting, outcomes: list[str]) -> list[str]:
         f"at least {100 * row['certainty']:.0f} % of resamples)"
         for _, row in forgetting.best.iterrows()
     ]
-    return told + ([f"Best predictor: {joined(best)}."] if best else [])
+    return sentences + ([f"Best predictor: {joined(best)}."] if best else [])
 
 
 def unitless(name: str) -> str:
@@ -205,10 +207,10 @@ def unitless(name: str) -> str:
 
 def checkpoint_grid(forgetting: Forgetting) -> Grid:
     """Every checkpoint with its outcome and predictors."""
-    given = [name for name in (*OUTCOMES, *PREDICTORS) if name in forgetting.table]
-    cells = [[row["checkpoint"], *(number(row[name]) for name in given)] for _, row in forgetting.table.iterrows()]
+    columns = [name for name in (*OUTCOMES, *PREDICTORS) if name in forgetting.table]
+    cells = [[row["checkpoint"], *(number(row[name]) for name in columns)] for _, row in forgetting.table.iterrows()]
     titles = {**OUTCOMES, **PREDICTORS}
-    return Grid("Checkpoints as a table", ["checkpoint", *(titles[name] for name in given)], cells)
+    return Grid("Checkpoints as a table", ["checkpoint", *(titles[name] for name in columns)], cells)
 
 
 def correlation_grid(forgetting: Forgetting) -> Grid:

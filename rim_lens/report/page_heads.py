@@ -43,10 +43,10 @@ def linked_heads(results: Mapping[str, Result]) -> dict[str, Any] | None:
     """What the page's head views need; None where no result is about single heads."""
     order = sorted(results, key=lambda name: not isinstance(results[name], FIRST))
     tables = [table for name in order for table in head_facts(name, results[name])]
-    shown = next((result for result in results.values() if isinstance(result, TokenAttention)), None)
-    if not tables and shown is None:
+    attention = next((result for result in results.values() if isinstance(result, TokenAttention)), None)
+    if not tables and attention is None:
         return None
-    return {"tables": tables, **({} if shown is None else token_views(shown))}
+    return {"tables": tables, **({} if attention is None else token_views(attention))}
 
 
 def head_facts(anchor: str, result: Result) -> Iterator[Facts]:
@@ -70,8 +70,8 @@ def head_facts(anchor: str, result: Result) -> Iterator[Facts]:
     elif isinstance(result, SeriesHeads):
         over: dict[str, list[list[str]]] = {}
         for _, row in result.heads.iterrows():
-            told = f"{number(row['effect'], sign=True)} {interval(row['effect_low'], row['effect_high'])}"
-            over.setdefault(row["head"], []).append([row["checkpoint"], told])
+            change = f"{number(row['effect'], sign=True)} {interval(row['effect_low'], row['effect_high'])}"
+            over.setdefault(row["head"], []).append([row["checkpoint"], change])
         columns = ("checkpoint", "effect of ablation (nats)")
         yield facts_of_many(anchor, f"Over the checkpoints, n = {result.n_prompts} prompts", columns, over)
     elif isinstance(result, AblationTest) and result.kind == "heads":

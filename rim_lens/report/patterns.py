@@ -51,43 +51,43 @@ def cost_section(anchor: str, costs: PatternCosts) -> Section:
 
 def costs_in_short(costs: PatternCosts) -> list[str]:
     """Patterns together, the one that costs most, and categories, each with what n allows one to say."""
-    told = []
+    sentences = []
     for _, row in costs.contrasts[costs.contrasts["class"] == ANY].iterrows():
-        told.append(verdict(row, "Given a CoT with any of the patterns, the model"))
+        sentences.append(verdict(row, "Given a CoT with any of the patterns, the model"))
     patterns = costs.table[costs.table["class"].isin(NAMES)]
     if len(patterns):
         most = patterns.loc[patterns["cost"].idxmax()]
-        told.append(most_sentence(costs, most))
+        sentences.append(most_sentence(costs, most))
     rows = costs.by_category
     if len(rows):
-        found = rows[(rows["q"] < 0.05) & rows["class"].isin((ANY, *NAMES))]
+        clear = rows[(rows["q"] < 0.05) & rows["class"].isin((ANY, *NAMES))]
         where = "; ".join(
-            f"{pattern_class(row['class'])} in {row['category']} {lost(row)}" for _, row in found.iterrows()
+            f"{pattern_class(row['class'])} in {row['category']} {lost(row)}" for _, row in clear.iterrows()
         )
         n = counted(rows["category"].nunique(), "harm category", "harm categories")
-        told.append(
+        sentences.append(
             f"By harm category: {where}."
             if where
             else f"In none of {n} is a pattern separated from {pattern_class(costs.reference)} (q < 0.05 over "
             f"{len(rows)} comparisons)."
         )
-    return told
+    return sentences
 
 
 def most_sentence(costs: PatternCosts, most: pd.Series) -> str:
     """The pattern with the largest cost, and whether it is separated from the reference and from the other patterns."""
     name, reference = pattern_class(most["class"]), pattern_class(costs.reference)
-    told = f"Of the single patterns {name} has the largest estimate against {reference}, {lost(most)}"
+    text = f"Of the single patterns {name} has the largest estimate against {reference}, {lost(most)}"
     if most["cost"] <= 0:
-        told = (
+        text = (
             f"No single pattern costs refusal against {reference} by its estimate; the largest is {name}, {lost(most)}"
         )
     if costs.worst is None:
-        return f"{told}; no pattern is separated from {reference}, so which costs most is not established."
+        return f"{text}; no pattern is separated from {reference}, so which costs most is not established."
     pairs = costs.contrasts[costs.contrasts[["class", "reference"]].isin(NAMES).all(axis=1)]
     mine = pairs[(pairs[["class", "reference"]] == most["class"]).any(axis=1)]
     above = mine[mine["q"] < 0.05]
-    return f"{told}; it is separated from {len(above)} of the {len(mine)} other patterns (q < 0.05)."
+    return f"{text}; it is separated from {len(above)} of the {len(mine)} other patterns (q < 0.05)."
 
 
 def verdict(row: pd.Series, who: str) -> str:
@@ -155,8 +155,8 @@ def training_section(anchor: str, arms: ArmDivergence) -> Section:
 def arms_in_short(arms: ArmDivergence) -> list[str]:
     """The share of each arm."""
     rows = arms.table[arms.table["pattern"] == ALL_SENTENCES]
-    told = "; ".join(f"{arm(row['arm'])} {share_told(row)}" for _, row in rows.iterrows())
-    return [f"Sentences with a pattern in the fine-tuning data: {told}."]
+    shares = "; ".join(f"{arm(row['arm'])} {share_told(row)}" for _, row in rows.iterrows())
+    return [f"Sentences with a pattern in the fine-tuning data: {shares}."]
 
 
 def share_told(row: pd.Series) -> str:
@@ -243,18 +243,24 @@ def own_in_short(own: OwnPatterns) -> list[str]:
     """The share, and whether CoTs with a pattern comply more often."""
     whole = own.table[own.table["pattern"] == ALL_SENTENCES].iloc[0]
     row = own.outcomes[own.outcomes["outcome"] == "complied"].iloc[0]
-    told = [f"Sentences with a pattern in the model's own chains of thought: {share_told(whole)}."]
+    sentences = [f"Sentences with a pattern in the model's own chains of thought: {share_told(whole)}."]
     if math.isnan(row["p"]):
         sides = "all" if row["with_n"] else "none"
-        return [*told, f"Whether a pattern goes with complying cannot be asked: {sides} of {own.n_cots} CoTs have one."]
+        return [
+            *sentences,
+            f"Whether a pattern goes with complying cannot be asked: {sides} of {own.n_cots} CoTs have one.",
+        ]
     counts = (
         f"{row['with_k']} of {row['with_n']} CoTs with one comply, {row['without_k']} of {row['without_n']} without "
         f"(Fisher's exact {p_value(row['p'])})"
     )
     if row["smallest_p"] >= 0.05:
-        return [*told, f"Too few to say whether a pattern goes with complying: {counts}; no outcome could reach 0.05."]
+        return [
+            *sentences,
+            f"Too few to say whether a pattern goes with complying: {counts}; no outcome could reach 0.05.",
+        ]
     goes = "goes" if row["p"] < 0.05 else "does not clearly go"
-    return [*told, f"A pattern {goes} with {'more' if more(row) else 'less'} compliance: {counts}."]
+    return [*sentences, f"A pattern {goes} with {'more' if more(row) else 'less'} compliance: {counts}."]
 
 
 def more(row: pd.Series) -> bool:
@@ -283,7 +289,7 @@ def outcome_grid(table: pd.DataFrame) -> Grid:
 
 def sentence_grid(sentences: pd.DataFrame) -> Grid:
     """The beginnings of some sentences, with the words that the label rests on."""
-    shown = spread(sentences)
+    sample = spread(sentences)
     cells = [
         [
             pattern_class(row["label"]),
@@ -291,10 +297,10 @@ def sentence_grid(sentences: pd.DataFrame) -> Grid:
             excerpt(row["evidence"], SENTENCE),
             row["outcome"],
         ]
-        for _, row in shown.iterrows()
+        for _, row in sample.iterrows()
     ]
     note = (
-        f"{len(shown)} of {len(sentences)} sentences, excerpts of the CoT alone; the words that the label rests on "
+        f"{len(sample)} of {len(sentences)} sentences, excerpts of the CoT alone; the words that the label rests on "
         "stand beside."
     )
     return Grid("Sentences with a pattern", ["pattern", "sentence", "words", "answer"], cells, note)

@@ -143,9 +143,13 @@ def section_of(anchor: str, result: Result) -> Section:
 def plain_section(anchor: str, result: Result) -> Section:
     """Caption and the first rows of the table."""
     table = result.to_dataframe()
-    shown = table.head(SHOWN_ROWS)
-    rows = [[cell(value) for value in row] for row in shown.itertuples(index=False)]
-    note = f"{len(shown)} of {len(table)} rows; all are in the audit's folder." if len(table) > len(shown) else ""
+    first_rows = table.head(SHOWN_ROWS)
+    rows = [[cell(value) for value in row] for row in first_rows.itertuples(index=False)]
+    note = (
+        f"{len(first_rows)} of {len(table)} rows; all are in the audit's folder."
+        if len(table) > len(first_rows)
+        else ""
+    )
     grid = Grid("Table", [str(name) for name in table.columns], rows, note)
     return Section(anchor, result.title(), [], [Words(result.caption()), grid])
 

@@ -33,7 +33,7 @@ def in_short(series: SeriesBehavior) -> list[str]:
     """The reference, and the last checkpoint of each arm against it."""
     table = series.table
     reference = table[table["checkpoint"] == series.reference].iloc[0]
-    told = [
+    sentences = [
         f"The reference checkpoint {series.reference} refuses {percent(reference['rate'])} "
         f"{interval(reference['low'], reference['high'], '%')}, {reference['refused']} of {reference['n']} "
         "harmful requests, thinking off."
@@ -43,20 +43,20 @@ def in_short(series: SeriesBehavior) -> list[str]:
         if (
             name and rows["seed"].nunique() <= 1
         ):  # several trainings of an arm are told together, in a section of their own
-            told.append(arm_sentence(str(name), rows.iloc[-1]))
+            sentences.append(arm_sentence(str(name), rows.iloc[-1]))
     fewer = others[(others["difference"] < 0) & (others["q"] < 0.05)]
-    told.append(
+    sentences.append(
         f"{len(fewer)} of {len(others)} checkpoints refuse less than {series.reference} (q < 0.05 over all "
         "checkpoints)."
     )
-    return told
+    return sentences
 
 
 def arm_sentence(name: str, last: pd.Series) -> str:
     """What the longest training of an arm did to refusal."""
     change = points(last["difference"], last["difference_low"], last["difference_high"], last["p"])
-    seen = clearly(last["difference_low"], last["difference_high"], last["p"])
-    verdict = ("less" if last["difference"] < 0 else "more") if seen else "not clearly more or less"
+    is_clear = clearly(last["difference_low"], last["difference_high"], last["p"])
+    verdict = ("less" if last["difference"] < 0 else "more") if is_clear else "not clearly more or less"
     dose = f"{int(last['step'])} steps of " if pd.notna(last["step"]) else ""
     return (
         f"After {dose}{arm(name)} it refuses {verdict}: {percent(last['rate'])}, {last['refused']} of {last['n']} "
@@ -92,11 +92,11 @@ def maths_section(anchor: str, maths: SeriesMaths) -> Section:
     others = maths.table[maths.table["checkpoint"] != maths.reference]
     clear = others[others["q"] < 0.05]
     better = int((clear["change"] > 0).sum())
-    told = (
+    text = (
         f"Right maths answers are likelier than at {maths.reference} at {better} and less likely at "
         f"{len(clear) - better} of {len(others)} checkpoints (q < 0.05 over all checkpoints)."
     )
-    return Section(anchor, "Maths over the checkpoints", [told], blocks)
+    return Section(anchor, "Maths over the checkpoints", [text], blocks)
 
 
 def maths_cells(row: pd.Series) -> list[str]:

@@ -15,19 +15,19 @@ SHOWN = 20
 
 def ablation_section(anchor: str, sweep: AblationSweep) -> Section:
     """Head map of ablation effects."""
-    told = f"{first_told(sweep.table, len(sweep.clean))}; {changing(sweep.table, sweep.effect[0].size)}."
+    text = f"{first_told(sweep.table, len(sweep.clean))}; {changing(sweep.table, sweep.effect[0].size)}."
     blocks: list[Block] = [
         Words(sweep.caption()),
         Drawing(ablation_map(sweep)),
         effect_grid(sweep.table, quantity(sweep.metric)),
     ]
-    return Section(anchor, "What ablating each head does to refusal", [f"Ablated alone, {told}"], blocks)
+    return Section(anchor, "What ablating each head does to refusal", [f"Ablated alone, {text}"], blocks)
 
 
 def patching_section(anchor: str, sweep: PatchingSweep) -> Section:
     """Head map of patching effects, and the first heads together."""
     row, everything = sweep.table.iloc[0], sweep.together.iloc[-1]
-    told = (
+    text = (
         f"Given back its think-off output, {row['name']} alone returns {percent(row['returned'])} "
         f"{interval(row['returned_low'], row['returned_high'], '%')} of the refusal score that thinking takes; all "
         f"heads together {percent(everything['returned'])} (n = {len(sweep.score_on)} prompts, gap {sweep.gap:+.2f} "
@@ -39,12 +39,12 @@ def patching_section(anchor: str, sweep: PatchingSweep) -> Section:
         Drawing(patching_together(sweep)),
         effect_grid(sweep.table, quantity(sweep.metric)),
     ]
-    return Section(anchor, "Which heads bring refusal back", [told], blocks)
+    return Section(anchor, "Which heads bring refusal back", [text], blocks)
 
 
 def interchange_section(anchor: str, sweep: InterchangeSweep) -> Section:
     """Head maps of both directions, and the pairs."""
-    told = [
+    sentences = [
         f"{DIRECTIONS[name]}: {first_told(rows, len(sweep.score_harmful))}."
         for name, rows in sweep.table.groupby("direction", sort=False)
     ]
@@ -63,7 +63,7 @@ def interchange_section(anchor: str, sweep: InterchangeSweep) -> Section:
     maps = [Drawing(interchange_map(sweep, name)) for name in ("into_harmful", "into_harmless")]
     grids = [effect_grid(sweep.table, quantity(sweep.metric)), Grid("Pairs of heads as a table", columns, cells)]
     return Section(
-        anchor, "Heads exchanged between a request and its twin", told, [Words(sweep.caption()), *maps, *grids]
+        anchor, "Heads exchanged between a request and its twin", sentences, [Words(sweep.caption()), *maps, *grids]
     )
 
 

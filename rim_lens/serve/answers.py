@@ -50,7 +50,7 @@ class PageModel:
         size = {"layers": self.model.n_layers, "heads": self.model.n_heads}
         return {"model": self.model.name, **size, "modes": list(self.modes)}
 
-    def ask(self, question: str, given: Mapping[str, Any]) -> Reply:
+    def ask(self, question: str, body: Mapping[str, Any]) -> Reply:
         """Answer one question.
 
         Raises:
@@ -60,23 +60,23 @@ class PageModel:
         if not self._one_at_a_time.acquire(blocking=False):
             raise Busy("The model is busy with another question; ask again when it is done.")
         try:
-            return self.questions[question](given)
+            return self.questions[question](body)
         finally:
             self._one_at_a_time.release()
 
-    def answer(self, given: Mapping[str, Any]) -> Reply:
+    def answer(self, question: Mapping[str, Any]) -> Reply:
         """Answers to `request` with thinking `thinking`, as the model is and without `heads` (names, "L12H3")."""
-        request, thinking = request_in(given), mode_in(given)
-        heads = heads_in(given)
+        request, thinking = request_in(question), mode_in(question)
+        heads = heads_in(question)
         options: dict[str, Any] = {"thinking": thinking, "tokens": self.tokens, **self._limits}
         reply = {"before": said(answer(self.model, request, **options))}
         if heads:
             reply["after"] = said(answer(self.model, request, without=heads, **options))
         return reply
 
-    def attention(self, given: Mapping[str, Any]) -> Reply:
+    def attention(self, question: Mapping[str, Any]) -> Reply:
         """Every head's attention in a request with thinking off and, after the model's own CoT, on."""
-        request = request_in(given)
+        request = request_in(question)
         chats = self.model.render([request])
         if "on" in self.modes:
             budget: dict[str, Any] = {**self._limits, "max_new_tokens": 1}  # the CoT alone is needed
@@ -94,33 +94,33 @@ def modes_of(model: LensModel) -> tuple[str, ...]:
     return MODES
 
 
-def said(given: Answer) -> Reply:
+def said(answer: Answer) -> Reply:
     """An answer as JSON; the page sets its texts as text."""
-    return {"score": given.score, "label": given.label, "response": given.response, "cot": given.cot}
+    return {"score": answer.score, "label": answer.label, "response": answer.response, "cot": answer.cot}
 
 
-def request_in(given: Mapping[str, Any]) -> str:
+def request_in(question: Mapping[str, Any]) -> str:
     """The request, a text that is not empty and not too long."""
-    request = given.get("request")
+    request = question.get("request")
     if not isinstance(request, str) or not request.strip() or len(request) > LONGEST_REQUEST:
         raise RimLensError(f"A prompt must be a text of at most {LONGEST_REQUEST} characters.")
     return request
 
 
-def mode_in(given: Mapping[str, Any]) -> Any:
+def mode_in(question: Mapping[str, Any]) -> Any:
     """The thinking mode, "off" where none is given."""
-    mode = given.get("thinking", "off")
+    mode = question.get("thinking", "off")
     if mode not in MODES:
         raise RimLensError("Thinking must be 'off' or 'on'.")
     return mode
 
 
-def heads_in(given: Mapping[str, Any]) -> list[tuple[int, int]]:
+def heads_in(question: Mapping[str, Any]) -> list[tuple[int, int]]:
     """Heads by name; whether the model has them is checked where they are ablated."""
-    names = given.get("heads", [])
+    names = question.get("heads", [])
     if not isinstance(names, list) or len(names) > MOST_HEADS or not all(isinstance(name, str) for name in names):
         raise RimLensError(f"Heads must be a list of at most {MOST_HEADS} names such as L12H3.")
-    found = [re.fullmatch(r"L(\d{1,4})H(\d{1,4})", name) for name in names]
-    if None in found:
+    matches = [re.fullmatch(r"L(\d{1,4})H(\d{1,4})", name) for name in names]
+    if None in matches:
         raise RimLensError("A head is named by its layer and its number in it, L12H3 for instance.")
-    return [(int(match[1]), int(match[2])) for match in found if match]
+    return [(int(match[1]), int(match[2])) for match in matches if match]

@@ -90,8 +90,8 @@ class PageHandler(BaseHTTPRequestHandler):
             return
         except Exception:
             traceback.print_exc(file=sys.stderr)
-            told = {"error": "The model could not answer; the reason stands in the terminal."}
-            status, (body, kind) = HTTPStatus.INTERNAL_SERVER_ERROR, as_json(told)
+            message = {"error": "The model could not answer; the reason stands in the terminal."}
+            status, (body, kind) = HTTPStatus.INTERNAL_SERVER_ERROR, as_json(message)
         self.close_connection = True
         self.send_response(status)
         for name, value in {**HEADERS, "Content-Type": kind, "Content-Length": str(len(body))}.items():
@@ -143,12 +143,12 @@ class PageHandler(BaseHTTPRequestHandler):
         if int(length) > LARGEST_BODY:
             raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"A question may have {LARGEST_BODY} bytes.")
         try:
-            given = json.loads(self.rfile.read(int(length)))
+            body = json.loads(self.rfile.read(int(length)))
         except (ValueError, RecursionError):
-            given = None
-        if not isinstance(given, dict):
+            body = None
+        if not isinstance(body, dict):
             raise Refused(HTTPStatus.BAD_REQUEST, "A question is a JSON object.")
-        return given
+        return body
 
     def log_message(self, format: str, *arguments: Any) -> None:
         """Nothing: the request line holds the token."""

@@ -47,10 +47,10 @@ def at_home(plan: AuditPlan, folder: Path) -> AuditPlan:
     """The plan with its relative paths as they were when the audit ran: from here, or from a folder above the run's."""
     moved: dict[str, Any] = {}
     for name in ("model", "checkpoints"):
-        given = getattr(plan, name)
-        if given is None or Path(given).expanduser().exists():
+        path = getattr(plan, name)
+        if path is None or Path(path).expanduser().exists():
             continue
-        there = [parent / given for parent in folder.resolve().parents if (parent / given).exists()]
+        there = [parent / path for parent in folder.resolve().parents if (parent / path).exists()]
         if there:
             moved[name] = str(there[0])
     return replace(plan, **moved)
@@ -60,9 +60,9 @@ def plan_of(folder: Path) -> AuditPlan:
     """The plan that an audit's folder was made for."""
     path = folder / PLAN_FILE
     try:
-        given = json.loads(path.read_text())
+        fields = json.loads(path.read_text())
         plan: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
+            name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
         }
         return at_home(AuditPlan(**plan), folder)
     except (OSError, ValueError, TypeError, AttributeError) as error:

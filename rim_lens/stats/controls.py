@@ -180,13 +180,13 @@ def _distinct(
     """Uniform draws without repeats and without the selected set itself."""
     # In the order of the draws.
     own = np.concatenate([members[_among(members, selected)] for members, _ in pools])
-    found: dict[bytes, np.ndarray] = {}
-    while len(found) < n_sets:
+    sets: dict[bytes, np.ndarray] = {}
+    while len(sets) < n_sets:
         draws = np.concatenate([_draw(members, size, n_sets, rng) for members, size in pools], axis=1)
         for row in draws:
-            if len(found) < n_sets and not np.array_equal(row, own):
-                found.setdefault(row.tobytes(), row)
-    return np.stack(list(found.values()))
+            if len(sets) < n_sets and not np.array_equal(row, own):
+                sets.setdefault(row.tobytes(), row)
+    return np.stack(list(sets.values()))
 
 
 def _draw(

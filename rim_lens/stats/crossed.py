@@ -202,8 +202,8 @@ class _Cells:
 
     @property
     def span(self) -> tuple[float, float]:
-        seen = self.filled[self.observed > 0]
-        return float(seen.min()), float(seen.max())
+        observed = self.filled[self.observed > 0]
+        return float(observed.min()), float(observed.max())
 
     @property
     def once_a_prompt(self) -> bool:

@@ -41,11 +41,11 @@ def fitted_line(
         raise RimLensError(
             f"A line needs at least 4 points at different x, got {len(x)} over a range of {np.ptp(x):g}."
         )
-    found = stats.linregress(x, y)
+    fit = stats.linregress(x, y)
     at = np.linspace(x.min(), x.max(), n_grid)
-    middle = found.intercept + found.slope * at
-    rest = y - found.intercept - found.slope * x
+    middle = fit.intercept + fit.slope * at
+    rest = y - fit.intercept - fit.slope * x
     spread = np.sqrt((rest**2).sum() / (len(x) - 2))
     away = np.sqrt(1 / len(x) + (at - x.mean()) ** 2 / ((x - x.mean()) ** 2).sum())
     reach = stats.t.ppf((1 + level) / 2, len(x) - 2) * spread * away
-    return FittedLine(float(found.slope), float(found.intercept), at, middle, middle - reach, middle + reach, len(x))
+    return FittedLine(float(fit.slope), float(fit.intercept), at, middle, middle - reach, middle + reach, len(x))

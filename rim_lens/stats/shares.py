@@ -62,10 +62,12 @@ def share_difference(after: Outcomes, before: Outcomes, seed: Seed = 0, level: f
         return ShareDifference(
             paired.value, paired.interval, paired.p, len(after), paired.only_a, paired.only_b, method
         )
-    found = bootstrap_crossed_difference(after, before, seed=seed, level=level)
-    low, high = np.clip(tuple(found.interval), -1, 1)
+    difference = bootstrap_crossed_difference(after, before, seed=seed, level=level)
+    low, high = np.clip(tuple(difference.interval), -1, 1)
     wordings, samples = (max(after.shape[axis], before.shape[axis]) for axis in (1, 2))
-    method = f"bootstrap over prompts and {found.n_wordings} wordings" if wordings > 1 else "bootstrap over prompts"
+    method = (
+        f"bootstrap over prompts and {difference.n_wordings} wordings" if wordings > 1 else "bootstrap over prompts"
+    )
     method += f", {samples} samples within each" if samples > 1 else ""
     interval = Interval(float(low), float(high), level)
-    return ShareDifference(found.value, interval, found.p, found.n_prompts, None, None, method)
+    return ShareDifference(difference.value, interval, difference.p, difference.n_prompts, None, None, method)

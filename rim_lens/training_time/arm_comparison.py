@@ -124,12 +124,12 @@ Cell = tuple[str, int | None]
 
 def cells_of(trained: pd.DataFrame) -> dict[Cell, dict[int, str]]:
     """Checkpoints by arm and step, and within it by seed."""
-    found: dict[Cell, dict[int, str]] = {}
+    outcomes_at: dict[Cell, dict[int, str]] = {}
     for row in trained.itertuples():
         arm = str(row.checkpoint if pd.isna(row.arm) else row.arm)
         step, seed = (None if pd.isna(one) else int(one) for one in (row.step, row.seed))
-        found.setdefault((arm, step), {})[seed or 0] = str(row.checkpoint)
-    return found
+        outcomes_at.setdefault((arm, step), {})[seed or 0] = str(row.checkpoint)
+    return outcomes_at
 
 
 def measures(
@@ -137,13 +137,13 @@ def measures(
 ) -> Iterator[tuple[str, dict[str, Float[np.ndarray, "prompt sample"]], bool]]:
     """Each measure: its name, outcomes per prompt by checkpoint, and whether it is a share."""
     for measure in measures_of(series.answers):
-        found = by_checkpoint(series.answers, lambda rows, measure=measure: pd.Series(outcomes(rows, measure)))
-        judged = ~np.isnan(np.stack(list(found.values()))).any(
+        shares = by_checkpoint(series.answers, lambda rows, measure=measure: pd.Series(outcomes(rows, measure)))
+        judged = ~np.isnan(np.stack(list(shares.values()))).any(
             axis=(0, 2)
         )  # prompts with a verdict at every checkpoint
-        if not judged.any() or not any(values[judged].any() for values in found.values()):
+        if not judged.any() or not any(values[judged].any() for values in shares.values()):
             continue  # a label that nobody got is not one more test to correct for
-        yield measure, {name: values[judged] for name, values in found.items()}, measure != HARM_SCORE
+        yield measure, {name: values[judged] for name, values in shares.items()}, measure != HARM_SCORE
     if maths is not None:
         yield LIKELIHOOD, by_checkpoint(maths.answers, lambda rows: rows["likelihood"]), False
         if "solved" in maths.answers:
@@ -152,11 +152,11 @@ def measures(
 
 def by_checkpoint(answers: pd.DataFrame, outcome: Any) -> dict[str, Float[np.ndarray, "prompt sample"]]:
     """Outcomes per prompt, in the prompts' order, and sample."""
-    found = {}
+    values = {}
     for name, rows in answers.groupby("checkpoint", sort=False):
         n, by = rows["prompt"].nunique(), [column for column in ("prompt", "sample") if column in rows]
-        found[str(name)] = outcome(rows.sort_values(by)).to_numpy(dtype=float).reshape(n, -1)
-    return found
+        values[str(name)] = outcome(rows.sort_values(by)).to_numpy(dtype=float).reshape(n, -1)
+    return values
 
 
 def change_of(
@@ -172,14 +172,14 @@ def change_of(
         level = share_interval(after)
     else:
         level = bootstrap_crossed(after).interval if n_seeds > 1 else bootstrap_mean(after[:, 0].mean(axis=1))
-    found = {"before": before.mean(), "after": after.mean(), "after_low": level.low, "after_high": level.high}
+    row = {"before": before.mean(), "after": after.mean(), "after_low": level.low, "after_high": level.high}
     if n_seeds > 1:
         change = crossed(after, before[:, None], is_share, "change")
     else:
         change = paired(after, before[:, None], is_share, "change")
     interval = Interval(change["low"], change["high"])
-    apart = judged_apart(measure, errors, change["change"], interval, found["before"], found["after"])
-    return found | change | {"n": n, "n_seeds": n_seeds} | apart
+    apart = judged_apart(measure, errors, change["change"], interval, row["before"], row["after"])
+    return row | change | {"n": n, "n_seeds": n_seeds} | apart
 
 
 def contrasts_of(
@@ -214,16 +214,21 @@ def crossed(
     None where they are differences already, of these `answers`: no difference of shares is known better than chance
     allows.
     """
-    found = bootstrap_crossed_difference(after, before, answers=answers)
-    low, high = np.clip(tuple(found.interval), -1, 1) if is_share else found.interval
-    return {name: found.value, "low": float(low), "high": float(high), "p": found.p}
+    difference = bootstrap_crossed_difference(after, before, answers=answers)
+    low, high = np.clip(tuple(difference.interval), -1, 1) if is_share else difference.interval
+    return {name: difference.value, "low": float(low), "high": float(high), "p": difference.p}
 
 
 def paired(after: Outcomes, before: Outcomes, is_share: bool, name: str) -> dict[str, Any]:
     """One training's outcomes against others on the same prompts."""
     if is_share:
-        found = share_difference(after, before)
-        return {name: found.value, "low": found.interval.low, "high": found.interval.high, "p": found.p}
+        difference = share_difference(after, before)
+        return {
+            name: difference.value,
+            "low": difference.interval.low,
+            "high": difference.interval.high,
+            "p": difference.p,
+        }
     change = after[:, 0].mean(axis=1) - before[:, 0].mean(axis=1)
     ends, p = bootstrap_mean(change), float(mean_test(change).p)
     return {name: float(change.mean()), "low": ends.low, "high": ends.high, "p": p}

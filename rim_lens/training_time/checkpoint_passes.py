@@ -119,52 +119,52 @@ class Passes:
         options: Any = {"batch_size": self.batch_size, "per_prompt": False if self.rows is None else self.rows}
         safety = task = attention = scores = answers = maths = None
         refusal = kl = task_kl = np.full(0, np.nan)
-        kept: Sequence[PromptCache] = ()
+        caches: Sequence[PromptCache] = ()
         if self.inside and self.safety:
             self.reader.begin(is_reference)
             follow = bool(self.head_sets)
-            seen = pass_over(
+            measures = pass_over(
                 model, self.safety, self.positions, at_decision=self.reader, attention=follow,
                 keep=follow or self.answering is not None, **options,
             )  # fmt: skip
-            safety, attention, kept = seen.neurons, seen.attention, seen.kept
+            safety, attention, caches = measures.neurons, measures.attention, measures.kept
             refusal, kl = self.reader.of_all(self.reader.refusal), self.reader.of_all(self.reader.kl)
-            scores = without_heads(model, self.safety, self.head_sets, self.tokens, kept) if follow else None
+            scores = without_heads(model, self.safety, self.head_sets, self.tokens, caches) if follow else None
         if self.answering is not None:
-            answers = self.answers(self.answering, model, kept).assign(checkpoint=checkpoint.name)
+            answers = self.answers(self.answering, model, caches).assign(checkpoint=checkpoint.name)
             answers.insert(0, "checkpoint", answers.pop("checkpoint"))
             if not self.inside:
                 refusal = answers.groupby("prompt")["refusal_score"].mean().to_numpy()
-        kept = ()
+        caches = ()
         if self.inside and self.task:
             self.task_reader.begin(is_reference)
-            seen = pass_over(
+            measures = pass_over(
                 model, self.task, self.positions, at_decision=self.task_reader,
                 keep=self.task is self.maths_chats, **options,
             )  # fmt: skip
-            task, kept = seen.neurons, seen.kept
+            task, caches = measures.neurons, measures.kept
             task_kl = self.task_reader.of_all(self.task_reader.kl)
         if self.maths is not None:
-            maths = self.maths_rows(self.maths, model, kept)
+            maths = self.maths_rows(self.maths, model, caches)
             maths.insert(0, "checkpoint", checkpoint.name)
         return AtCheckpoint(
             checkpoint, safety, task, refusal, kl, distance, attention, scores,
             answers=answers, maths=maths, task_kl=task_kl,
         )  # fmt: skip
 
-    def answers(self, asked: Answering, model: LensModel, kept: Sequence[PromptCache]) -> pd.DataFrame:
+    def answers(self, asked: Answering, model: LensModel, caches: Sequence[PromptCache]) -> pd.DataFrame:
         """Judged answers to the safety prompts."""
         generations = generate(
-            model, list(self.safety), decision_score=self.tokens.score, started=of_all_processes(kept, self.safety),
+            model, list(self.safety), decision_score=self.tokens.score, started=of_all_processes(caches, self.safety),
             batch_size=self.batch_size, progress=False, **asked.options,
         )  # fmt: skip
         rows = [Asked(i, -1, k) for i in range(len(self.safety)) for k in range(asked.options["samples"])]
         condition = Condition(asked.thinking, asked.thinking)
         return judged_answers(list(asked.prompts), condition, rows, generations, asked.judge)
 
-    def maths_rows(self, maths: MathsAnswering, model: LensModel, kept: Sequence[PromptCache]) -> pd.DataFrame:
+    def maths_rows(self, maths: MathsAnswering, model: LensModel, caches: Sequence[PromptCache]) -> pd.DataFrame:
         """Likelihood of the right answer to each problem and, where they are solved, the model's own."""
-        started, after = of_all_processes(kept, self.maths_chats), maths.after(self.maths_chats)
+        started, after = of_all_processes(caches, self.maths_chats), maths.after(self.maths_chats)
         if started and after is not None:
             values = likelihoods_after(started, after)
         else:
@@ -182,10 +182,10 @@ class Passes:
         )
 
 
-def of_all_processes(kept: Sequence[PromptCache], chats: Sequence[Chat]) -> Sequence[PromptCache]:
+def of_all_processes(caches: Sequence[PromptCache], chats: Sequence[Chat]) -> Sequence[PromptCache]:
     """The prompts kept here, where every process has kept its own; otherwise none, so that all go the same way."""
-    here = bool(kept) or not share(len(chats))
-    return kept if all(gather_items(n_processes(), [rank()], [here])) else ()
+    here = bool(caches) or not share(len(chats))
+    return caches if all(gather_items(n_processes(), [rank()], [here])) else ()
 
 
 @torch.no_grad()

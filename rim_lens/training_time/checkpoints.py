@@ -55,8 +55,8 @@ class Checkpoints(Sequence[Checkpoint]):
         base: str | None = None,
         reference: str | None = None,
     ) -> None:
-        given = sources.items() if isinstance(sources, Mapping) else [(None, source) for source in sources]
-        items = [as_checkpoint(name, source) for name, source in given]
+        pairs = sources.items() if isinstance(sources, Mapping) else [(None, source) for source in sources]
+        items = [as_checkpoint(name, source) for name, source in pairs]
         if reference is None and all(item.name != BASE for item in items):
             items = [Checkpoint(BASE, None), *items]
         reference = reference or BASE
@@ -240,10 +240,10 @@ def check_sum(item: Checkpoint, folder: Path) -> None:
     path = folder / (WEIGHTS if is_adapter(folder) else "model.safetensors")
     try:
         with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise RimLensError(f"The checkpoint {item.name} has no readable {path.name} ({error.strerror}).") from error
-    if found != item.sha256:
+    if digest != item.sha256:
         raise RimLensError(f"{path} was changed or damaged: its sha256 is not the one recorded for {item.name}.")
 
 

@@ -168,21 +168,21 @@ def teacher_forced_pairs(
         chats, answers = model.render(texts, thinking=thinking), list(responses)
         answered = [model.chat_format.write(chat, answer) for chat, answer in zip(chats, answers, strict=True)]
     labels = [one.label for one in (judge or RefusalJudge())(texts, answers)]
-    kept = [i for i, label in enumerate(labels) if label != "refused" and len(answered[i]) > len(chats[i])]
-    if len(kept) < 2:
+    usable = [i for i, label in enumerate(labels) if label != "refused" and len(answered[i]) > len(chats[i])]
+    if len(usable) < 2:
         raise RimLensError(
             f"The model refuses {labels.count('refused')} of {len(prompts)} prompts, so its own answers give no "
             "contrast to refusals; use refusal_forcing_pairs, or a checkpoint that complies."
         )
-    groups = [groups_of(prompts)[i] for i in kept]
+    groups = [groups_of(prompts)[i] for i in usable]
     chosen = dealt(groups, len(refusals), seed)
     return CounterfactualPairs(
-        tuple(answered[i] for i in kept),
-        tuple(model.chat_format.write(chats[i], refusals[wording]) for i, wording in zip(kept, chosen, strict=True)),
+        tuple(answered[i] for i in usable),
+        tuple(model.chat_format.write(chats[i], refusals[wording]) for i, wording in zip(usable, chosen, strict=True)),
         tuple(groups),
         "teacher_forced",
         positions,
-        n_dropped=len(prompts) - len(kept),
+        n_dropped=len(prompts) - len(usable),
     )
 
 

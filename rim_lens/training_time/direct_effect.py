@@ -30,14 +30,14 @@ def direct_effects(model: LensModel, neurons: Int[np.ndarray, "neuron index"]) -
         RimLensError: a model whose down projections, final norm or unembedding are not found.
     """
     weight = unembedding(model).weight
-    last, found = frozen(final_norm(model), model.d_model), []
+    last, effects = frozen(final_norm(model), model.d_model), []
     for row in checked_neurons(model, neurons).tolist():
         written = written_by(model, row).double()
         for norm in (layer_norms(model, row[0])[1], last):
             written = written if norm is None else norm.through(written.to(norm.scale))
         effect = nn.functional.linear(written.to(weight), weight).float().cpu()
-        found.append(effect - effect.mean())
-    return torch.stack(found)
+        effects.append(effect - effect.mean())
+    return torch.stack(effects)
 
 
 def written_by(model: LensModel, neuron: list[int]) -> Float[Tensor, " d_model"]:

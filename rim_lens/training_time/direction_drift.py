@@ -97,8 +97,8 @@ def direction_drift(
             "prompts."
         )
     chats = [*sides["harmful"], *sides["harmless"]]
-    given = vectors_of(model, direction)[0].numpy().astype(np.float64)
-    along = np.stack([given, *np.random.default_rng(seed).normal(size=(n_random, model.d_model))])
+    vector = vectors_of(model, direction)[0].numpy().astype(np.float64)
+    along = np.stack([vector, *np.random.default_rng(seed).normal(size=(n_random, model.d_model))])
     along /= np.linalg.norm(along, axis=1, keepdims=True)
     kinds = {"harmful": slice(0, len(sides["harmful"])), "harmless": slice(len(sides["harmful"]), None)}
     rows, moved, names = [], [], []

@@ -99,7 +99,7 @@ class Forgetting(Result):
 
 def forgetting_of(
     model: LensModel | None,
-    found: Sequence[AtCheckpoint],
+    measurements: Sequence[AtCheckpoint],
     neurons: NeuronRows,
     refused: Mapping[str, float] | None = None,
     *,
@@ -108,12 +108,12 @@ def forgetting_of(
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> Forgetting:
-    """Forgetting and its predictors from what `measure_series` found, the reference first.
+    """Forgetting and its predictors from what `measure_series` returned, the reference first.
 
     Args:
         model: for the manifest.
-        found: measurements at every checkpoint, at least four besides the reference.
-        neurons: the set that `found` has values per prompt of.
+        measurements: one at every checkpoint, at least four besides the reference.
+        neurons: the set that `measurements` hold values per prompt of.
         refused: refusal rate of every checkpoint by name, 0 to 1, from answers.
         n_controls: matched random sets for RAS.
         measure: "magnitude" or "signed".
@@ -123,9 +123,9 @@ def forgetting_of(
     Raises:
         RimLensError: fewer than four checkpoints besides the reference, or a refusal rate missing.
     """
-    first, others = found[0], found[1:]
+    first, others = measurements[0], measurements[1:]
     need_enough(len(others))
-    names = [one.checkpoint.name for one in found]
+    names = [one.checkpoint.name for one in measurements]
     missing = [name for name in names if refused is not None and name not in refused]
     if missing:
         raise RimLensError(f"Refusal rates are missing for {', '.join(missing)}; give one for every checkpoint.")
@@ -210,33 +210,33 @@ def correlate(table: pd.DataFrame, *, n_resamples: int = 2000, seed: int = 0) ->
             and np.ptp(table[name].to_numpy(dtype=float)) > 0  # not so where a value is NaN
             and zeros[name] < MOST_ZEROS * len(y)
         ]
-        found = {name: correlation(table[name].to_numpy(dtype=float), y, n_resamples, seed) for name in varying}
+        by_predictor = {name: correlation(table[name].to_numpy(dtype=float), y, n_resamples, seed) for name in varying}
         for name in predictors:
             about = {"outcome": outcome, "predictor": name, "n": len(y), "zeros": zeros[name]}
-            rows.append({**about, **numbers(found.get(name))})
+            rows.append({**about, **numbers(by_predictor.get(name))})
         if varying:
-            best.append({"outcome": outcome, **best_of(table, y, found, n_resamples, seed)})
+            best.append({"outcome": outcome, **best_of(table, y, by_predictor, n_resamples, seed)})
     correlations = pd.DataFrame(rows)
     for kind in ("pearson", "spearman"):
         correlations[f"{kind}_q"] = benjamini_hochberg(correlations[f"{kind}_p"].to_numpy(dtype=float))
     return correlations, pd.DataFrame(best)
 
 
-def numbers(found: Correlation | None) -> dict[str, float]:
+def numbers(correlation: Correlation | None) -> dict[str, float]:
     """A correlation as columns; NaN where the predictor does not vary."""
     columns: dict[str, float] = {}
     for kind in ("pearson", "spearman"):
-        value, p = (np.nan, np.nan) if found is None else (getattr(found, kind), getattr(found, f"{kind}_p"))
-        low, high = (np.nan, np.nan) if found is None else getattr(found, f"{kind}_interval")
+        value, p = (np.nan, np.nan) if correlation is None else (getattr(correlation, kind), getattr(correlation, f"{kind}_p"))
+        low, high = (np.nan, np.nan) if correlation is None else getattr(correlation, f"{kind}_interval")
         columns |= {kind: value, f"{kind}_p": p, f"{kind}_low": low, f"{kind}_high": high}
     return columns
 
 
 def best_of(
-    table: pd.DataFrame, y: np.ndarray, found: Mapping[str, Correlation], n_resamples: int, seed: int
+    table: pd.DataFrame, y: np.ndarray, correlations: Mapping[str, Correlation], n_resamples: int, seed: int
 ) -> dict[str, object]:
     """The predictor with the largest r, and the shares of resamples in which it beats each other one."""
-    ranked = sorted(found, key=lambda name: -found[name].pearson)
+    ranked = sorted(correlations, key=lambda name: -correlations[name].pearson)
     first = ranked[0]
     against = {
         other: correlation_difference(
@@ -244,7 +244,7 @@ def best_of(
         ).certainty
         for other in ranked[1:]
     }
-    one = found[first]
+    one = correlations[first]
     low, high = one.pearson_interval
     return {
         "predictor": first,

@@ -109,11 +109,11 @@ def neuron_table(
         raise RimLensError("The chats with thinking on must be of the same requests in the same order as the prompts.")
     effects = direct_effects(model, rows)  # first: a model without the modules is refused before any pass
     every_chat = [*off, *(on or [])]
-    with record_neurons(model, rows) as seen, torch.no_grad():
+    with record_neurons(model, rows) as values, torch.no_grad():
         run = model.decision_logits
         for _ in over_batches(model, every_chat, batch_size, lambda _, batch: run(batch), "neuron_table", split=False):
             pass
-    return table_of(model, every, rows, effects, seen, off, list(on or []), n_tokens, n_prompts, positions, seed)
+    return table_of(model, every, rows, effects, values, off, list(on or []), n_tokens, n_prompts, positions, seed)
 
 
 def read_table(
@@ -133,12 +133,12 @@ def read_table(
     every = neuron_rows(neurons)
     rows = every[:n_neurons]
     effects = direct_effects(model, rows)
-    with record_neurons(model, rows) as seen:
+    with record_neurons(model, rows) as values:
         sides = [
             pass_over(model, chats, "decision", per_prompt=every, batch_size=batch_size).neurons for chats in (off, on)
         ]
     table = table_of(
-        model, every, rows, effects, seen, list(off), list(on), N_TOKENS, N_PROMPTS, REQUEST_AND_ANSWER, seed
+        model, every, rows, effects, values, list(off), list(on), N_TOKENS, N_PROMPTS, REQUEST_AND_ANSWER, seed
     )
     return table, sides[0], sides[1]
 
@@ -148,7 +148,7 @@ def table_of(
     every: Int[np.ndarray, "neuron index"],
     rows: Int[np.ndarray, "neuron index"],
     effects: Float[torch.Tensor, "neuron vocab"],
-    seen: NeuronValues,
+    values: NeuronValues,
     off: list[Chat],
     on: list[Chat],
     n_tokens: int,
@@ -169,7 +169,7 @@ def table_of(
         [
             row
             for i, name in enumerate(names)
-            for row in firing_prompts(model, name, i, seen, off + on, positions, n_prompts)
+            for row in firing_prompts(model, name, i, values, off + on, positions, n_prompts)
         ]
     )
     index = columns_of(rows)
@@ -177,10 +177,10 @@ def table_of(
     table = pd.DataFrame({"neuron": names, **index})
     for side in ("promoted", "suppressed"):
         table[side] = [sides[name, side] for name in names]
-    before = at_decision(seen, off)
+    before = at_decision(values, off)
     table["off"] = before.mean(axis=0)
     if on:
-        after = at_decision(seen, on)
+        after = at_decision(values, on)
         table["on"] = after.mean(axis=0)
         table["change"] = (after - before).mean(axis=0)
         ends = [bootstrap_mean(column, seed=seed) for column in (after - before).T]
@@ -197,31 +197,37 @@ def table_of(
     )
 
 
-def at_decision(seen: NeuronValues, chats: Sequence[Chat]) -> Float[np.ndarray, "prompt neuron"]:
+def at_decision(values: NeuronValues, chats: Sequence[Chat]) -> Float[np.ndarray, "prompt neuron"]:
     """Every neuron's activation at each chat's decision position."""
-    return np.stack([seen.of(chat)[chat.decision_position] for chat in chats]).astype(np.float64)
+    return np.stack([values.of(chat)[chat.decision_position] for chat in chats]).astype(np.float64)
 
 
 def named_tokens(model: LensModel, name: str, effect: Float[torch.Tensor, " vocab"], n: int) -> list[dict[str, Any]]:
     """The tokens with the largest and the smallest direct effect."""
-    found = []
+    tokens = []
     for side, sign in (("promoted", 1), ("suppressed", -1)):
         values, ids = (sign * effect).topk(n)
         for rank, (value, token) in enumerate(zip(values.tolist(), ids.tolist(), strict=True), start=1):
             text = repr(model.chat_format.decode([token]))
-            found.append(
+            tokens.append(
                 {"neuron": name, "side": side, "rank": rank, "token": text, "token_id": token, "effect": sign * value}
             )
-    return found
+    return tokens
 
 
 def firing_prompts(
-    model: LensModel, name: str, column: int, seen: NeuronValues, chats: Sequence[Chat], positions: Positions, n: int
+    model: LensModel,
+    name: str,
+    column: int,
+    neuron_values: NeuronValues,
+    chats: Sequence[Chat],
+    positions: Positions,
+    n: int,
 ) -> list[dict[str, Any]]:
     """The chats in which the neuron is largest at one of the positions, each with the token where it is."""
     peaks = []
     for chat in chats:
-        values = seen.of(chat)[:, column]
+        values = neuron_values.of(chat)[:, column]
         inside = np.flatnonzero(places(chat, positions) & np.isfinite(values))
         if len(inside):
             token = int(inside[np.abs(values[inside]).argmax()])

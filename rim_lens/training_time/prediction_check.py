@@ -71,7 +71,7 @@ def prediction_check(
     neurons: NeuronRows,
     data: Mapping[str, Sequence[Chat]],
     safety: Sequence[Chat],
-    found: Sequence[AtCheckpoint],
+    measurements: Sequence[AtCheckpoint],
     *,
     n_controls: int = 1000,
     measure: Measure = "magnitude",
@@ -85,8 +85,8 @@ def prediction_check(
         model: at the reference checkpoint; its weights are the same afterwards.
         neurons: `SafetyNeurons`, or rows.
         data: fine-tuning chats by arm, with their CoT and response.
-        safety: the safety chats that `found` was measured on.
-        found: what `measure_series` found, the reference first, at the positions of `predict_shift`.
+        safety: the safety chats that `measurements` was measured on.
+        measurements: what `measure_series` returned, the reference first, at the positions of `predict_shift`.
         n_controls: matched random sets.
         measure: "magnitude" or "signed".
         batch_size: fine-tuning chats a pass.
@@ -96,9 +96,9 @@ def prediction_check(
     Raises:
         RimLensError: no checkpoint belongs to an arm with data.
     """
-    first, rows = found[0], neuron_rows(neurons)
+    first, rows = measurements[0], neuron_rows(neurons)
     controls = matched_controls(rows, n_controls, base=first.safety, seed=seed, measure=measure)
-    arms = [arm for arm in data if any(one.checkpoint.arm == arm for one in found[1:])]
+    arms = [arm for arm in data if any(one.checkpoint.arm == arm for one in measurements[1:])]
     if not arms:
         raise RimLensError(
             f"No checkpoint belongs to an arm with fine-tuning data ({', '.join(data) or 'none given'})."
@@ -110,7 +110,7 @@ def prediction_check(
             batch_size=batch_size, seed=seed, **options,
         )  # fmt: skip
         steps.append({"arm": arm, **{name: getattr(predicted, name) for name in ("n_examples", "loss", "curvature")}})
-        for one in found[1:]:
+        for one in measurements[1:]:
             if one.checkpoint.arm == arm:
                 row, per_neuron = compared(predicted, first, one, rows, controls, measure, seed)
                 where = {"arm": arm, "checkpoint": one.checkpoint.name, "step": one.checkpoint.step}
@@ -142,8 +142,8 @@ def compared(
     scale = STEP / predicted.size
     f0, f1 = (side.safety.values(measure).astype(np.float64) for side in (first, one))
     ahead = relative_change(predicted.f_before, predicted.f_before + scale * (predicted.f_after - predicted.f_before))
-    seen = relative_change(f0, f1)
-    mine = [values[tuple(rows.T)] for values in (ahead, seen)]
+    change = relative_change(f0, f1)
+    mine = [values[tuple(rows.T)] for values in (ahead, change)]
     whole = [of_sets(values, rows[None]).mean() for values in (predicted.f_before, predicted.f_after, f0, f1)]
     forecast = float(relative_change(np.array(whole[0]), np.array(whole[0] + scale * (whole[1] - whole[0]))))
     drawn = np.random.default_rng(seed).integers(0, len(rows), size=(N_RESAMPLES, len(rows)))
@@ -156,7 +156,7 @@ def compared(
     for name, kind in (("r", pearson), ("rho", spearman)):
         low, high = percentiles(kind(mine[0][drawn], mine[1][drawn]), len(rows))
         row |= {name: float(kind(mine[0][None], mine[1][None])[0]), f"{name}_low": low, f"{name}_high": high}
-    null = np.nan_to_num(pearson(of_sets(ahead, controls), of_sets(seen, controls)))
+    null = np.nan_to_num(pearson(of_sets(ahead, controls), of_sets(change, controls)))
     row |= {
         "control_r": float(null.mean()),
         "control_low": float(np.quantile(null, 0.025)),

@@ -106,7 +106,7 @@ def prompt_pass(
     mine = share(len(chats), [len(chat) for chat in chats])
     reader = neuron_reader(model, len(chats), per_prompt, 0.0)
     masses = np.zeros((len(chats), model.n_layers, model.n_heads, len(SEGMENTS))) if attention else None
-    tap, kept = MassTap("decision"), []
+    tap, caches = MassTap("decision"), []
     batches = [
         ([mine[row] for row in rows], batch)
         for rows, batch in (model.batches([chats[i] for i in mine], batch_size) if mine else ())
@@ -121,7 +121,7 @@ def prompt_pass(
             if can_prefill(model, batch):
                 logits, cache = prefilling_pass(model, batch, shared)
                 if keep:
-                    kept.append(prefilled(model, prompts, batch, cache))
+                    caches.append(prefilled(model, prompts, batch, cache))
             else:
                 logits = model.decision_logits(batch)
             if at_decision is not None:
@@ -131,7 +131,7 @@ def prompt_pass(
                     masses[prompts, layer] = mass.cpu().numpy()
     if masses is not None:
         masses = sum_over_processes(torch.from_numpy(masses)).numpy()
-    return PromptPass(finished(model, reader, positions), masses, kept if len(kept) == len(batches) else ())
+    return PromptPass(finished(model, reader, positions), masses, caches if len(caches) == len(batches) else ())
 
 
 def laid_out(model: LensModel, batch: Batch, chosen: Sequence[Any]) -> tuple[Batch, int]:

@@ -114,18 +114,18 @@ def written_chat(model: LensModel, request: str, cot: str, response: str) -> Cha
 
 def found_series(folder: Path) -> Series:
     """The checkpoints among a folder's subfolders."""
-    found = [
+    folders = [
         child
         for child in folder.iterdir()
         if child.is_dir() and (is_adapter(child) or (child / "config.json").is_file())
     ]
-    if not found:
+    if not folders:
         raise RimLensError(f"{folder} has neither a {FILE} nor subfolders with adapters or models; check the path.")
-    found.sort(key=lambda child: natural(child.name))
-    bases = {adapter_base(child) for child in found if is_adapter(child)}
+    folders.sort(key=lambda child: natural(child.name))
+    bases = {adapter_base(child) for child in folders if is_adapter(child)}
     if len(bases) > 1:
         raise RimLensError(f"The adapters in {folder} belong to different models: {', '.join(sorted(bases))}.")
-    checkpoints = tuple(Checkpoint(child.name, str(child), step=last_number(child.name)) for child in found)
+    checkpoints = tuple(Checkpoint(child.name, str(child), step=last_number(child.name)) for child in folders)
     return Series(checkpoints, next(iter(bases), None), None)
 
 
@@ -137,5 +137,5 @@ def natural(name: str) -> list[tuple[bool, int, str]]:
 
 def last_number(name: str) -> int | None:
     """The number that a name ends with: trainers put the step there."""
-    found = re.search(r"(\d+)$", name)
-    return int(found.group(1)) if found else None
+    match = re.search(r"(\d+)$", name)
+    return int(match.group(1)) if match else None

@@ -95,7 +95,7 @@ def followed(
 
 def series_heads(
     model: LensModel | None,
-    found: Sequence[AtCheckpoint],
+    measurements: Sequence[AtCheckpoint],
     n_chosen: int,
     sets: Sequence[Sequence[Head]],
     span: Literal["CoT", "empty think span"],
@@ -103,19 +103,19 @@ def series_heads(
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> SeriesHeads:
-    """Heads from what `measure_series(..., heads=)` found, the reference first; the chosen ones are the first sets."""
-    n_prompts = len(found[0].refusal)
+    """Heads from what `measure_series(..., heads=)` returned, the reference first; the first sets are the chosen heads."""
+    n_prompts = len(measurements[0].refusal)
     if n_prompts < FEWEST or len(sets) < FEWEST:
         raise RimLensError(f"Following heads takes at least {FEWEST} prompts and {FEWEST} heads, chosen and random.")
     names = [str(head) for (head,) in sets]
-    effects = [effect_of(one) for one in found]
-    attention = [span_mass(one, span) for one in found]
+    effects = [effect_of(one) for one in measurements]
+    attention = [span_mass(one, span) for one in measurements]
     layers, numbers = np.array([one[0] for one in sets]).T
     mine = [mass[:, layers, numbers] for mass in attention]
     every = [mass.reshape(len(mass), -1) for mass in attention]
     weights = prompt_resamples(n_prompts, n_resamples, seed)
     table, rows = [], []
-    for i, one in enumerate(found):
+    for i, one in enumerate(measurements):
         where = {"checkpoint": one.checkpoint.name, "arm": one.checkpoint.arm, "step": one.checkpoint.step}
         row: dict[str, Any] = {**where, "n": n_prompts}
         for name, values in (("effect", effects), ("attention", mine)):
@@ -132,7 +132,7 @@ def series_heads(
     return SeriesHeads(
         table=pd.DataFrame(table),
         heads=pd.DataFrame(rows),
-        reference=found[0].checkpoint.name,
+        reference=measurements[0].checkpoint.name,
         segment=span,
         n_chosen=n_chosen,
         n_random=len(sets) - n_chosen,
@@ -177,9 +177,9 @@ def kept_order(
 def by_halves(values: Float[np.ndarray, "prompt head"], seed: int) -> float:
     """Mean rank correlation over heads between random halves of the prompts."""
     rng, half = np.random.default_rng(seed), len(values) // 2
-    found = []
+    halves = []
     for _ in range(N_HALVES):
         order = rng.permutation(len(values))
         sides = [values[part].mean(axis=0)[None] for part in (order[:half], order[half : 2 * half])]
-        found.append(spearman(*sides)[0])
-    return float(np.nanmean(found)) if np.isfinite(found).any() else float("nan")
+        halves.append(spearman(*sides)[0])
+    return float(np.nanmean(halves)) if np.isfinite(halves).any() else float("nan")

@@ -252,14 +252,14 @@ def measure_series(
     )
     reference = checkpoints.reference.name
     ordered = checkpoints.only([reference, *(name for name in checkpoints.names if name != reference)])
-    found = [
-        passes.at(one, shown, ordered.distance(shown) if inside else float("nan"), is_reference=one.name == reference)
-        for one, shown in track(ordered.loaded(model), "measuring checkpoints", total=len(ordered))
+    measurements = [
+        passes.at(one, loaded, ordered.distance(loaded) if inside else float("nan"), is_reference=one.name == reference)
+        for one, loaded in track(ordered.loaded(model), "measuring checkpoints", total=len(ordered))
     ]
     data = [one for one in (asked, problems) if one is not None]
     return SeriesMeasurement(
-        table=drift_table(found, list(checkpoints.names), seed),
-        found=found,
+        table=drift_table(measurements, list(checkpoints.names), seed),
+        found=measurements,
         order=list(checkpoints.names),
         neurons=passes.rows,
         head_sets=sets,
@@ -279,10 +279,10 @@ def measure_series(
     )
 
 
-def drift_table(found: Sequence[AtCheckpoint], order: Sequence[str], seed: int) -> pd.DataFrame:
+def drift_table(measurements: Sequence[AtCheckpoint], order: Sequence[str], seed: int) -> pd.DataFrame:
     """How far each checkpoint is from the reference; NaN for what was not measured."""
-    first, rows = found[0], {}
-    for one in found:
+    first, rows = measurements[0], {}
+    for one in measurements:
         low, high = bootstrap_mean(one.refusal, seed=seed) if len(one.refusal) else (np.nan, np.nan)
         both = first.on_safety is not None and one.on_safety is not None
         rows[one.checkpoint.name] = {
@@ -322,5 +322,5 @@ def series_maths(
 ) -> SeriesMaths:
     """Maths over a series: `measure_series(maths=problems, solve=generated).maths()`, with its options."""
     options = {"batch_size": 32, "maths_tokens": max_new_tokens, "task_thinking": thinking} | options
-    found = measure_series(model, checkpoints, maths=as_problems(problems), solve=generated, seed=seed, **options)
-    return found.maths(seed=seed)
+    measurement = measure_series(model, checkpoints, maths=as_problems(problems), solve=generated, seed=seed, **options)
+    return measurement.maths(seed=seed)

@@ -57,10 +57,10 @@ class SeriesMaths(Result):
             int(self.table["n"].iloc[0]),
             "worked answers, thinking on" if self.worked else "answers, thinking off",
         )
-        told = f"; solved: thinking {self.thinking}" if self.thinking else ""
+        solved = f"; solved: thinking {self.thinking}" if self.thinking else ""
         return (
-            f"n = {n} maths problems per checkpoint; log-likelihood per token of right {what}{told}; differences from "
-            f"{self.reference}"
+            f"n = {n} maths problems per checkpoint; log-likelihood per token of right {what}{solved}; "
+            f"differences from {self.reference}"
         )
 
 
@@ -79,11 +79,11 @@ def likelihoods(
     model: LensModel, chats: Sequence[Chat], segments: Sequence[str], batch_size: int
 ) -> Float[np.ndarray, "prompt"]:
     """Mean log-probability per token of these segments of each chat, in nats."""
-    values, seen = np.zeros(len(chats)), list[int]()
+    values, order = np.zeros(len(chats)), list[int]()
     for indices, batch in model.shared_batches(chats, batch_size):
         values[indices] = mean_log_likelihood(model, batch, segments)
-        seen += indices
-    return all_rows(values, seen)
+        order += indices
+    return all_rows(values, order)
 
 
 def maths_table(answers: pd.DataFrame, checkpoints: Sequence[Checkpoint], reference: str, seed: int) -> pd.DataFrame:
@@ -109,7 +109,7 @@ def row_of(rows: pd.DataFrame, reference: pd.DataFrame, seed: int) -> dict[str, 
     """Likelihood and, where there are answers, problems solved, against the reference."""
     after, before = (side["likelihood"].to_numpy() for side in (rows, reference))
     mean, change = bootstrap_mean(after, seed=seed), bootstrap_mean(after - before, seed=seed)
-    found: dict[str, Any] = {
+    row: dict[str, Any] = {
         "n": len(rows),
         "likelihood": after.mean(),
         "likelihood_low": mean.low,
@@ -120,10 +120,10 @@ def row_of(rows: pd.DataFrame, reference: pd.DataFrame, seed: int) -> dict[str, 
         "p": float(mean_test(after - before, seed=seed).p),
     }
     if "solved" not in rows:
-        return found
+        return row
     right, earlier = (side["solved"].to_numpy(dtype=bool) for side in (rows, reference))
     interval, paired = wilson(int(right.sum()), len(right)), paired_difference(right, earlier)
-    return found | {
+    return row | {
         "solved": int(right.sum()),
         "rate": float(right.mean()),
         "low": interval.low,

@@ -51,7 +51,7 @@ class SeriesShift(Result):
 
 
 def series_shift(
-    found: Sequence[AtCheckpoint],
+    measurements: Sequence[AtCheckpoint],
     neurons: NeuronRows,
     *,
     n_controls: int = 1000,
@@ -59,20 +59,20 @@ def series_shift(
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> SeriesShift:
-    """Shifts from what `measure_series` found, the reference first.
+    """Shifts from what `measure_series` returned, the reference first.
 
     Args:
-        found: measurements at every checkpoint.
-        neurons: the set that `found` has values per prompt of.
+        measurements: one at every checkpoint.
+        neurons: the set that `measurements` hold values per prompt of.
         n_controls: matched random sets.
         measure: "magnitude" or "signed".
         n_resamples: of the bootstrap over prompts.
         seed: of controls and bootstrap.
     """
-    rows, first = neuron_rows(neurons), found[0]
+    rows, first = neuron_rows(neurons), measurements[0]
     controls = matched_controls(rows, n_controls, base=first.safety, seed=seed, measure=measure)
     frames, single = [], []
-    for one in found[1:]:
+    for one in measurements[1:]:
         for name, before, after in (("safety", first.safety, one.safety), ("task", first.task, one.task)):
             shift = activation_shift(
                 before, after, rows, controls=controls, measure=measure, n_resamples=n_resamples, seed=seed

@@ -187,8 +187,8 @@ def against_controls(
     if controls is None:
         return {}
     layers = set(rows[inside, 0].tolist())
-    kept = controls[:, np.isin(controls[0, :, 0], list(layers))]
-    f0, f1 = (of_sets(side.values(measure), kept).mean(axis=1) for side in pair)
+    sets = controls[:, np.isin(controls[0, :, 0], list(layers))]
+    f0, f1 = (of_sets(side.values(measure), sets).mean(axis=1) for side in pair)
     null = relative_change(f0, f1)
     return {
         "control_change": float(null.mean()),

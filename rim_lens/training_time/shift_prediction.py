@@ -212,8 +212,8 @@ def gradient_of(model: LensModel, data: Sequence[Chat], batch_size: int) -> tupl
             loss = -(log_p * learned[:, 1:]).sum() / n_tokens
             loss.backward()
             total += float(loss.detach())
-        found = {name: value.grad.detach().clone() for name, value in parameters.items() if value.grad is not None}
-    return total, found
+        by_name = {name: value.grad.detach().clone() for name, value in parameters.items() if value.grad is not None}
+    return total, by_name
 
 
 def written(chat: Chat) -> Bool[np.ndarray, "pos"]:

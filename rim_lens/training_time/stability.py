@@ -36,10 +36,10 @@ class GroupSums:
         """Of the prompts `inside` the group, from activations with values per prompt of all neurons."""
         sides = []
         for side in (harmful, forced):
-            kept = side.prompt_magnitude if measure == "magnitude" else side.prompt_mean
-            assert kept is not None  # measured with per_prompt=True
+            values = side.prompt_magnitude if measure == "magnitude" else side.prompt_mean
+            assert values is not None  # measured with per_prompt=True
             tokens = side.prompt_tokens[inside].astype(float)
-            sides.append((kept[inside].reshape(len(inside), -1) * tokens[:, None].astype(np.float32), tokens))
+            sides.append((values[inside].reshape(len(inside), -1) * tokens[:, None].astype(np.float32), tokens))
         return cls(sides[0][0], sides[1][0], sides[0][1], sides[1][1])
 
     def differences(self, weights: Float[np.ndarray, "resample prompt"]) -> Float[np.ndarray, "resample neuron"]:
