@@ -69,7 +69,7 @@ def split_thoughts(text: str, tags: ThinkTags | None = None, *, opened: bool | N
             answers.append(text[at:])
             break
     answer = _without_header("".join(answers), tags.close_mark)
-    parts = [part for part in (one.replace(tags.open_mark, "").strip() for one in thoughts) if part]
+    parts = [part for part in (thought.replace(tags.open_mark, "").strip() for thought in thoughts) if part]
     return SplitThoughts("\n\n".join(parts), END_OF_TURN.sub("", answer).strip(), closed)
 
 

@@ -61,8 +61,10 @@ def mixture_neurons(
                 nn.functional.pad(values, (0, -values.shape[1] % d_mlp), value=torch.nan).unflatten(1, (-1, d_mlp))
             )
         neurons.append(torch.cat(parts, dim=1))
-    places = max(one.shape[1] for one in neurons)
-    return torch.stack([nn.functional.pad(one, (0, 0, 0, places - one.shape[1]), value=torch.nan) for one in neurons])
+    places = max(layer.shape[1] for layer in neurons)
+    return torch.stack(
+        [nn.functional.pad(layer, (0, 0, 0, places - layer.shape[1]), value=torch.nan) for layer in neurons]
+    )
 
 
 def _share(whole: Any, routed: Tensor, shared: Tensor, last: int) -> Float[Tensor, " pos"]:

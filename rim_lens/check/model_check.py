@@ -91,7 +91,7 @@ def check_model(model: LensModel) -> ModelCheck:
     outcomes.append(run("nothing left", partial(nothing_left, before=before, bridge=bridge, first=first), subject))
     seconds = perf_counter() - begin
     return ModelCheck(
-        table=pd.DataFrame([asdict(one) for one in outcomes]),
+        table=pd.DataFrame([asdict(outcome) for outcome in outcomes]),
         seconds=seconds,
         manifest=Manifest.collect(model, seconds={"check_model": seconds}),
     )

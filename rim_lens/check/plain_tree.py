@@ -170,7 +170,7 @@ def _plain_layer(block: nn.Module, called: Sequence[nn.Module], d_model: int) ->
     others = [module for module in others if module not in apart] or others
     if experts is not None:
         owner = next(module for module in block.modules() if experts in module.children())
-        others = [one for one in others if one in set(owner.modules()) and one.weight.shape[0] == d_model]
+        others = [other for other in others if other in set(owner.modules()) and other.weight.shape[0] == d_model]
     return PlainLayer(
         attention=attention,
         output=projections[-1] if projections else None,

@@ -26,7 +26,7 @@ def segments(subject: Subject) -> Measured:
         chat = model.render(REQUESTS[0], thinking=thinking, cot=cot)[0]
         gaps = uncovered(chat, model, cot or "")
         wrong, n_tokens = wrong + len(gaps), n_tokens + len(chat)
-        why = why or "; ".join(f"thinking {thinking}: {one}" for one in gaps)
+        why = why or "; ".join(f"thinking {thinking}: {gap}" for gap in gaps)
     return Measured(wrong, 0, n_tokens, "tokens", why)
 
 

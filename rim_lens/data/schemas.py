@@ -88,7 +88,9 @@ class PromptSet(Sequence[Prompt]):
 
     def __post_init__(self) -> None:
         # Sets without rationales keep the hash that they had before prompts knew of them.
-        rows = [{k: v for k, v in asdict(one).items() if k != "rationale" or v is not None} for one in self.prompts]
+        rows = [
+            {k: v for k, v in asdict(prompt).items() if k != "rationale" or v is not None} for prompt in self.prompts
+        ]
         content = json.dumps(rows, sort_keys=True)
         object.__setattr__(self, "sha256", hashlib.sha256(content.encode()).hexdigest())
 

@@ -59,7 +59,7 @@ class Edits:
     def lens_hooks(self) -> int:
         """How many hooks stand on the model's modules now."""
         modules = self.model_runner.get_model().modules()
-        return sum(len(one._forward_pre_hooks) + len(one._forward_hooks) for one in modules)
+        return sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in modules)
 
     def _lens_begin(self, model: nn.Module, args: Any) -> None:
         """Find the tokens with edits in the step that begins."""

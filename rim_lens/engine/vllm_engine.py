@@ -85,7 +85,7 @@ class VLLMEngine:
 
     def run(self, dialogues: Sequence[Dialogue[T]]) -> Iterator[tuple[int, T]]:
         """See `Engine.run`; all dialogues go through one dynamic batch."""
-        first = [next(one) for one in dialogues]
+        first = [next(dialogue) for dialogue in dialogues]
         edits = {id(edit): edit for ask in first for edit, _, _ in ask.edits}
         later = Registered(self, list(edits.values()))
         pending: dict[str, int] = {}
@@ -165,7 +165,7 @@ class Registered:
 
     def _put(self) -> None:
         if self.edits:
-            plain = [{"site": one.site, "factor": dict(one.factor), "shift": dict(one.shift)} for one in self.edits]
+            plain = [{"site": edit.site, "factor": dict(edit.factor), "shift": dict(edit.shift)} for edit in self.edits]
             self.engine.call("lens_put_edits", plain)
 
 

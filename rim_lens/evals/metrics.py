@@ -35,14 +35,14 @@ def solved_rate() -> Metric:
 
 def rate(name: str, scores: Sequence[SampleScore], value: str) -> dict[str, float]:
     """Share of answers with this value, and the ends of its 95 % interval; NaN where there are none."""
-    hits = [one.score.value == value for one in scores]
+    hits = [score.score.value == value for score in scores]
     low, high = interval(scores, hits)
     return {name: sum(hits) / len(hits) if hits else nan, f"{name}_low": low, f"{name}_high": high}
 
 
 def counted(scores: Sequence[SampleScore]) -> dict[str, float]:
     """How many answers were judged, to how many prompts."""
-    return {"n": len(scores), "n_prompts": len({cell_of(one)[0] for one in scores})}
+    return {"n": len(scores), "n_prompts": len({cell_of(score)[0] for score in scores})}
 
 
 def interval(scores: Sequence[SampleScore], hits: Sequence[bool]) -> tuple[float, float]:

@@ -50,14 +50,14 @@ class HeadExplorer(Explorer):
     ) -> None:
         super().__init__()
         self.model, self.maps, self.tokens = model, maps, tokens
-        self.requests = list(dict.fromkeys(one.request if isinstance(one, Chat) else one for one in chats))
+        self.requests = list(dict.fromkeys(chat.request if isinstance(chat, Chat) else chat for chat in chats))
         self.head = Head(0, 0)
         self.prompt = 0
         self.thinking: tuple[Thinking, ...] = ("off",)
         self.ablated: tuple[Head, ...] = ()
         self.map = next(iter(maps))
         self._given: dict[tuple[str, str], Chat] = {
-            (one.request, one.thinking): one for one in chats if isinstance(one, Chat)
+            (chat.request, chat.thinking): chat for chat in chats if isinstance(chat, Chat)
         }
         self._limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "cot_budget": cot_budget}
         self._answers: dict[tuple[str, Thinking, tuple[Head, ...]], Answer] = {}

@@ -160,9 +160,9 @@ def _table(
         {
             "chat": number,
             "sentence": np.arange(len(sentences)),
-            "text": [one.text for one in sentences],
-            "n_tokens": [one.stop - one.start for one in sentences],
-            "place": [((one.start + one.stop) / 2 - first) / length for one in sentences],
+            "text": [sentence.text for sentence in sentences],
+            "n_tokens": [sentence.stop - sentence.start for sentence in sentences],
+            "place": [((sentence.start + sentence.stop) / 2 - first) / length for sentence in sentences],
         }
         | columns
     )
@@ -214,7 +214,7 @@ def _continued(model: LensModel, start: int, chat: Chat) -> str:
 
 def _first(text: str) -> str:
     """The first sentence of a text, or nothing."""
-    return next((one.text for one in split_sentences(plain(text))), "")
+    return next((sentence.text for sentence in split_sentences(plain(text))), "")
 
 
 def differs(one: str, other: str) -> bool:
@@ -228,12 +228,14 @@ def _judged(
     model: LensModel, chat: Chat, sentences: Sequence[CotSentence], judge: Judge, generation: dict[str, Any]
 ) -> dict[str, Any]:
     """Labels of the answers to the CoT cut before each sentence, and to the whole of it."""
-    places = [*(one.start for one in sentences), sentences[-1].stop]
+    places = [*(sentence.start for sentence in sentences), sentences[-1].stop]
     cut = [cut_before(model, chat, place) for place in places]
     options = {"max_new_tokens": SHORT_ANSWER} | generation
     answers = generate(model, cut, temperature=0, progress=False, **options)
     cots = [model.chat_format.decode(one.token_ids[one.where("cot")].tolist()) for one in cut]
-    judged = judge([chat.request] * len(cut), [one.response for one in answers], cots, [a.truncated for a in answers])
+    judged = judge(
+        [chat.request] * len(cut), [answer.response for answer in answers], cots, [a.truncated for a in answers]
+    )
     labels = [one.label for one in judged]
     return {"answers": labels[:-1], "answer": labels[-1]}
 

@@ -116,7 +116,7 @@ def interchange_sweep(
     donors = [record_heads(model, chats) for chats in (harmless_twin_chats, harmful_chats)]
     heads, singles = heads_of(model), []
     for chats, donated in zip((harmful_chats, harmless_twin_chats), donors, strict=True):
-        sets = [[one] for one in heads]
+        sets = [[head] for head in heads]
         singles.append(_scores(model, chats, sets, score, donated, method))
     harmful, harmless = singles
     test = {"n_permutations": n_permutations, "seed": seed}

@@ -134,7 +134,7 @@ def patching_sweep(
             model, on_chats, sets, score, donated=recording, plain=method == "plain", description="patching heads"
         )
 
-    singles = patched([[one] for one in heads])
+    singles = patched([[head] for head in heads])
     score_off = clean_scores(model, off_chats, score)
     gap = score_off - singles.clean
     table = effect_table(heads, singles.effect, n_tests=len(heads), n_permutations=n_permutations, seed=seed)

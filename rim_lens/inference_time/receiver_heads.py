@@ -83,7 +83,7 @@ def receiver_heads(
         raise RimLensError(f"gap counts sentences between a query and what it looks at, at least 1, got {gap}.")
     chats = answered_chats(chats, "The chats of receiver_heads")
     rows = [sentence_attention(model, chat) for chat in track(chats, "attention between sentences")]
-    usable = [relative(one, gap) for one in rows if one.shape[-1] >= gap + LEAST_RECEIVING]
+    usable = [relative(row, gap) for row in rows if row.shape[-1] >= gap + LEAST_RECEIVING]
     if not usable:
         raise RimLensError(
             f"No CoT has {gap + LEAST_RECEIVING} sentences or more, which gap={gap} needs: pass longer ones or "
@@ -128,8 +128,8 @@ def sentence_attention(model: LensModel, chat: Chat) -> Float[np.ndarray, "head 
     sentences = cot_sentences(model, chat)
     (rows,) = attention_rows(model, [chat], "cot")
     first = sentences[0].start
-    starts = [one.start for one in sentences]
-    lengths = np.array([one.stop - one.start for one in sentences])
+    starts = [sentence.start for sentence in sentences]
+    lengths = np.array([sentence.stop - sentence.start for sentence in sentences])
     flat = rows.flatten(0, 1).numpy().astype(np.float64)[:, :, : sentences[-1].stop]
     of_keys = np.add.reduceat(flat, starts, axis=2) / lengths
     return np.add.reduceat(of_keys, np.array(starts) - first, axis=1) / lengths[:, None]
@@ -153,12 +153,12 @@ def without_distance(
     relative_rows: Sequence[Float[np.ndarray, "head query key"]], gap: int
 ) -> list[Float[np.ndarray, "head query key"]]:
     """Each entry over the head's mean at that distance, over all CoTs."""
-    longest = max(one.shape[-1] for one in relative_rows)
+    longest = max(row.shape[-1] for row in relative_rows)
     mean = np.ones((relative_rows[0].shape[0], longest))
     for distance in range(gap, longest):
-        at = [np.diagonal(one, -distance, 1, 2) for one in relative_rows if one.shape[-1] > distance]
+        at = [np.diagonal(row, -distance, 1, 2) for row in relative_rows if row.shape[-1] > distance]
         mean[:, distance] = np.concatenate(at, axis=1).mean(axis=1)
-    return [one / np.where(mean > 0, mean, np.nan)[:, distances(one.shape[-1])] for one in relative_rows]
+    return [row / np.where(mean > 0, mean, np.nan)[:, distances(row.shape[-1])] for row in relative_rows]
 
 
 def distances(n: int) -> Int[np.ndarray, "query key"]:

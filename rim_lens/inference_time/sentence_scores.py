@@ -69,7 +69,7 @@ class SentenceScores:
         hidden = torch.zeros(len(self.sentences), self.width, dtype=torch.bool)
         for row, one in enumerate(self.sentences):
             hidden[row, one.start : one.stop] = True
-        first = torch.tensor([self.stop if queries == "answer" else one.stop for one in self.sentences])
+        first = torch.tensor([self.stop if queries == "answer" else sentence.stop for sentence in self.sentences])
         groups = [list(range(len(first)))] if queries == "answer" else [[row] for row in range(len(first))]
         scores = [
             self._hidden_rows(hidden[list(rows)], first[list(rows)])
@@ -81,12 +81,12 @@ class SentenceScores:
     @torch.no_grad()
     def cut(self) -> Float[Tensor, "sentence vocab"]:
         """The CoT cut off before each sentence."""
-        starts = [one.start for one in self.sentences]
+        starts = [sentence.start for sentence in self.sentences]
         scores = []
         for rows in self._some(starts):
             if self.cache is None:
                 chats = [cut_before(self.model, self.chat, start) for start in rows]
-                scores += [self.model.decision_logits(self.model.batch([one]))[0] for one in chats]
+                scores += [self.model.decision_logits(self.model.batch([chat]))[0] for chat in chats]
                 continue
             columns = torch.arange(self.width)[None]
             start = torch.tensor(rows)[:, None]

@@ -180,10 +180,10 @@ def held_out_places(falls: Sequence[Float[np.ndarray, "place"]], window: int, se
     """
     order = np.random.default_rng(seed).permutation(len(falls))
     halves = order[: len(order) // 2], order[len(order) // 2 :]
-    shortest = min(len(one) for one in falls)
+    shortest = min(len(fall) for fall in falls)
     shares = (np.arange(PARTS) + 0.5) / PARTS
-    from_end = np.stack([one[::-1][:shortest] for one in falls])
-    from_start = np.stack([one[(shares * len(one)).astype(int)] for one in falls])
+    from_end = np.stack([fall[::-1][:shortest] for fall in falls])
+    from_start = np.stack([fall[(shares * len(fall)).astype(int)] for fall in falls])
     places = [0] * len(falls)
     for mine, other in (halves, halves[::-1]):
         end, start = from_end[other].mean(axis=0), from_start[other].mean(axis=0)

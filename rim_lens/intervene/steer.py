@@ -77,13 +77,13 @@ def vectors_of(model: LensModel, direction: Any) -> Float[Tensor, "row d_model"]
     """One direction for all rows, or one per row, in float32."""
     is_list = isinstance(direction, Sequence) and not all(isinstance(one, int | float) for one in direction)
     rows = [torch.as_tensor(np.asarray(getattr(one, "vector", one))) for one in (direction if is_list else [direction])]
-    if not rows or any(one.shape != (model.d_model,) for one in rows):
-        shapes = sorted({tuple(one.shape) for one in rows})
+    if not rows or any(row.shape != (model.d_model,) for row in rows):
+        shapes = sorted({tuple(row.shape) for row in rows})
         raise RimLensError(
             f"A direction of {model.name} is a vector of {model.d_model} numbers, or a list with one per row; "
             f"got shapes {shapes}."
         )
-    vectors = torch.stack([one.float() for one in rows])
+    vectors = torch.stack([row.float() for row in rows])
     lengths = vectors.norm(dim=-1)
     if not bool(torch.isfinite(lengths).all()) or bool((lengths == 0).any()):
         raise RimLensError("A direction to steer along has length 0, or is not finite.")

@@ -59,7 +59,7 @@ class SavedSeries:
         stored = [path for path in files if path.is_file()]
         if stored:  # a model in several files has no single sum
             entry["sha256"] = hashlib.sha256(stored[0].read_bytes()).hexdigest()
-        self.checkpoints = [one for one in self.checkpoints if one["name"] != name] + [entry]
+        self.checkpoints = [checkpoint for checkpoint in self.checkpoints if checkpoint["name"] != name] + [entry]
         self.write()
 
     def finish(self, run: Run, log: list[dict[str, float]], minutes: float) -> None:
@@ -142,7 +142,11 @@ def continued(series: SavedSeries) -> SavedSeries:
             f"{series.folder} holds another series (it differs in {', '.join(differing)}); give a new folder or "
             "remove it."
         )
-    whole = [one for one in series.checkpoints if one["step"] == 0 or run_name(one["name"]) in series.runs]
+    whole = [
+        checkpoint
+        for checkpoint in series.checkpoints
+        if checkpoint["step"] == 0 or run_name(checkpoint["name"]) in series.runs
+    ]
     for one in series.checkpoints:
         if one not in whole:
             shutil.rmtree(series.folder / one["name"], ignore_errors=True)

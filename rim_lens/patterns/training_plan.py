@@ -131,7 +131,7 @@ def read_plan(
 
 def problems_of(document: dict[str, Any], path: Path) -> WorkedProblems | None:
     """`problems` and its limits, taken out of a TOML document; a file is looked for next to it first."""
-    limits = {one.name for one in fields(WorkedProblems)} - {"source"}
+    limits = {field.name for field in fields(WorkedProblems)} - {"source"}
     source, bounds = document.pop("problems", None), {name: document.pop(name) for name in limits & set(document)}
     if source is None and not bounds:
         return None

@@ -106,7 +106,7 @@ def loss_curves(run: FinetuneRun) -> go.Figure:
     figure = style.blank(
         "Training loss",
         f"n = {n} examples per run; mean over the steps since the point before; minutes per run: "
-        f"{style.one_or_range(pd.Series([round(one, 1) for one in run.minutes.values()]))}",
+        f"{style.one_or_range(pd.Series([round(minutes, 1) for minutes in run.minutes.values()]))}",
         xaxis={"title": {"text": "step"}, "zeroline": False, "rangemode": "tozero"},
         yaxis={"title": {"text": "loss (nats per token)"}},
         height=380,

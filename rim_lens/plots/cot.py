@@ -46,7 +46,7 @@ def shaded_sentences(importance: CotImportance, chat: int = 0, effect: str = "hi
     figure.add_heatmap(
         z=rows[[effect]].to_numpy(float),
         x=[0],
-        text=[["<br>".join(map(style.text, one))] for one in lines],
+        text=[["<br>".join(map(style.text, line))] for line in lines],
         customdata=[[_told(row)] for _, row in rows.iterrows()],
         texttemplate="%{text}",
         textfont={"size": 12},

@@ -69,7 +69,7 @@ def image_bytes(
 
     async def draw() -> list[bytes]:
         async with kaleido.Kaleido(mathjax=False, proxy_server=NOWHERE) as browser:
-            return [await browser.calc_fig(*_asked(one, kind, width, height, scale)) for one in figures]
+            return [await browser.calc_fig(*_asked(figure, kind, width, height, scale)) for figure in figures]
 
     try:
         with ThreadPoolExecutor(1) as thread:  # a notebook's own thread already runs an event loop

@@ -177,8 +177,8 @@ class Passes:
         )
         return rows.assign(
             solved=solved(list(maths.problems), generations),
-            cot=[one.cot for one in generations],
-            response=[one.response for one in generations],
+            cot=[generation.cot for generation in generations],
+            response=[generation.response for generation in generations],
         )
 
 

@@ -184,7 +184,7 @@ def table_of(
         table["on"] = after.mean(axis=0)
         table["change"] = (after - before).mean(axis=0)
         ends = [bootstrap_mean(column, seed=seed) for column in (after - before).T]
-        table["change_low"], table["change_high"] = [one.low for one in ends], [one.high for one in ends]
+        table["change_low"], table["change_high"] = [end.low for end in ends], [end.high for end in ends]
     return NeuronTable(
         table=table,
         tokens=tokens,

@@ -69,13 +69,13 @@ def series_table(
     before = by_name[reference]
     rows = [
         {
-            "checkpoint": one.name,
-            "arm": one.arm,
-            "step": one.step,
-            "seed": one.seed,
-            **row_of(by_name[one.name], before, seed, errors),
+            "checkpoint": checkpoint.name,
+            "arm": checkpoint.arm,
+            "step": checkpoint.step,
+            "seed": checkpoint.seed,
+            **row_of(by_name[checkpoint.name], before, seed, errors),
         }
-        for one in checkpoints
+        for checkpoint in checkpoints
     ]
     table = pd.DataFrame(rows)
     others = table["checkpoint"] != reference

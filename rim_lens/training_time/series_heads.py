@@ -103,13 +103,13 @@ def series_heads(
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> SeriesHeads:
-    """Heads from what `measure_series(..., heads=)` returned, the reference first; the first sets are the chosen heads."""
+    """Heads from what `measure_series(..., heads=)` returned, the reference first; the first sets are chosen ones."""
     n_prompts = len(measurements[0].refusal)
     if n_prompts < FEWEST or len(sets) < FEWEST:
         raise RimLensError(f"Following heads takes at least {FEWEST} prompts and {FEWEST} heads, chosen and random.")
     names = [str(head) for (head,) in sets]
-    effects = [effect_of(one) for one in measurements]
-    attention = [span_mass(one, span) for one in measurements]
+    effects = [effect_of(measurement) for measurement in measurements]
+    attention = [span_mass(measurement, span) for measurement in measurements]
     layers, numbers = np.array([one[0] for one in sets]).T
     mine = [mass[:, layers, numbers] for mass in attention]
     every = [mass.reshape(len(mass), -1) for mass in attention]

@@ -282,20 +282,20 @@ def measure_series(
 def drift_table(measurements: Sequence[AtCheckpoint], order: Sequence[str], seed: int) -> pd.DataFrame:
     """How far each checkpoint is from the reference; NaN for what was not measured."""
     first, rows = measurements[0], {}
-    for one in measurements:
-        low, high = bootstrap_mean(one.refusal, seed=seed) if len(one.refusal) else (np.nan, np.nan)
-        both = first.on_safety is not None and one.on_safety is not None
-        rows[one.checkpoint.name] = {
-            "checkpoint": one.checkpoint.name,
-            "arm": one.checkpoint.arm,
-            "step": one.checkpoint.step,
-            "n": len(one.refusal),
-            "refusal_score": float(one.refusal.mean()) if len(one.refusal) else np.nan,
+    for measurement in measurements:
+        low, high = bootstrap_mean(measurement.refusal, seed=seed) if len(measurement.refusal) else (np.nan, np.nan)
+        both = first.on_safety is not None and measurement.on_safety is not None
+        rows[measurement.checkpoint.name] = {
+            "checkpoint": measurement.checkpoint.name,
+            "arm": measurement.checkpoint.arm,
+            "step": measurement.checkpoint.step,
+            "n": len(measurement.refusal),
+            "refusal_score": float(measurement.refusal.mean()) if len(measurement.refusal) else np.nan,
             "low": low,
             "high": high,
-            "weight_distance": one.weight_distance,
-            "activation_distance": activation_distance(first.safety, one.safety) if both else np.nan,
-            "forward_kl": float(one.kl.mean()) if len(one.kl) else np.nan,
+            "weight_distance": measurement.weight_distance,
+            "activation_distance": activation_distance(first.safety, measurement.safety) if both else np.nan,
+            "forward_kl": float(measurement.kl.mean()) if len(measurement.kl) else np.nan,
         }
     return pd.DataFrame([rows[name] for name in order])
 

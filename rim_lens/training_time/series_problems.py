@@ -91,9 +91,9 @@ def maths_table(answers: pd.DataFrame, checkpoints: Sequence[Checkpoint], refere
     by_name = {str(name): rows.sort_values("prompt") for name, rows in answers.groupby("checkpoint", sort=False)}
     before = by_name[reference]
     rows = [
-        {"checkpoint": one.name, "arm": one.arm, "step": one.step, "seed": one.seed}
-        | row_of(by_name[one.name], before, seed)
-        for one in checkpoints
+        {"checkpoint": checkpoint.name, "arm": checkpoint.arm, "step": checkpoint.step, "seed": checkpoint.seed}
+        | row_of(by_name[checkpoint.name], before, seed)
+        for checkpoint in checkpoints
     ]
     table = pd.DataFrame(rows)
     others = table["checkpoint"] != reference
