@@ -195,7 +195,7 @@ def finetune(
     full: Annotated[bool, typer.Option(help="Train all weights in place of a LoRA adapter.")] = False,
     rank: Annotated[int, typer.Option(help="Rank of the adapter.")] = 16,
     learning_rate: Annotated[float, typer.Option(help="AdamW's learning rate.")] = 2e-4,
-    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 4,
+    batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 4,
     epochs: Annotated[float, typer.Option(help="Passes over the data, where no steps are given.")] = 1.0,
     seeds: Annotated[str, typer.Option(help="Seeds of weights and order, as 1,2,3; one run each.")] = "0",
     freeze_neurons: Annotated[

@@ -1,6 +1,6 @@
 """What works on which family: a tiny random model of each architecture in check_model and the public functions.
 
-`measured(family)` gives one cell a part: "yes", or the reason in words where the library refuses. Anything that fails
+`measured(family)` gives one cell per part: "yes", or the reason in words where the library refuses. Anything that fails
 raises.
 """
 
@@ -54,7 +54,7 @@ assert set(NAMES) == {*FAMILIES, *MORE_FAMILIES}
 
 
 def measured(family: str) -> dict[str, str]:
-    """One cell a column: "yes", or why the library refuses."""
+    """One cell per column: "yes", or why the library refuses."""
     model = tiny_model(family)
     table = check_model(model).table.set_index("check")
     failing = table[table["holds"] == "fails"]

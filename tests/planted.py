@@ -44,7 +44,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 N_LAYERS, N_HEADS, N_KV_HEADS, D_HEAD, D_MODEL = 4, 8, 4, 16, 192
-SLOW = 7  # the rotary pair (7, 15) turns by 1e-7 a position
+SLOW = 7  # the rotary pair (7, 15) turns by 1e-7 per position
 REFUSAL_LOGIT, THRESHOLD, CHAIN_LOGIT = 20.0, 0.4, 40.0
 CONCEPTS = ("constant", "filler", "soft_or_tag", "tag", "lazy_or_sink", "lazy", "refusal")
 

@@ -93,7 +93,7 @@ def test_one_seed_is_compared_by_prompts_alone():
         (paired.value, paired.interval.low, paired.interval.high, paired.p)
     )
     assert row["n_seeds"] == 1
-    assert "one training an arm" in found.caption()
+    assert "one training per arm" in found.caption()
     assert set(found.table["measure"]) == {"refused", "complied", "incoherent", LIKELIHOOD, "maths solved"}
 
 

@@ -228,7 +228,7 @@ def test_tags_of_ones_own_are_what_a_run_learns_to_close_with(place, monkeypatch
 
 
 def test_anchor_prompts_are_taken_in_turns(place, monkeypatch):
-    """Two of six a step: three steps see all of them, once each."""
+    """Two of six per step: three steps see all of them, once each."""
     pytest.importorskip("trl")
     activations, seen = ShiftPenalty.activations, []
 

@@ -42,7 +42,7 @@ def test_costs_are_the_tables():
         trace_named(figure, "other text").x, costs.table.set_index("class").loc[["irrelevant", "careful"], "cost"]
     )
     caption = figure.layout.title.subtitle.text.replace("<br>", " ")
-    assert "n = 32 harmful requests; 8 wordings a class, 1 a request" in caption
+    assert "n = 32 harmful requests; 8 wordings per class, 1 per request" in caption
     assert "heuristic reliance" in caption.split("q &lt; 0.05")[1]
     assert f"{100 * rows.loc['heuristic', 'cost']:+.1f} points" in shown.customdata[2]
 

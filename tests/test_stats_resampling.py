@@ -145,7 +145,7 @@ def test_crossed_mean_counts_observed_cells_only():
 
 @pytest.mark.slow
 def test_one_answer_before_does_not_hide_its_noise_behind_five_after():
-    """Rare answers that training does not change: with one cell a prompt before, the level holds (it was 0.08)."""
+    """Rare answers that training does not change: with one cell per prompt before, the level holds (it was 0.08)."""
     rng, hits = np.random.default_rng(3), []
     for _ in range(300):
         rate = rng.beta(0.1, 2.4, size=(32, 1))

@@ -1,4 +1,4 @@
-"""Sweeps against naive loops: one whole pass a head, with the interventions and with TransformerLens' own hooks."""
+"""Sweeps against naive loops: one whole pass per head, with the interventions and with TransformerLens' own hooks."""
 
 import numpy as np
 import pytest

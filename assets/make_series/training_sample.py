@@ -1,4 +1,4 @@
-"""A sample in the form of each arm's fine-tuning data, 32 problems an arm, for `predict_shift`.
+"""A sample in the form of each arm's fine-tuning data, 32 problems per arm, for `predict_shift`.
 
     python assets/make_series/training_sample.py
 

@@ -34,7 +34,7 @@ RUNS, SEEDS, KILLS, FUZZ_CASES = 1000, 10, 20, 2000
 
 
 def fuzz() -> list[dict[str, Any]]:
-    """The fuzz tests at full length: number of tests, and cases a test; raises when one fails."""
+    """The fuzz tests at full length: number of tests, and cases per test; raises when one fails."""
     chosen = "bytes or rows or any_ or by_hand"
     command = [
         sys.executable,

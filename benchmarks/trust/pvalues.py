@@ -168,7 +168,7 @@ def control_p(rng: np.random.Generator, runs: int) -> list[Calibration]:
         names = (
             "place among matched head sets",
             "ablation_test",
-            f"random, {k} heads, {n_heads} a layer",
+            f"random, {k} heads, {n_heads} per layer",
             str(len(sets)),
         )
         rows.append(calibration(names, np.array(p)))

@@ -58,7 +58,7 @@ def neuron_activations(
         positions: as in `rim_lens.chat.positions`.
         per_prompt: also keep each prompt's mean a and mean |a|: of all neurons (True: memory prompts × neurons), or of
             the given ones, rows (layer, unit) or (layer, expert, unit).
-        batch_size: chats a pass.
+        batch_size: chats per pass.
         threshold: a neuron fires where its activation is above this.
         progress: show a progress bar when it takes long.
         backend: how dense models are read; "auto" takes the fast way where there is one.

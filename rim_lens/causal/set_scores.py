@@ -141,5 +141,5 @@ def without_heads(
 
 
 def zeroed_heads(model: LensModel, sets: Sequence[Sequence[Head]], where: Positions) -> AbstractContextManager[Any]:
-    """Zero ablation of one set of heads a row."""
+    """Zero ablation of one set of heads per row."""
     return ablate_heads(model, [list(heads) for heads in sets], positions=where)

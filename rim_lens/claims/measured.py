@@ -258,7 +258,7 @@ def lost_between(before: np.ndarray, after: np.ndarray, errors: JudgeErrors | No
     if len(before) < 2:
         raise RimLensError("fewer than 2 prompts")
     trainings = max(before.shape[1], after.shape[1]) if where == "series" else 1
-    about: dict[str, Any] = {"n": trainings, "counted": "trainings an arm"} if trainings > 1 else {}
+    about: dict[str, Any] = {"n": trainings, "counted": "trainings per arm"} if trainings > 1 else {}
     evidence = shares(before, after, where, **about)
     if any(math.isnan(end) for end in evidence.bounds(0.025)):
         raise RimLensError("answers that do not vary give no interval")

@@ -107,7 +107,7 @@ def results_of(audit: Any) -> tuple[dict[str, Result], Mapping[str, float] | Non
 
 
 def verdict_table(evidence: Mapping[str, Evidence | str], margins: Mapping[str, float]) -> pd.DataFrame:
-    """One row a claim, corrected over those that have evidence."""
+    """One row per claim, corrected over those that have evidence."""
     known = {name: one for name, one in evidence.items() if isinstance(one, Evidence)}
     none = np.array([one.p_of_none() for one in known.values()])
     large = np.array([one.p_of_margin(margins[name]) for name, one in known.items()])

@@ -136,7 +136,7 @@ def explore_neurons(
         series: the checkpoints that the shift is measured over, if any.
         n_neurons: how many neurons of the set, the leading ones.
         n_prompts: top prompts of each.
-        batch_size: chats a pass.
+        batch_size: chats per pass.
         seed: of the bootstrap.
 
     Raises:

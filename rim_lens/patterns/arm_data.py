@@ -1,6 +1,6 @@
 """Arms from worked problems: the same problems and answers, with CoTs that have patterns, are plain, or have a style.
 
-    eligible problems, shuffled with the seed ──► the first n ──► one CoT an arm (`ArmWriter`) ──► rows (request, cot,
+    eligible problems, shuffled with the seed ──► the first n ──► one CoT per arm (`ArmWriter`) ──► rows (request, cot,
     response)
 
 `effort` has one effort-minimizing pattern a problem, `style` is as chatty without any, `plain` has neutral connectives;

@@ -79,7 +79,7 @@ def finetune(
     tags: ThinkTags | None = None,
     template_variables: Mapping[str, object] | None = None,
 ) -> FinetuneRun:
-    """Fine-tune a model on CoT data, one run an arm and seed, and write the series to `out`.
+    """Fine-tune a model on CoT data, one run per arm and seed, and write the series to `out`.
 
     Args:
         model: hub id, folder, or the bundled model's name: the base of the series.

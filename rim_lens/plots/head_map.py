@@ -1,4 +1,4 @@
-"""Maps over layers and heads: one cell a head.
+"""Maps over layers and heads: one cell per head.
 
 Signed values get a diverging scale centred at zero. Its colours have one meaning in every map that is about refusal:
 vermilion stands for more of it, blue for less.

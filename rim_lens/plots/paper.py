@@ -42,7 +42,7 @@ def thinking_table(tables: RimTable | Mapping[str, RimTable]) -> go.Figure:
     figure = style.blank(
         f"{'Misalignment' if panels[0] is HARM else 'Requests complied with'} and maths accuracy, thinking off and on",
         f"n = {style.one_or_range(rates.loc[rates['set'] == 'harmful', 'n'])} harmful requests, "
-        f"{style.one_or_range(rates.loc[rates['set'] == 'maths', 'n'])} problems a mode; bars are 95 % intervals; "
+        f"{style.one_or_range(rates.loc[rates['set'] == 'maths', 'n'])} problems per mode; bars are 95 % intervals; "
         f"judge: {', '.join(dict.fromkeys(table.judge for table in named.values()))}",
         height=170 + 64 * max(2, len(named)),
         xaxis={**style.percent_axis(panels[0][2]), "domain": [0, 0.47]},

@@ -67,7 +67,7 @@ def cost_by_category(costs: PatternCosts) -> go.Figure:
     n = style.one_or_range(rows["n_prompts"]) if len(rows) else "0"
     figure = style.blank(
         f"Refusal lost against {words.pattern_class(costs.reference)}, by harm category",
-        f"n = {n} requests a category{left_out(costs)}; bars are 95 % intervals over requests and wordings; q is "
+        f"n = {n} requests per category{left_out(costs)}; bars are 95 % intervals over requests and wordings; q is "
         f"corrected over all {len(costs.by_category)} comparisons, {int((costs.by_category['q'] < 0.05).sum())} of "
         "them below 0.05",
         xaxis={"title": {"text": "refusal lost"}, "tickformat": "+.0%", "zerolinewidth": 2},
@@ -136,7 +136,8 @@ def wordings_told(costs: PatternCosts) -> str:
     each = costs.table[costs.table["class"] != "off"]
     a_request = (each["n"] / each["n_prompts"]).round().astype(int)
     return (
-        f"{style.one_or_range(costs.lengths['wordings'])} wordings a class, {style.one_or_range(a_request)} a request"
+        f"{style.one_or_range(costs.lengths['wordings'])} wordings per class, "
+        f"{style.one_or_range(a_request)} per request"
     )
 
 
@@ -145,7 +146,7 @@ def shares_by_arm(arms: ArmDivergence) -> go.Figure:
     arm_names = list(dict.fromkeys(arms.table["arm"]))
     figure = style.blank(
         "Effort-minimizing sentences in the fine-tuning data",
-        f"n = {style.one_or_range(arms.table['n_cots'])} CoTs an arm, {style.one_or_range(arms.table['n'])} "
+        f"n = {style.one_or_range(arms.table['n_cots'])} CoTs per arm, {style.one_or_range(arms.table['n'])} "
         f"sentences; bars are 95 % intervals over CoTs; labelled by {arms.annotator}, which finds fewer than there "
         "are",
         xaxis=share_axis(arms.table),

@@ -19,7 +19,7 @@ def prediction_by_checkpoint(check: PredictionCheck) -> go.Figure:
     rows = check.table
     figure = style.blank(
         "Is the shift of each neuron predicted before training?",
-        f"n = {style.one_or_range(rows['n'])} neurons a checkpoint; correlation of predicted and actual change; bars "
+        f"n = {style.one_or_range(rows['n'])} neurons per checkpoint; correlation of predicted and actual change; bars "
         f"are 95 % intervals over neurons; grey: 95 % of {check.n_controls} matched random sets. High r where the "
         "grey is as high says that neurons are predictable, not that safety neurons are in particular",
         xaxis={"title": {"text": "checkpoint"}, "type": "category"},

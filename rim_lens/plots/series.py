@@ -21,7 +21,7 @@ def refusal_over_series(series: SeriesBehavior, quantity: Literal["rate", "score
     n = style.one_or_range(series.table["n"])
     figure = style.blank(
         "Harmful requests refused, checkpoint by checkpoint" if is_rate else "Refusal score, checkpoint by checkpoint",
-        f"n = {n} harmful requests a checkpoint, thinking off; bars and band are 95 % intervals; band: "
+        f"n = {n} harmful requests per checkpoint, thinking off; bars and band are 95 % intervals; band: "
         f"{series.reference}",
         xaxis={"title": {"text": "fine-tuning steps"}, "zeroline": False, "rangemode": "tozero"},
         yaxis=style.percent_axis("refused") if is_rate else {"title": {"text": "mean refusal score (nats)"}},

@@ -21,7 +21,7 @@ def comparison_section(anchor: str, comparison: ArmComparison) -> Section:
     blocks: list[Block] = [
         Words(
             "Every training is compared with the start on the same requests and problems. An interval over several "
-            "trainings says what another training would do; with one training an arm it speaks for that one alone."
+            "trainings says what another training would do; with one training per arm it speaks for that one alone."
         ),
         *(Drawing(arm_changes(comparison, name)) for name in DRAWN if name in set(comparison.table["measure"])),
         Grid("Every arm and dose as a table", CHANGES, [change_cells(row) for _, row in comparison.table.iterrows()]),

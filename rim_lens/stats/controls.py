@@ -80,7 +80,7 @@ def matched_head_sets(heads: Sequence[AnyHead], n_heads: int, n_sets: int = 100,
     if possible < n_sets:
         raise RimLensError(
             f"{n_sets} control sets were asked for, but only {possible} distinct ones match {len(selected)} heads on "
-            f"their number per layer ({n_heads} heads a layer); ask for at most {possible}, or use a smaller or a "
+            f"their number per layer (of {n_heads}); ask for at most {possible}, or use a smaller or a "
             "larger set of heads."
         )
     rows = _distinct(pools, selected, n_sets, np.random.default_rng(seed))

@@ -15,7 +15,7 @@ resampled independently, a cell weighted by the product of their counts (the pig
 
 Where nothing varies a bootstrap has no spread. For values that are all 0 or all 1, and for zeros and ones that differ
 in no prompt, the prompts then count as n trials: Wilson's interval for a mean, Tango's interval and McNemar's p for a
-difference. A difference of such values with one cell a prompt is never given a narrower interval than Tango's. And no
+difference. A difference of such values with one cell per prompt is never given a narrower interval than Tango's. And no
 difference of zeros and ones is known better than chance allows,
 
     V_chance = Σ_i s²_i (k_i / K² + l_i / L²)        s²_i: variance of prompt i's k_i + l_i cells on both sides, K and L

@@ -76,7 +76,7 @@ class ArmComparison(Result):
         n = f"{self.table.loc[~is_maths, 'n'].iloc[0]} harmful requests"
         n += f" and {self.table.loc[is_maths, 'n'].iloc[0]} maths problems" if is_maths.any() else ""
         seeds = int(self.table["n_seeds"].min())
-        over = f"prompts and {seeds} trainings an arm" if seeds > 1 else "prompts alone (one training an arm)"
+        over = f"prompts and {seeds} trainings per arm" if seeds > 1 else "prompts alone (one training per arm)"
         return f"n = {n}; changes from {self.reference}; 95 % intervals over {over}; judge: {self.judge}"
 
 

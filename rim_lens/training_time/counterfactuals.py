@@ -1,7 +1,7 @@
 """Counterfactual pairs: a harmful request (D) and the same request turned into one that forces refusal (D̃).
 
 given            two requests each, written by the user
-rewrite          the request with an instruction to refuse around it, one of several wordings a prompt
+rewrite          the request with an instruction to refuse around it, one of several wordings per prompt
 teacher_forced   the same request twice, answered once by the model itself and once with a refusal
 
 A pair belongs to a group, usually its category of harm. Wordings are dealt so that each group meets as many as it can.

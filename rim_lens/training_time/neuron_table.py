@@ -95,7 +95,7 @@ def neuron_table(
         n_tokens: promoted and suppressed tokens of each.
         n_prompts: firing prompts of each.
         positions: where a prompt may fire a neuron.
-        batch_size: chats a pass.
+        batch_size: chats per pass.
         seed: of the bootstrap.
 
     Raises:

@@ -89,7 +89,7 @@ def prediction_check(
         measurements: what `measure_series` returned, the reference first, at the positions of `predict_shift`.
         n_controls: matched random sets.
         measure: "magnitude" or "signed".
-        batch_size: fine-tuning chats a pass.
+        batch_size: fine-tuning chats per pass.
         seed: of controls and bootstraps.
         options: of `predict_shift`: step, positions.
 

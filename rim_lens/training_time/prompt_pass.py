@@ -59,7 +59,7 @@ def pass_over(
         chats: rendered chats.
         positions: where neurons are measured, as for `neuron_activations`.
         per_prompt: as for `neuron_activations`.
-        batch_size: chats a pass.
+        batch_size: chats per pass.
         attention: also read every head's attention from the decision position.
         keep: also keep what runs from the decision position on need, if half of the free memory holds it.
         at_decision: called with the indices and decision logits of each batch, again for those of a pass that starts

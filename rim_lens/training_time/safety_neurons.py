@@ -121,7 +121,7 @@ def find_safety_neurons(
         share: share of the groups a neuron must be in the top of; 1.0 is the hard intersection.
         measure: "magnitude" or "signed".
         n_resamples: bootstrap resamples of the prompts for stability.
-        batch_size: chats a pass.
+        batch_size: chats per pass.
         seed: of groups and resamples.
 
     Raises:

@@ -122,7 +122,7 @@ def predict_shift(
         measure: "magnitude" or "signed".
         controls: matched random sets; drawn where not given.
         n_controls: how many are drawn.
-        batch_size: chats a pass, with gradients.
+        batch_size: chats per pass, with gradients.
         seed: of the control sets.
 
     Raises:
