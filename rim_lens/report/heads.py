@@ -44,7 +44,9 @@ def contrast_section(anchor: str, heads: RefusalHeads) -> Section:
     blocks += [Words(f"Not tested: {CONTRASTS.get(name, name)}. {why}") for name, why in heads.not_tested.items()]
     scored = any(by_outcome(heads, name) for name in names)
     title = f"Heads whose attention goes with {'the refusal score' if scored else 'refusal'}"
-    sentences = [contrast_sentence(heads, name) for name in names if name != "empty_span_change"]  # it makes no candidates
+    sentences = [
+        contrast_sentence(heads, name) for name in names if name != "empty_span_change"
+    ]  # it makes no candidates
     sentences += held_out_sentences(heads)
     return Section(anchor, title, sentences, blocks)
 

@@ -125,7 +125,7 @@ def forgetting_of(
     """
     first, others = measurements[0], measurements[1:]
     need_enough(len(others))
-    names = [one.checkpoint.name for one in measurements]
+    names = [measurement.checkpoint.name for measurement in measurements]
     missing = [name for name in names if refused is not None and name not in refused]
     if missing:
         raise RimLensError(f"Refusal rates are missing for {', '.join(missing)}; give one for every checkpoint.")
@@ -226,7 +226,9 @@ def numbers(correlation: Correlation | None) -> dict[str, float]:
     """A correlation as columns; NaN where the predictor does not vary."""
     columns: dict[str, float] = {}
     for kind in ("pearson", "spearman"):
-        value, p = (np.nan, np.nan) if correlation is None else (getattr(correlation, kind), getattr(correlation, f"{kind}_p"))
+        value, p = (
+            (np.nan, np.nan) if correlation is None else (getattr(correlation, kind), getattr(correlation, f"{kind}_p"))
+        )
         low, high = (np.nan, np.nan) if correlation is None else getattr(correlation, f"{kind}_interval")
         columns |= {kind: value, f"{kind}_p": p, f"{kind}_low": low, f"{kind}_high": high}
     return columns
