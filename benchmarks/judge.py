@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import topic
-from benchmarks.judge_data import group, labelled_answers, told
+from benchmarks.judge_data import group, labelled_answers, rate_in_words
 from benchmarks.judge_training import english, rows_of, trained
 from rim_lens.behavior.judge import RefusalJudge
 
@@ -65,7 +65,9 @@ def table(answers: Sequence[Mapping[str, Any]], judged: Sequence[str], by: str) 
         a, b = [truth[i] for i in rows], [judged[i] for i in rows]
         found, agreement = rates(a, b), kappa(a, b)
         shown = "–" if np.isnan(agreement) else f"{agreement:.2f}"
-        lines.append(f"| {name} | {told(found['sensitivity'])} | {told(found['specificity'])} | {shown} |")
+        lines.append(
+            f"| {name} | {rate_in_words(found['sensitivity'])} | {rate_in_words(found['specificity'])} | {shown} |"
+        )
     return lines
 
 

@@ -35,7 +35,7 @@ def group(answer: Mapping[str, Any], by: str) -> str:
     return str(answer["model"])
 
 
-def told(count: tuple[int, int]) -> str:
+def rate_in_words(count: tuple[int, int]) -> str:
     """Count, total and share with Wilson's interval."""
     hits, n = count
     if not n:

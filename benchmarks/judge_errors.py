@@ -37,8 +37,8 @@ def main() -> None:
     answers = labelled_answers()
     real = [one for one in answers if not one.get("hand_written")]
     report = judge_report(LeftOut(left_out(answers, "model")), real)
-    told = f"{len(real)} real answers of {report.answers['model'].nunique()} models, each left out of the training"
-    errors = dataclasses.replace(report.errors, answers=told)
+    sample = f"{len(real)} real answers of {report.answers['model'].nunique()} models, each left out of the training"
+    errors = dataclasses.replace(report.errors, answers=sample)
     COUNTS.write_text(errors.to_json(), encoding="utf-8")
     print(report.table[report.table["by"] == "all"].to_string())
     print(report.confusion[report.confusion["by"] == "all"].to_string())

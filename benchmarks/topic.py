@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.optimize import minimize
 
-from benchmarks.judge_data import group, labelled_answers, told
+from benchmarks.judge_data import group, labelled_answers, rate_in_words
 from rim_lens.behavior.coherence import OFF_TOPIC_WORDS, STOP_WORDS, incoherence, off_topic, words
 from rim_lens.behavior.judge import answer_text
 from rim_lens.behavior.languages import language_of
@@ -143,8 +143,8 @@ def table(by: str, pairs: Pairs, called: Bool[np.ndarray, " pair"]) -> list[str]
     for kind in (1, 2):
         found = called[(pairs.kind == kind) & ~pairs.by_hand]
         precision = found.mean() / (found.mean() + alarms.mean())
-        lines.append(f"| {KINDS[kind]} | {told((int(found.sum()), len(found)))} | {100 * precision:.1f} % |")
-    lines.append(f"| {KINDS[0]} (false alarms) | {told((int(alarms.sum()), len(alarms)))} | |")
+        lines.append(f"| {KINDS[kind]} | {rate_in_words((int(found.sum()), len(found)))} | {100 * precision:.1f} % |")
+    lines.append(f"| {KINDS[0]} (false alarms) | {rate_in_words((int(alarms.sum()), len(alarms)))} | |")
     return lines
 
 
@@ -161,12 +161,12 @@ def rules_table(answers: Sequence[dict[str, Any]]) -> list[str]:
     for name, responses in made.items():
         pairs = zip(answers, responses, strict=True)
         hits = sum(_reason(one["request"], text) in ("loop", "parrots the request") for one, text in pairs)
-        lines.append(f"| {name} | {told((hits, len(answers)))} |")
+        lines.append(f"| {name} | {rate_in_words((hits, len(answers)))} |")
     alarms = sum(
         _reason(one["request"], text) in ("loop", "parrots the request")
         for one, text in zip(answers, texts, strict=True)
     )
-    return [*lines, f"| nothing (false alarms) | {told((alarms, len(answers)))} |"]
+    return [*lines, f"| nothing (false alarms) | {rate_in_words((alarms, len(answers)))} |"]
 
 
 def _reason(request: str, response: str) -> str:

@@ -117,7 +117,7 @@ def serve(
     from rim_lens.serve.run import serve_run
 
     try:
-        serve_run(run, port=port, told=lambda url: typer.echo(f"Open {url} (Ctrl+C ends it)"))
+        serve_run(run, port=port, announce=lambda url: typer.echo(f"Open {url} (Ctrl+C ends it)"))
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
 

@@ -52,7 +52,7 @@ def plan(
         think_tags=think_tags,
     )
     lines = preview(asked)
-    print_rows([(line.part, line.told) for line in lines], marked=[line.warning for line in lines])
+    print_rows([(line.part, line.words) for line in lines], marked=[line.warning for line in lines])
     typer.echo(f"rim-lens audit {model} starts it.")
 
 

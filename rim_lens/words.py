@@ -30,7 +30,7 @@ SETS = {"harmful": "Harmful requests", "harmless": "Harmless requests", "maths":
 ARMS = {"plain": "plain maths CoT", "effort": "effort-minimizing maths CoT", "style": "chatty maths CoT"}
 
 
-def judge_told(row: Mapping[Any, Any]) -> str:
+def judge_words(row: Mapping[Any, Any]) -> str:
     """Said of a difference that the judge's errors alone could make.
 
     Empty for others, and where its errors are unknown.

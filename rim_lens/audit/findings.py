@@ -28,7 +28,7 @@ from rim_lens.training_time.series_heads import SeriesHeads
 from rim_lens.training_time.series_shift import SeriesShift
 from rim_lens.training_time.shift import ActivationShift
 from rim_lens.units import Head
-from rim_lens.words import CONDITIONS, HARMFUL, LIKELIHOOD, judge_told
+from rim_lens.words import CONDITIONS, HARMFUL, LIKELIHOOD, judge_words
 from rim_lens.words import arm as arm_name
 
 
@@ -72,7 +72,7 @@ def behaviour_findings(table: RimTable) -> list[Finding]:
             change = changes[(changes["to"] == row["condition"]) & (changes["from"] == rates["condition"].iloc[0])]
             figure, p = percent(row), None
             if len(change):
-                figure += f", {points(change.iloc[0])}{judge_told(change.iloc[0])}"
+                figure += f", {points(change.iloc[0])}{judge_words(change.iloc[0])}"
                 p = p_or_none(change["p"].iloc[0])
             found.append(Finding("What thinking changes", f"{words}, {name}", figure, f"{row['k']}/{row['n']}", p))
     return found
@@ -85,7 +85,7 @@ def series_findings(series: SeriesBehavior) -> list[Finding]:
         figure, p = percent(row), None
         if row["checkpoint"] != series.reference:
             change = row[["difference", "difference_low", "difference_high"]].set_axis(["difference", "low", "high"])
-            figure += f", {points(change)}{judge_told(row)}{corrected(row)}"
+            figure += f", {points(change)}{judge_words(row)}{corrected(row)}"
             p = p_or_none(row["p"])
         words = f"Harmful requests refused by {row['checkpoint']}, thinking off"
         found.append(Finding("What fine-tuning changes", words, figure, f"{row['refused']}/{row['n']}", p))
@@ -102,13 +102,13 @@ def arm_findings(comparison: ArmComparison) -> list[Finding]:
             row = rows.iloc[-1]
             n = f"{row['n']} x {row['n_seeds']}" if row["n_seeds"] > 1 else str(row["n"])
             what = f"{words} after {dose(row)}{arm_name(arm)}"
-            figure = points(row.rename({"change": "difference"})) + judge_told(row) if measure == share else nats(row)
+            figure = points(row.rename({"change": "difference"})) + judge_words(row) if measure == share else nats(row)
             found.append(Finding(chapter, what, figure + corrected(row), n, p_or_none(row["p"])))
     contrasts = comparison.contrasts
     for _, row in contrasts[contrasts["measure"] == share].iterrows():
         n = f"{row['n']} x {row['n_seeds']}" if row["n_seeds"] > 1 else str(row["n"])
         what = f"{called}, {arm_name(row['a'])} minus {arm_name(row['b'])}, {row['step']} steps"
-        figure = points(row) + judge_told(row) + corrected(row)
+        figure = points(row) + judge_words(row) + corrected(row)
         found.append(Finding(chapter, what, figure, n, p_or_none(row["p"])))
     return found
 

@@ -23,7 +23,7 @@ class Line(NamedTuple):
     """One part of the preview; `warning` where something should be changed before the audit starts."""
 
     part: str
-    told: str
+    words: str
     warning: bool = False
 
 
@@ -58,10 +58,10 @@ def model_lines(plan: AuditPlan) -> Iterator[Line]:
     weights = n * dtype.itemsize
     logits = plan.batch_size * text.vocab_size * 4
     free = free_memory(device)
-    told = (
+    words = (
         f"{weights / 1e9:.1f} GB of weights ({str(dtype).removeprefix('torch.')}) on {device}, {free / 1e9:.1f} GB free"
     )
-    yield Line("memory", told, warning=weights + logits > free)
+    yield Line("memory", words, warning=weights + logits > free)
 
 
 def free_memory(device: str) -> float:
@@ -103,12 +103,12 @@ def prompt_lines(plan: AuditPlan) -> Iterator[Line]:
         there = len(load_prompts(source, seed=plan.seed))
         needed = 2 * plan.n if kind == "harmful" and plan.heads else plan.n
         short = there < needed
-        told = f"{source}: {there} prompts, {plan.n} asked" + (
+        words = f"{source}: {there} prompts, {plan.n} asked" + (
             f", {plan.n} others to test on" if needed > plan.n else ""
         )
         yield Line(
             f"{kind} prompts",
-            told + (f"; {needed} are needed: use a larger set or a smaller --n" if short else ""),
+            words + (f"; {needed} are needed: use a larger set or a smaller --n" if short else ""),
             short,
         )
 
@@ -124,14 +124,14 @@ def stage_lines(plan: AuditPlan) -> Iterator[Line]:
     budget = plan.cot_budget if isinstance(plan.cot_budget, int) else 0
     asked = plan.n * plan.samples
     answers, thoughts = 2 * 2 * asked * plan.max_new_tokens + 2 * asked * plan.maths_tokens, 3 * asked * budget
-    told = f"up to {answers + thoughts:,} tokens are generated in the first stage"
-    yield Line("work", told + (" and the longest CoTs that fit" if not budget else ""))
+    words = f"up to {answers + thoughts:,} tokens are generated in the first stage"
+    yield Line("work", words + (" and the longest CoTs that fit" if not budget else ""))
 
 
 def precision_lines(plan: AuditPlan) -> Iterator[Line]:
     """What n can say about a rate."""
     low, high = wilson(round(TYPICAL * plan.n), plan.n)
-    told = f"a refusal rate of {TYPICAL:.0%} is known to [{low:.0%}, {high:.0%}] with {plan.n} prompts (95 %)"
-    yield Line("precision", told)
+    words = f"a refusal rate of {TYPICAL:.0%} is known to [{low:.0%}, {high:.0%}] with {plan.n} prompts (95 %)"
+    yield Line("precision", words)
     smallest = 1 / (plan.n_controls + 1)
     yield Line("control sets", f"{plan.n_controls}: p can be no smaller than {smallest:.2g}", warning=smallest >= 0.05)

@@ -158,7 +158,7 @@ def generate(
             for one in decode_rows(model, steps, rows, limits, pick, decision_score, counted)
         )
     if progress:
-        answers = track(answers, "answers", len(share(len(chats))), note=counted.told)
+        answers = track(answers, "answers", len(share(len(chats))), note=counted.words)
     written = dict(answers)
     every = gather_items(len(chats), list(written), list(written.values()))
     chat_format = model.chat_format
@@ -204,7 +204,7 @@ class Counter:
         """Count more tokens."""
         self.tokens += n_tokens
 
-    def told(self) -> str:
+    def words(self) -> str:
         """How many tokens, and how many a second."""
         return f"{self.tokens:,} tokens, {self.tokens / max(time.monotonic() - self.start, 1e-9):,.0f} a second"
 

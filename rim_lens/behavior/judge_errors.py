@@ -101,7 +101,7 @@ def shipped() -> JudgeErrors:
     return JudgeErrors.from_json((files(__package__) / "judge_errors.json").read_text(encoding="utf-8"))
 
 
-def errors_told(errors: JudgeErrors | None, label: str = "refused") -> str:
+def errors_words(errors: JudgeErrors | None, label: str = "refused") -> str:
     """One sentence on how the judge errs on a label; empty where nothing is known."""
     known = errors and errors.of(label)
     if not errors or not known:

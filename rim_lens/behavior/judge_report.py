@@ -85,7 +85,7 @@ def judge_report(judge: Judge, labelled: Rows, *, seed: int = 0) -> JudgeReport:
         table=pd.DataFrame([row_of(*one, seed=seed) for one in found]),
         confusion=pd.concat([confusion_of(*one) for one in groups_of(rows)], ignore_index=True),
         answers=rows,
-        errors=JudgeErrors(judge.name, told(rows), counts_by_model(rows, looks_at_harm)),
+        errors=JudgeErrors(judge.name, answers_in_words(rows), counts_by_model(rows, looks_at_harm)),
         manifest=Manifest.collect(seed=seed, judge=judge.name),
     )
 
@@ -185,7 +185,7 @@ def counts_by_model(rows: pd.DataFrame, looks_at_harm: bool) -> dict[str, dict[s
     return found
 
 
-def told(rows: pd.DataFrame) -> str:
+def answers_in_words(rows: pd.DataFrame) -> str:
     """How many labelled answers of how many models."""
     models = f" of {rows['model'].nunique()} models" if "model" in rows and rows["model"].nunique() > 1 else ""
     return f"{len(rows)} labelled answers{models}"

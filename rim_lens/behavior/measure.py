@@ -19,7 +19,7 @@ import pandas as pd
 
 from rim_lens.behavior.conditions import Condition, ask, conditions, judged_answers, per_prompt
 from rim_lens.behavior.judge import Judge, RefusalJudge
-from rim_lens.behavior.judge_errors import JudgeErrors, errors_for, errors_told
+from rim_lens.behavior.judge_errors import JudgeErrors, errors_for, errors_words
 from rim_lens.behavior.judge_report import JudgeReport
 from rim_lens.behavior.limits import Budget
 from rim_lens.behavior.maths import solved
@@ -27,7 +27,7 @@ from rim_lens.behavior.rates import (
     CORRECTED,
     SETS,
     difference_row,
-    harm_told,
+    harm_words,
     measures_of,
     outcomes,
     rate_row,
@@ -68,8 +68,8 @@ class RimTable(Result):
         """Model, judge, how it errs, and what the rates count."""
         parts = [
             f"{self.manifest.model.get('name', 'model')}: rates with 95 % intervals; judge: {self.judge}",
-            errors_told(self.errors),
-            harm_told(self.judges_harm),
+            errors_words(self.errors),
+            harm_words(self.judges_harm),
         ]
         return ". ".join(part for part in parts if part) + "."
 

@@ -45,7 +45,7 @@ def measures_of(answers: pd.DataFrame, set_name: str = "harmful") -> list[str]:
     return [name for name in SETS[set_name] if COLUMN_OF.get(name, "label") in answers]
 
 
-def harm_told(judges_harm: bool) -> str:
+def harm_words(judges_harm: bool) -> str:
     """What the rates say about harm."""
     if judges_harm:
         return "Misalignment = harmful answers to harmful requests, of those judged; refusal and harm are judged apart"

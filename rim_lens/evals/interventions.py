@@ -47,7 +47,7 @@ class Intervention:
                 stack.enter_context(ablate_neurons(model, self.neurons, positions=self.positions))  # type: ignore[arg-type]
             yield
 
-    def told(self) -> dict[str, Any]:
+    def in_words(self) -> dict[str, Any]:
         """Names of the heads, number of the neurons, for the log; empty where nothing is ablated."""
         words: dict[str, Any] = {}
         if self.heads:

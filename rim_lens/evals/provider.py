@@ -117,7 +117,7 @@ class RimLensAPI(ModelAPI):
                         progress=False,
                     )
                 for (i, question, chat), one in zip(asked, written, strict=True):
-                    call = call_of(question, chat, one, self.intervention.told())
+                    call = call_of(question, chat, one, self.intervention.in_words())
                     answers[i] = (output_of(one, chat, self.model_name), call)
         return answers
 

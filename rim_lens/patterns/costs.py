@@ -16,7 +16,7 @@ import pandas as pd
 
 from rim_lens.behavior.conditions import Condition
 from rim_lens.behavior.judge import Judge, RefusalJudge
-from rim_lens.behavior.judge_errors import JudgeErrors, errors_for, errors_told
+from rim_lens.behavior.judge_errors import JudgeErrors, errors_for, errors_words
 from rim_lens.behavior.judge_report import JudgeReport
 from rim_lens.behavior.measure import RimTable, answers_of
 from rim_lens.behavior.sampling import Sampling, sampling_for
@@ -62,12 +62,12 @@ class PatternCosts(Result):
         """What is compared, and how."""
         tags = "" if self.own_tags else "; the chat template writes no think tags, they are given as plain text"
         return (
-            f"Refusal lost against {self.reference} text, CoTs of {self.tokens_told()} tokens; 95 % intervals over "
+            f"Refusal lost against {self.reference} text, CoTs of {self.tokens_words()} tokens; 95 % intervals over "
             "prompts and wordings; q: Benjamini-Hochberg; judge: "
-            f"{self.judge}{tags}{'. ' if self.errors else ''}{errors_told(self.errors)}"
+            f"{self.judge}{tags}{'. ' if self.errors else ''}{errors_words(self.errors)}"
         )
 
-    def tokens_told(self) -> str:
+    def tokens_words(self) -> str:
         """Length of the wordings in tokens: "54", or "54 to 56"."""
         low, high = self.lengths["shortest"].min(), self.lengths["longest"].max()
         return f"{low}" if low == high else f"{low} to {high}"

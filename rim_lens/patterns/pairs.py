@@ -102,14 +102,16 @@ def make_cot_pairs(
         possible += [] if wrong else [task]
     if not possible:
         raise RimLensError(
-            f"None of the {len(tasks)} rows can be rewritten ({told(reasons)}); check their cot and answer."
+            f"None of the {len(tasks)} rows can be rewritten ({counts_in_words(reasons)}); check their cot and answer."
         )
     drafts = drafts_of(writer, possible, count)
     pairs, name = within_limits(
         [pair_of(t, d, count) for t, d in zip(possible, drafts, strict=True)], limit, annotator, reasons
     )
     if not pairs:
-        raise RimLensError(f"{writer.name} wrote no pair within the limits ({told(reasons)}); try another writer.")
+        raise RimLensError(
+            f"{writer.name} wrote no pair within the limits ({counts_in_words(reasons)}); try another writer."
+        )
     frame = pd.DataFrame([asdict(pair) for pair in pairs])
     frame["overlap"] = [overlap(pair.target, pair.control) for pair in pairs]
     for side in SIDES:
@@ -166,6 +168,6 @@ def kind_of(reason: str) -> str:
     return re.split(r":|;| '", reason)[0]
 
 
-def told(reasons: Counter[str]) -> str:
+def counts_in_words(reasons: Counter[str]) -> str:
     """Reasons with counts, in words."""
     return ", ".join(f"{count} × {reason}" for reason, count in reasons.most_common())

@@ -73,7 +73,7 @@ def arm_changes(comparison: ArmComparison, measure: str | None = None) -> go.Fig
                 "symbol": style.MARKERS[i % len(style.MARKERS)],
                 "size": 10,
             },
-            customdata=[told(row) for _, row in rows.iterrows()],
+            customdata=[hover_of(row) for _, row in rows.iterrows()],
             hovertemplate="%{customdata}<extra></extra>",
         )
     return figure
@@ -84,7 +84,7 @@ def cell_name(arm: str, step: int | None) -> str:
     return arm if pd.isna(step) else f"{arm}, {step} steps"
 
 
-def told(row: pd.Series) -> str:
+def hover_of(row: pd.Series) -> str:
     """Hover of one cell."""
     if row["measure"] in (LIKELIHOOD, HARM_SCORE):
         unit = " nats" if row["measure"] == LIKELIHOOD else ""
@@ -96,7 +96,7 @@ def told(row: pd.Series) -> str:
     return (
         f"<b>{style.text(cell_name(row['arm'], row['step']))}</b><br>{row['measure']}: {levels}<br>{change}, "
         f"{style.p_value(row['p'])}, q = {row['q']:.2g}<br>n = {row['n']}, trainings: "
-        f"{row['n_seeds']}{words.judge_told(row)}"
+        f"{row['n_seeds']}{words.judge_words(row)}"
     )
 
 

@@ -53,7 +53,7 @@ def attention_contrast(heads: RefusalHeads, contrast: str | None = None) -> go.F
     return head_map(
         rows.assign(shown=sign * values),
         "shown",
-        [_contrast_told(row) for _, row in rows.iterrows()],
+        [_contrast_hover(row) for _, row in rows.iterrows()],
         title=contrast_title(heads, name),
         caption=f"n = {n}; {heads.n_permutations} permutations; rings: candidates, q < 0.05 on mass and lift",
         unit=unit,
@@ -72,7 +72,7 @@ def contrast_title(heads: RefusalHeads, name: str) -> str:
     return f"{whole.split(':')[0]} and the refusal score" if by_outcome(heads, name) else whole
 
 
-def _contrast_told(row: pd.Series) -> str:
+def _contrast_hover(row: pd.Series) -> str:
     """Hover: mean attention on both sides, effect with interval, AUROC where there are groups, q."""
     area = f"AUROC {row['mass_auroc']:.2f}, " if np.isfinite(row["mass_auroc"]) else ""
     return (

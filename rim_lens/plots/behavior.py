@@ -51,7 +51,7 @@ def rates(table: RimTable, set_name: str = "harmful") -> go.Figure:
             error_x=style.error_bars(part["rate"], part["low"], part["high"]),
             mode="markers",
             marker={"color": colour, "symbol": symbol, "size": 9},
-            customdata=_told(part, table),
+            customdata=_hover(part, table),
             hovertemplate="<b>%{customdata[0]}</b><br>%{customdata[1]}<br>%{customdata[2]}<extra></extra>",
         )
     return figure
@@ -69,7 +69,7 @@ def _condition_axis(conditions: list[str]) -> dict[str, object]:
     }
 
 
-def _told(part: pd.DataFrame, table: RimTable) -> list[list[str]]:
+def _hover(part: pd.DataFrame, table: RimTable) -> list[list[str]]:
     """Hover: condition, rate with its interval and count, change against the first condition."""
     lines = []
     for _, row in part.iterrows():
@@ -77,11 +77,11 @@ def _told(part: pd.DataFrame, table: RimTable) -> list[list[str]]:
             f"{row['measure']}: {style.percent(row['rate'])} {style.interval(row['low'], row['high'], '%')}, "
             f"{row['k']} of {row['n']}"
         )
-        lines.append([style.text(words.condition(row["condition"])), rate, change_told(table, row)])
+        lines.append([style.text(words.condition(row["condition"])), rate, change_words(table, row)])
     return lines
 
 
-def change_told(table: RimTable, row: pd.Series) -> str:
+def change_words(table: RimTable, row: pd.Series) -> str:
     """The difference from the first condition in words; empty for the first condition itself."""
     all_changes = table.differences
     same = all_changes[(all_changes["set"] == row["set"]) & (all_changes["measure"] == row["measure"])]
@@ -90,4 +90,4 @@ def change_told(table: RimTable, row: pd.Series) -> str:
         return ""
     one = change.iloc[0]
     points = style.points(one["difference"], one["low"], one["high"])
-    return f"{points} against {words.condition(one['from'])}, {style.p_value(one['p'])}{words.judge_told(one)}"
+    return f"{points} against {words.condition(one['from'])}, {style.p_value(one['p'])}{words.judge_words(one)}"

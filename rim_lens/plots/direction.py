@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from rim_lens.plots import style
 from rim_lens.plots.probe import token_label
-from rim_lens.plots.set_effects import in_nats, told
+from rim_lens.plots.set_effects import hover_of, in_nats
 
 if TYPE_CHECKING:
     from rim_lens.inference_time.refusal_direction import RefusalDirection
@@ -47,7 +47,7 @@ def direction_effects(direction: RefusalDirection) -> go.Figure:
         error_x=style.error_bars(rows["effect"], rows["low"], rows["high"]),
         mode="markers",
         marker={"color": style.BLUE, "size": 9},
-        customdata=[told(row, label) for label, (_, row) in zip(labels, rows.iterrows(), strict=True)],
+        customdata=[hover_of(row, label) for label, (_, row) in zip(labels, rows.iterrows(), strict=True)],
         hovertemplate="%{customdata}<extra></extra>",
         showlegend=False,
     )

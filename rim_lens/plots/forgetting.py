@@ -52,7 +52,7 @@ def ras_over_series(forgetting: Forgetting) -> go.Figure:
             mode="markers",
             cliponaxis=False,
             marker={"color": style.SERIES[i % 4], "symbol": style.MARKERS[i % 4], "size": 10},
-            customdata=[_told(row) for _, row in rows.iterrows()],
+            customdata=[_hover(row) for _, row in rows.iterrows()],
             hovertemplate="%{customdata}<extra></extra>",
         )
     figure.add_scatter(
@@ -76,7 +76,9 @@ def ras_by_layer(forgetting: Forgetting) -> go.Figure:
     )
     cells = cells.loc[list(dict.fromkeys(rows["checkpoint"]))]
     x, y = [f"{layer}" for layer in cells.columns], [style.text(name) for name in cells.index]
-    hover = rows.assign(told=rows.apply(_layer_told, axis=1)).pivot(index="checkpoint", columns="layer", values="told")
+    hover = rows.assign(hover=rows.apply(_layer_hover, axis=1)).pivot(
+        index="checkpoint", columns="layer", values="hover"
+    )
     figure = style.blank(
         "RAS of safety neurons less that of random ones, by layer",
         f"n = {forgetting.n_neurons} neurons, {forgetting.n_safety} safety and {forgetting.n_task} task prompts; "
@@ -102,7 +104,7 @@ def ras_by_layer(forgetting: Forgetting) -> go.Figure:
     return figure
 
 
-def _layer_told(row: pd.Series) -> str:
+def _layer_hover(row: pd.Series) -> str:
     """Hover of a layer at a checkpoint."""
     return (
         f"<b>{style.text(row['checkpoint'])}</b>, layer {row['layer']}, {row['n_neurons']} neurons<br>RAS "
@@ -155,7 +157,7 @@ def forgetting_scatter(
             error_y=bars,
             mode="markers",
             marker={"color": style.SERIES[i % 4], "symbol": style.MARKERS[i % 4], "size": 10},
-            customdata=[_told(row) for _, row in part.iterrows()],
+            customdata=[_hover(row) for _, row in part.iterrows()],
             hovertemplate="%{customdata}<extra></extra>",
         )
     return figure
@@ -193,7 +195,7 @@ def predictors(forgetting: Forgetting, outcome: str = "refusal_drop") -> go.Figu
     return figure
 
 
-def _told(row: pd.Series) -> str:
+def _hover(row: pd.Series) -> str:
     """Hover of a checkpoint."""
     return (
         f"<b>{style.text(row['checkpoint'])}</b><br>RAS {style.number(row['ras_safety'])} "

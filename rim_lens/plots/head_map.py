@@ -19,7 +19,7 @@ PLAIN_AXIS = {"showgrid": False, "zeroline": False}
 def head_map(
     table: pd.DataFrame,
     column: str,
-    told: Sequence[str],
+    hovers: Sequence[str],
     *,
     title: str,
     caption: str,
@@ -34,7 +34,7 @@ def head_map(
     Args:
         table: columns `layer`, `head` and `column`.
         column: what is shown.
-        told: hover text of every row.
+        hovers: hover text of every row.
         title: of the figure.
         caption: under the title; states n.
         unit: of the values, beside the scale.
@@ -44,7 +44,7 @@ def head_map(
             them for zeros, and the caption says so.
         missing: what the hover says of such a head; "not measured" where nothing is given.
     """
-    values, hover = grid(table, table[column], shape), grid(table, list(told), shape)
+    values, hover = grid(table, table[column], shape), grid(table, list(hovers), shape)
     low, high = (0.0, float(np.nanmax(values))) if np.isfinite(values).any() else (0.0, 1.0)
     scale = style.diverging(values, unit) if signed else style.sequential(low, high, unit)
     absent = [Head(int(layer), int(head)) for head, layer in np.argwhere(~np.isfinite(values))]

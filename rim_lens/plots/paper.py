@@ -69,7 +69,7 @@ def thinking_table(tables: RimTable | Mapping[str, RimTable]) -> go.Figure:
                 error_x=style.error_bars(rows["rate"], rows["low"], rows["high"]),
                 mode="markers",
                 marker={"color": colour, "symbol": symbol, "size": 10},
-                customdata=[_rate_told(row) for _, row in rows.iterrows()],
+                customdata=[_rate_words(row) for _, row in rows.iterrows()],
                 hovertemplate="%{customdata}<extra></extra>",
             )
     return figure
@@ -87,6 +87,6 @@ def _rates_of(name: str, table: RimTable, panels: tuple[tuple[str, str, str], ..
     return pd.concat(parts, ignore_index=True)
 
 
-def _rate_told(row: pd.Series) -> str:
+def _rate_words(row: pd.Series) -> str:
     rate = f"{style.percent(row['rate'])} {style.interval(row['low'], row['high'], '%')}, {row['k']} of {row['n']}"
     return f"<b>{style.text(row['model'])}, {words.condition(row['condition'])}</b><br>{row['quantity']}: {rate}"

@@ -40,8 +40,8 @@ def cost_by_class(costs: PatternCosts) -> go.Figure:
     separated = [words.pattern_class(row["class"]) for _, row in rows.iterrows() if row["q"] < 0.05]
     figure = style.blank(
         f"Refusal lost against {words.pattern_class(costs.reference)}",
-        f"n = {style.one_or_range(rows['n_prompts'])} harmful requests; {wordings_told(costs)}; CoTs of "
-        f"{costs.tokens_told()} tokens; bars are 95 % intervals over requests and wordings; above zero, refusal is "
+        f"n = {style.one_or_range(rows['n_prompts'])} harmful requests; {wordings_words(costs)}; CoTs of "
+        f"{costs.tokens_words()} tokens; bars are 95 % intervals over requests and wordings; above zero, refusal is "
         f"lost; q < 0.05 (Benjamini-Hochberg): {', '.join(separated) or 'none'}; judge: {costs.judge}",
         xaxis={"title": {"text": "refusal lost"}, "tickformat": "+.0%", "zerolinewidth": 2},
         yaxis=category_axis([words.pattern_class(name) for name in classes]),
@@ -107,12 +107,12 @@ def cost_points(part: pd.DataFrame, places: Sequence[float], label: str, colour:
         error_x=style.error_bars(part["cost"], part["low"], part["high"]),
         mode="markers",
         marker={"color": colour, "symbol": symbol, "size": 9},
-        customdata=[cost_told(row) for _, row in part.iterrows()],
+        customdata=[cost_words(row) for _, row in part.iterrows()],
         hovertemplate="%{customdata}<extra></extra>",
     )
 
 
-def cost_told(row: pd.Series) -> str:
+def cost_words(row: pd.Series) -> str:
     """Hover: cost with interval, p and q, the class's own rates, n."""
     head = words.pattern_class(row["class"])
     if isinstance(row.get("category"), str):
@@ -131,7 +131,7 @@ def cost_told(row: pd.Series) -> str:
     )
 
 
-def wordings_told(costs: PatternCosts) -> str:
+def wordings_words(costs: PatternCosts) -> str:
     """How many wordings a class has, and with how many a request was asked."""
     each = costs.table[costs.table["class"] != "off"]
     a_request = (each["n"] / each["n_prompts"]).round().astype(int)

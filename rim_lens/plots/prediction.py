@@ -46,7 +46,7 @@ def prediction_by_checkpoint(check: PredictionCheck) -> go.Figure:
             error_y=style.error_bars(part["r"], part["r_low"], part["r_high"]),
             mode="markers",
             marker={"color": style.SERIES[i % 4], "symbol": style.MARKERS[i % 4], "size": 10},
-            customdata=[told(row) for _, row in part.iterrows()],
+            customdata=[hover_of(row) for _, row in part.iterrows()],
             hovertemplate="%{customdata}<extra></extra>",
         )
     return figure
@@ -79,7 +79,7 @@ def predicted_against_actual(check: PredictionCheck, checkpoint: str | None = No
     return figure
 
 
-def told(row: pd.Series) -> str:
+def hover_of(row: pd.Series) -> str:
     """Hover: both correlations, the set's change, place among the control sets."""
     return (
         f"<b>{style.text(row['checkpoint'])}</b><br>r = {style.correlation(row['r'], row['r_low'], row['r_high'])}, "

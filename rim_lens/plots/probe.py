@@ -25,7 +25,7 @@ def probe_map(probe: RefusalProbe, kind: str = "supervised") -> go.Figure:
     area = probe.grid("auroc", kind).T
     rows = probe.table[probe.table["kind"] == kind]
     first = rows.iloc[0]
-    hover = np.array([_told(row) for _, row in rows.iterrows()], dtype=object).reshape(area.T.shape).T
+    hover = np.array([_hover(row) for _, row in rows.iterrows()], dtype=object).reshape(area.T.shape).T
     ticks = [-0.5, -0.25, 0.0, 0.25, 0.5]
     scale = style.diverging(np.array([0.5]), "AUROC (0.5: chance)")
     scale["colorbar"] = {**scale["colorbar"], "tickvals": ticks, "ticktext": ["0", "0.25", "0.5", "0.75", "1"]}  # type: ignore[dict-item]
@@ -57,7 +57,7 @@ def probe_map(probe: RefusalProbe, kind: str = "supervised") -> go.Figure:
     return figure
 
 
-def _told(row: pd.Series) -> str:
+def _hover(row: pd.Series) -> str:
     area = f"AUROC {row['auroc']:.3f} {style.interval(row['auroc_low'], row['auroc_high'])}"
     reach = f"d′ {style.number(row['d_prime'])} {style.interval(row['d_prime_low'], row['d_prime_high'])}"
     significance = f", q = {row['q']:.2g}" if pd.notna(row.get("q", np.nan)) else ""

@@ -20,7 +20,7 @@ def expert_loads(load: ExpertLoad, segment: str = "user", column: str = "load") 
     rows = load.table[load.table["segment"] == segment]
     values = grid(rows.rename(columns={"expert": "head"}), rows[column], load.loads.shape[1:3])
     hover = grid(
-        rows.rename(columns={"expert": "head"}), [_told(row) for _, row in rows.iterrows()], load.loads.shape[1:3]
+        rows.rename(columns={"expert": "head"}), [_hover(row) for _, row in rows.iterrows()], load.loads.shape[1:3]
     )
     signed = column == "effect"
     unit = "refused minus complied (sd)" if signed else "share of tokens" if column == "load" else "routing probability"
@@ -47,7 +47,7 @@ def expert_loads(load: ExpertLoad, segment: str = "user", column: str = "load") 
     return figure
 
 
-def _told(row: pd.Series) -> str:
+def _hover(row: pd.Series) -> str:
     lines = [f"<b>layer {row['layer']}, expert {row['expert']}</b>"]
     lines.append(f"load {style.percent(row['load'])} {style.interval(row['low'], row['high'], '%')}")
     if row.get("p") == row.get("p") and "p" in row:

@@ -28,7 +28,7 @@ def refusal_over_series(series: SeriesBehavior, quantity: Literal["rate", "score
         height=420,
     )
     columns = ("rate", "low", "high") if is_rate else ("score", "score_low", "score_high")
-    for trace in arm_traces(series.table, series.reference, columns, told(series)):
+    for trace in arm_traces(series.table, series.reference, columns, hover_of(series)):
         figure.add_trace(trace)
     add_reference(figure, series.table, series.reference, columns)
     return figure
@@ -44,14 +44,14 @@ def maths_over_series(maths: SeriesMaths) -> go.Figure:
         height=420,
     )
     columns = ("likelihood", "likelihood_low", "likelihood_high")
-    hover = maths.table.apply(lambda row: _maths_told(row, maths.reference), axis=1)
+    hover = maths.table.apply(lambda row: _maths_hover(row, maths.reference), axis=1)
     for trace in arm_traces(maths.table, maths.reference, columns, hover):
         figure.add_trace(trace)
     add_reference(figure, maths.table, maths.reference, columns)
     return figure
 
 
-def _maths_told(row: pd.Series, reference: str) -> str:
+def _maths_hover(row: pd.Series, reference: str) -> str:
     lines = [
         f"<b>{style.text(row['checkpoint'])}</b>",
         f"{style.number(row['likelihood'])} nats {style.interval(row['likelihood_low'], row['likelihood_high'])}, n "
@@ -107,12 +107,12 @@ def arm_traces(
     return traces
 
 
-def told(series: SeriesBehavior) -> pd.Series:
+def hover_of(series: SeriesBehavior) -> pd.Series:
     """Hover of every checkpoint: counts, rate and score with intervals, difference from the reference."""
-    return series.table.apply(lambda row: _told(row, series.reference), axis=1)
+    return series.table.apply(lambda row: _hover(row, series.reference), axis=1)
 
 
-def _told(row: pd.Series, reference: str) -> str:
+def _hover(row: pd.Series, reference: str) -> str:
     lines = [
         f"<b>{style.text(row['checkpoint'])}</b>",
         f"refused {style.percent(row['rate'])} {style.interval(row['low'], row['high'], '%')}",

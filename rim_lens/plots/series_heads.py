@@ -48,7 +48,7 @@ def heads_by_checkpoint(heads: SeriesHeads, quantity: Quantity = "effect") -> go
             error_y=style.error_bars(rows[column], rows[f"{column}_low"], rows[f"{column}_high"]),
             mode="markers",
             marker={"color": colour, "symbol": symbol, "size": 9},
-            customdata=[told(row, column, is_effect) for _, row in rows.iterrows()],
+            customdata=[hover_of(row, column, is_effect) for _, row in rows.iterrows()],
             hovertemplate=f"{name}<br>%{{customdata}}<extra></extra>",
         )
     return figure
@@ -82,7 +82,7 @@ def head_order(heads: SeriesHeads) -> go.Figure:
     return figure
 
 
-def told(row: pd.Series, column: str, is_effect: bool) -> str:
+def hover_of(row: pd.Series, column: str, is_effect: bool) -> str:
     """Hover: the value with its interval."""
     value, low, high = (row[f"{column}{end}"] for end in ("", "_low", "_high"))
     unit = "" if is_effect else "%"

@@ -51,7 +51,7 @@ def shift_over_series(shift: SeriesShift, prompts: Kind = "safety") -> go.Figure
             error_y=style.error_bars(part["change"], part["low"], part["high"]),
             mode="markers",
             marker={"color": style.SERIES[i % 4], "symbol": style.MARKERS[i % 4], "size": 10},
-            customdata=[told(row) for _, row in part.iterrows()],
+            customdata=[hover_of(row) for _, row in part.iterrows()],
             hovertemplate="%{customdata}<extra></extra>",
         )
     return figure
@@ -68,7 +68,7 @@ def shift_by_layer_and_checkpoint(shift: SeriesShift, prompts: Kind = "safety") 
     for _, row in rows.iterrows():
         place = checkpoints.index(row["checkpoint"]), layers.index(layer_of(row["scope"]))
         values[place] = 100 * (row["change"] - row["control_change"])
-        hover[place] = told(row)
+        hover[place] = hover_of(row)
         if row["q"] < MARKED:
             marked.append(place)
     figure = style.blank(
@@ -115,7 +115,7 @@ def layer_of(scope: str) -> int:
     return int(scope.removeprefix("L"))
 
 
-def told(row: pd.Series) -> str:
+def hover_of(row: pd.Series) -> str:
     """Hover: change with interval, place among the control sets."""
     where = "all layers" if row["scope"] == "all" else f"layer {layer_of(row['scope'])}"
     return (

@@ -44,7 +44,7 @@ def dose_curve(test: AblationTest, measure: str | None = None) -> go.Figure:
             mode="lines+markers",
             line={"color": colour, "width": 1.8},
             marker={"symbol": style.MARKERS[i % len(style.MARKERS)], "size": 9},
-            customdata=[told(row, f"{label}, {row['k']} {test.kind}") for _, row in part.iterrows()],
+            customdata=[hover_of(row, f"{label}, {row['k']} {test.kind}") for _, row in part.iterrows()],
             hovertemplate="%{customdata}<extra></extra>",
         )
     return figure
@@ -86,7 +86,7 @@ def set_effects(test: AblationTest, change: str | None = None) -> go.Figure:
         error_x=style.error_bars(rows["effect"], rows["low"], rows["high"]),
         mode="markers",
         marker={"color": style.BLUE, "size": 9},
-        customdata=[told(row, style.text(row["measure"])) for _, row in rows.iterrows()],
+        customdata=[hover_of(row, style.text(row["measure"])) for _, row in rows.iterrows()],
         hovertemplate="%{customdata}<extra></extra>",
         showlegend=False,
     )
@@ -108,18 +108,18 @@ def sentence(measure: str) -> str:
     return measure[:1].upper() + measure[1:]
 
 
-def effect_told(row: pd.Series) -> str:
+def effect_words(row: pd.Series) -> str:
     """Effect with its interval, in nats or points."""
     if in_nats(row["measure"]):
         return f"{style.number(row['effect'], sign=True)} nats {style.interval(row['low'], row['high'])}"
     return style.points(row["effect"], row["low"], row["high"])
 
 
-def told(row: pd.Series, head: str) -> str:
+def hover_of(row: pd.Series, head: str) -> str:
     """Hover: effect, before and after, place among the control sets."""
     lines = [
         f"<b>{head}</b>",
-        effect_told(row),
+        effect_words(row),
         f"{style.number(row['before'])} → {style.number(row['after'])}, n = {row['n']}",
     ]
     if row["n_controls"]:

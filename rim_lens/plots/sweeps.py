@@ -33,7 +33,7 @@ def ablation_map(sweep: AblationSweep) -> go.Figure:
     return head_map(
         sweep.table,
         "effect",
-        [told(row) for _, row in sweep.table.iterrows()],
+        [hover_of(row) for _, row in sweep.table.iterrows()],
         title="Effect of ablating each head on refusal",
         caption=f"n = {len(sweep.clean)} prompts; {len(sweep.table)} of {n_heads} heads measured exactly; {RINGS}",
         unit=f"change of the {quantity(sweep.metric)} (below 0: the head supports refusal)",
@@ -62,7 +62,7 @@ def patching_map(sweep: PatchingSweep) -> go.Figure:
         sweep.table,
         "effect",
         [
-            f"{told(row)}<br>{style.percent(row['returned'], sign=True)} of the gap "
+            f"{hover_of(row)}<br>{style.percent(row['returned'], sign=True)} of the gap "
             f"{style.interval(row['returned_low'], row['returned_high'], '%')}"
             for _, row in sweep.table.iterrows()
         ],
@@ -109,7 +109,7 @@ def interchange_map(
     return head_map(
         rows,
         "effect",
-        [told(row) for _, row in rows.iterrows()],
+        [hover_of(row) for _, row in rows.iterrows()],
         title=DIRECTIONS[direction],
         caption=f"n = {len(sweep.score_harmful)} pairs; {RINGS}",
         unit=f"change of the {quantity(sweep.metric)}",
@@ -117,7 +117,7 @@ def interchange_map(
     )
 
 
-def told(row: pd.Series) -> str:
+def hover_of(row: pd.Series) -> str:
     """Hover of a head: effect with its interval, p and q."""
     effect = f"{style.number(row['effect'], sign=True)} {style.interval(row['low'], row['high'])}"
     return f"<b>{row['name']}</b><br>{effect}, n = {row['n']}<br>{style.p_value(row['p'])}, q = {row['q']:.2g}"

@@ -47,7 +47,7 @@ def claim_views(table: pd.DataFrame, results: Mapping[str, Result]) -> list[Clai
                 name=row["claim"],
                 words=row["words"],
                 verdict=row["verdict"],
-                effect=effect_told(row) if measured else "–",
+                effect=effect_words(row) if measured else "–",
                 n=f"{row['n']} {row['counted']}" if measured else "–",
                 margin=f"{row['margin']:g} {row['unit']}",
                 needed=f"fewer than {row['n_needed']}" if pd.notna(row["n_needed"]) else "–",
@@ -70,7 +70,7 @@ def figure_of(result: Result | None) -> Drawing | None:
         return None
 
 
-def effect_told(row: Mapping[str, object]) -> str:
+def effect_words(row: Mapping[str, object]) -> str:
     """+22 points [+9, +35], in the direction that is claimed."""
     digits = 0 if row["unit"] in ("points", "%") else 2
     effect, low, high = (f"{row[name]:+.{digits}f}".replace("-", "−") for name in ("effect", "low", "high"))

@@ -8,7 +8,7 @@ from rim_lens.plots.style import interval, number, p_value, percent
 from rim_lens.report.blocks import Block, Drawing, Grid, Section, Words
 from rim_lens.report.wording import clearly, corrected, points
 from rim_lens.training_time.arm_comparison import ArmComparison
-from rim_lens.words import HARM_SCORE, HARMFUL, LIKELIHOOD, SOLVED, judge_told
+from rim_lens.words import HARM_SCORE, HARMFUL, LIKELIHOOD, SOLVED, judge_words
 from rim_lens.words import arm as arm_name
 
 DRAWN = (HARMFUL, "complied", "incoherent", LIKELIHOOD, SOLVED)
@@ -44,7 +44,7 @@ def in_short(comparison: ArmComparison) -> list[str]:
         sentences.append(
             f"After {dose(last)}{arm_name(arm)} the model {does} {verdict}: {percent(last['before'])} → "
             f"{percent(last['after'])} "
-            f"({corrected(last['change'], last['low'], last['high'], last['q'])}){judge_told(last)}."
+            f"({corrected(last['change'], last['low'], last['high'], last['q'])}){judge_words(last)}."
         )
     contrasts = comparison.contrasts
     for _, row in contrasts[(contrasts["measure"] == name) & (contrasts["a"] == "effort")].iterrows():
@@ -53,7 +53,7 @@ def in_short(comparison: ArmComparison) -> list[str]:
         sentences.append(
             f"Effort-minimizing data raise {'misalignment' if name == HARMFUL else 'compliance'} {verdict} than "
             f"{arm_name(row['b'])} after {row['step']} steps "
-            f"({corrected(row['difference'], row['low'], row['high'], row['q'])}){judge_told(row)}."
+            f"({corrected(row['difference'], row['low'], row['high'], row['q'])}){judge_words(row)}."
         )
     return sentences
 

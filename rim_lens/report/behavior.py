@@ -3,14 +3,14 @@
 import pandas as pd
 
 from rim_lens.behavior.judge import LABELS
-from rim_lens.behavior.judge_errors import errors_told
+from rim_lens.behavior.judge_errors import errors_words
 from rim_lens.behavior.measure import RimTable
-from rim_lens.behavior.rates import harm_told
-from rim_lens.plots.behavior import MEASURES, change_told, rates
+from rim_lens.behavior.rates import harm_words
+from rim_lens.plots.behavior import MEASURES, change_words, rates
 from rim_lens.plots.style import interval, percent
 from rim_lens.report.blocks import Answer, Answers, Block, Drawing, Grid, Section, Words, excerpt
 from rim_lens.report.wording import clearly, points, rate
-from rim_lens.words import SETS, condition, judge_told
+from rim_lens.words import SETS, condition, judge_words
 
 SHOWN_ANSWERS = 40  # per set and condition
 
@@ -20,8 +20,8 @@ def section(anchor: str, table: RimTable) -> Section:
     blocks: list[Block] = [
         Words(
             f"Each prompt is asked in every condition: {asked_how(table)}. An answer is refused, partial, complied, "
-            f"incoherent (loops, parroting, off topic) or unjudged; all count in n. {harm_told(table.judges_harm)}."
-            + (f" {errors_told(table.errors)}." if table.errors else "")
+            f"incoherent (loops, parroting, off topic) or unjudged; all count in n. {harm_words(table.judges_harm)}."
+            + (f" {errors_words(table.errors)}." if table.errors else "")
         )
     ]
     present = [name for name in SETS if (table.table["set"] == name).any()]
@@ -30,7 +30,7 @@ def section(anchor: str, table: RimTable) -> Section:
     closed = table.table[table.table["measure"] == "CoT closed by itself"]
     if len(closed):
         blocks.append(
-            Words(f"Own chains of thought that ended by themselves within the budget: {closed_told(closed)}.")
+            Words(f"Own chains of thought that ended by themselves within the budget: {closed_words(closed)}.")
         )
     blocks += [answers_of(table, name) for name in present]
     return Section(anchor, "What thinking changes", in_short(table), blocks)
@@ -87,7 +87,7 @@ def change_sentences(table: RimTable, rows: pd.DataFrame) -> list[str]:
         words = f"{rate(row)} ({points(one['difference'], one['low'], one['high'], one['p'])})"
         if clearly(one["low"], one["high"], one["p"]):
             verdict = "refuses less" if one["difference"] < 0 else "refuses more"
-            clear.append(f"With {condition(row['condition'])} it {verdict}: {words}{judge_told(one)}.")
+            clear.append(f"With {condition(row['condition'])} it {verdict}: {words}{judge_words(one)}.")
         else:
             unclear.append(f"{condition(row['condition'])} {words}")
     if unclear:
@@ -112,8 +112,8 @@ def rate_grid(table: RimTable, name: str) -> Grid:
             f"{row['k']} / {row['n']}",
             percent(row["rate"]),
             interval(row["low"], row["high"], "%"),
-            *([corrected_told(row)] if table.errors else []),
-            change_told(table, row) or "–",
+            *([corrected_words(row)] if table.errors else []),
+            change_words(table, row) or "–",
             "–" if pd.isna(row["cut"]) else f"{percent(row['cut'])} {interval(row['cut_low'], row['cut_high'], '%')}",
         ]
         for _, row in rows.iterrows()
@@ -132,14 +132,14 @@ def rate_grid(table: RimTable, name: str) -> Grid:
     return Grid(f"{SETS[name]}: the same figures as a table", columns, cells)
 
 
-def corrected_told(row: pd.Series) -> str:
+def corrected_words(row: pd.Series) -> str:
     """A rate corrected for the judge's errors, with its interval; a dash where they are unknown for this measure."""
     if pd.isna(row["corrected"]):
         return "–"
     return f"{percent(row['corrected'])} {interval(row['corrected_low'], row['corrected_high'], '%')}"
 
 
-def closed_told(closed: pd.DataFrame) -> str:
+def closed_words(closed: pd.DataFrame) -> str:
     """Sets with their share of CoTs that closed by themselves."""
     return "; ".join(f"{SETS[row['set']].lower()} {rate(row)}" for _, row in closed.iterrows())
 

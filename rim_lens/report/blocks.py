@@ -86,7 +86,7 @@ class Token:
     text: str
     segment: str
     shade: float
-    told: str
+    title: str
 
 
 @dataclass(frozen=True)

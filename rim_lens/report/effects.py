@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from rim_lens.plots.set_effects import effect_told, sentence
+from rim_lens.plots.set_effects import effect_words, sentence
 from rim_lens.plots.style import interval, number, p_value
 from rim_lens.report.blocks import Grid
 from rim_lens.report.wording import clearly
@@ -12,7 +12,7 @@ from rim_lens.report.wording import clearly
 
 def effect_sentence(row: pd.Series, what: str) -> str:
     """What a change did to a measure, and whether random sets do the same."""
-    text = f"{what}: {row['measure']} {effect_told(row)}, n = {row['n']}"
+    text = f"{what}: {row['measure']} {effect_words(row)}, n = {row['n']}"
     if not row["n_controls"]:
         return f"{text}; no control sets."
     beyond = row["p"] < 0.05 and clearly(row["low"], row["high"])
@@ -30,7 +30,7 @@ def effect_grid(table: pd.DataFrame, by: Sequence[str]) -> Grid:
                 *(str(row[name]) for name in by),
                 sentence(row["measure"]),
                 f"{number(row['before'])} → {number(row['after'])}",
-                effect_told(row),
+                effect_words(row),
                 f"{row['n']}",
                 controls,
                 f"{row['n_controls']}",

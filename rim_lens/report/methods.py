@@ -148,10 +148,10 @@ def blocks(definitions: Sequence[Definition], manifest: Manifest, plan: Mapping[
 
 def pairs(values: Mapping[str, Any]) -> list[list[str]]:
     """A mapping as rows."""
-    return [[str(key), told(value)] for key, value in values.items()]
+    return [[str(key), in_words(value)] for key, value in values.items()]
 
 
-def told(value: Any) -> str:
+def in_words(value: Any) -> str:
     """A value of a plan or manifest as text."""
     if isinstance(value, list | tuple):
         return ", ".join(str(one) for one in value)

@@ -16,7 +16,7 @@ from rim_lens.plots.patterns import ALL_SENTENCES, cost_by_category, cost_by_cla
 from rim_lens.plots.style import interval, number, p_value, percent, points
 from rim_lens.report.blocks import Block, Definition, Definitions, Drawing, Grid, Section, Words, excerpt
 from rim_lens.report.wording import counted
-from rim_lens.words import ANY, arm, judge_told, pattern_class
+from rim_lens.words import ANY, arm, judge_words, pattern_class
 
 SHOWN_SENTENCES, SENTENCE = 12, 120  # examples on the page, and characters of one
 RATES = ("refused", "partial", "complied", "incoherent")
@@ -103,7 +103,7 @@ def lost(row: pd.Series) -> str:
     q = "" if math.isnan(row["q"]) else f", {p_value(row['q']).replace('p', 'q', 1)}"
     return (
         f"{points(row['cost'], row['low'], row['high'])} of refusal lost{q}, n = {row['n_prompts']} "
-        f"requests{judge_told(row)}"
+        f"requests{judge_words(row)}"
     )
 
 
@@ -118,7 +118,7 @@ def cost_grid(title: str, rows: pd.DataFrame) -> Grid:
             points(row["cost"], row["low"], row["high"]),
             p_value(row["p"]) or "–",
             "–" if math.isnan(row["q"]) else f"{row['q']:.2g}",
-            *(rate_told(row, name) for name in RATES),
+            *(rate_words(row, name) for name in RATES),
             *(f"{row[count]}" for count in ("n", "n_prompts", "n_wordings")),
         ]
         for _, row in rows.iterrows()
@@ -130,7 +130,7 @@ def cost_grid(title: str, rows: pd.DataFrame) -> Grid:
     return Grid(title, [*(["harm category"] if by_category else []), *COST_COLUMNS], cells, note)
 
 
-def rate_told(row: pd.Series, name: str) -> str:
+def rate_words(row: pd.Series, name: str) -> str:
     """A class's own rate with its interval."""
     return f"{percent(row[name])} {interval(row[f'{name}_low'], row[f'{name}_high'], '%')}"
 
@@ -155,11 +155,11 @@ def training_section(anchor: str, arms: ArmDivergence) -> Section:
 def arms_in_short(arms: ArmDivergence) -> list[str]:
     """The share of each arm."""
     rows = arms.table[arms.table["pattern"] == ALL_SENTENCES]
-    shares = "; ".join(f"{arm(row['arm'])} {share_told(row)}" for _, row in rows.iterrows())
+    shares = "; ".join(f"{arm(row['arm'])} {share_words(row)}" for _, row in rows.iterrows())
     return [f"Sentences with a pattern in the fine-tuning data: {shares}."]
 
 
-def share_told(row: pd.Series) -> str:
+def share_words(row: pd.Series) -> str:
     """30.0 % [25.0, 35.0], 48 of 160 sentences in 32 CoTs."""
     return (
         f"{percent(row['share'])} {interval(row['low'], row['high'], '%')}, {row['k']} of {row['n']} sentences in "
@@ -243,7 +243,7 @@ def own_in_short(own: OwnPatterns) -> list[str]:
     """The share, and whether CoTs with a pattern comply more often."""
     whole = own.table[own.table["pattern"] == ALL_SENTENCES].iloc[0]
     row = own.outcomes[own.outcomes["outcome"] == "complied"].iloc[0]
-    sentences = [f"Sentences with a pattern in the model's own chains of thought: {share_told(whole)}."]
+    sentences = [f"Sentences with a pattern in the model's own chains of thought: {share_words(whole)}."]
     if math.isnan(row["p"]):
         sides = "all" if row["with_n"] else "none"
         return [

@@ -8,7 +8,7 @@ from rim_lens.report.blocks import Block, Drawing, Grid, Section, Words
 from rim_lens.report.wording import clearly, points
 from rim_lens.training_time.series_answers import SeriesBehavior
 from rim_lens.training_time.series_problems import SeriesMaths
-from rim_lens.words import arm, judge_told
+from rim_lens.words import arm, judge_words
 
 MATHS_COLUMNS = ("checkpoint", "arm", "step", "log-likelihood", "change", "q", "n")
 COLUMNS = ("checkpoint", "arm", "step", "refused", "complied", "incoherent", "rate", "change", "q", "refusal score")
@@ -60,7 +60,7 @@ def arm_sentence(name: str, last: pd.Series) -> str:
     dose = f"{int(last['step'])} steps of " if pd.notna(last["step"]) else ""
     return (
         f"After {dose}{arm(name)} it refuses {verdict}: {percent(last['rate'])}, {last['refused']} of {last['n']} "
-        f"({change}){judge_told(last)}."
+        f"({change}){judge_words(last)}."
     )
 
 

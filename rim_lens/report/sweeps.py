@@ -15,7 +15,7 @@ SHOWN = 20
 
 def ablation_section(anchor: str, sweep: AblationSweep) -> Section:
     """Head map of ablation effects."""
-    text = f"{first_told(sweep.table, len(sweep.clean))}; {changing(sweep.table, sweep.effect[0].size)}."
+    text = f"{first_words(sweep.table, len(sweep.clean))}; {changing(sweep.table, sweep.effect[0].size)}."
     blocks: list[Block] = [
         Words(sweep.caption()),
         Drawing(ablation_map(sweep)),
@@ -45,7 +45,7 @@ def patching_section(anchor: str, sweep: PatchingSweep) -> Section:
 def interchange_section(anchor: str, sweep: InterchangeSweep) -> Section:
     """Head maps of both directions, and the pairs."""
     sentences = [
-        f"{DIRECTIONS[name]}: {first_told(rows, len(sweep.score_harmful))}."
+        f"{DIRECTIONS[name]}: {first_words(rows, len(sweep.score_harmful))}."
         for name, rows in sweep.table.groupby("direction", sort=False)
     ]
     cells = [
@@ -67,7 +67,7 @@ def interchange_section(anchor: str, sweep: InterchangeSweep) -> Section:
     )
 
 
-def first_told(table: pd.DataFrame, n: int) -> str:
+def first_words(table: pd.DataFrame, n: int) -> str:
     """The first head of a table: its effect with interval and n."""
     row = table.iloc[0]
     effect = f"{number(row['effect'], sign=True)} nats {interval(row['low'], row['high'])}"

@@ -13,13 +13,13 @@ from rim_lens.serve.answers import PageModel
 from rim_lens.serve.http import PageServer
 
 
-def serve_run(folder: Path, *, port: int = 0, told: Callable[[str], None] = print) -> None:
+def serve_run(folder: Path, *, port: int = 0, announce: Callable[[str], None] = print) -> None:
     """Serve an audit's page on 127.0.0.1 until interrupted.
 
     Args:
         folder: the audit's folder, as `rim-lens audit --out` made it.
         port: to listen on; any free one by default.
-        told: called with the page's address when it can be opened.
+        announce: called with the page's address when it can be opened.
 
     Raises:
         RimLensError: the folder holds no finished audit, its model cannot be loaded, or the port is taken.
@@ -31,7 +31,7 @@ def serve_run(folder: Path, *, port: int = 0, told: Callable[[str], None] = prin
     except OSError as error:
         raise RimLensError(f"Port {port} cannot be used ({error.strerror}); choose another --port.") from error
     with server:
-        told(server.url)
+        announce(server.url)
         server.serve_forever()
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from rim_lens.behavior.conditions import per_prompt
 from rim_lens.behavior.judge import LABELS
-from rim_lens.behavior.judge_errors import JudgeErrors, errors_told
+from rim_lens.behavior.judge_errors import JudgeErrors, errors_words
 from rim_lens.behavior.rates import COLUMN_OF, CORRECTED, difference_row, measures_of, rate_row
 from rim_lens.results import Result
 from rim_lens.stats import benjamini_hochberg, bootstrap_mean
@@ -47,7 +47,7 @@ class SeriesBehavior(Result):
             f"n = {n} harmful requests{each} per checkpoint, thinking off; differences from {self.reference}; judge: "
             f"{self.judge}"
         )
-        return ". ".join(part for part in (about, errors_told(self.errors)) if part) + "."
+        return ". ".join(part for part in (about, errors_words(self.errors)) if part) + "."
 
     def per_prompt(self, label: str = "refused") -> pd.DataFrame:
         """The probability of a label for each prompt, k of n samples with Wilson's interval.
