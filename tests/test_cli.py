@@ -213,7 +213,10 @@ def test_plan_says_what_an_audit_will_do_and_reads_no_weight(folder, monkeypatch
     done = CliRunner().invoke(app, ["plan", str(folder), "--n-controls", "10"])
     assert done.exit_code == 0, done.exception
     text = " ".join(done.output.split())
-    for words in ("3 layers", "'<think>", "stage 1 of 3", "96 prompts, 32 asked, 32 others to test on", "0.091"):
+    for words in ("3 layers", "'<think>", "stage 1 of 3", "96 prompts, 32 asked, 32 others to test on"):
         assert words in text
+    assert "these heads carry refusal: 32 prompts find" in text
+    assert "RAS" not in text  # no series, so no such claim
+    assert "control sets, counted: the smallest p is 0.091" in text
     large = " ".join(CliRunner().invoke(app, ["plan", str(folder), "--n", "64"]).output.split())
     assert "128 are needed: use a larger set or a smaller --n" in large

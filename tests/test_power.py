@@ -5,6 +5,8 @@ import pytest
 from scipy import stats
 
 import rim_lens
+from rim_lens.audit.plan import AuditPlan
+from rim_lens.audit.size import size_line
 from rim_lens.claims.power import correlation_power, mcnemar_power, mean_power
 from rim_lens.errors import RimLensError
 from rim_lens.stats import mcnemar
@@ -43,3 +45,9 @@ def test_the_table_and_its_warnings():
     assert floors.loc["paired signs over heads", "n_needed"] == 18
     with pytest.raises(RimLensError, match="at least 4 prompts"):
         rim_lens.power(2)
+
+
+def test_an_audit_says_how_many_claims_its_size_decides():
+    small, large = (size_line(AuditPlan("model", n=n)) for n in (32, 600))
+    assert small.startswith("32 prompts per set: 0 of 4 claims")  # without a series there are four
+    assert large.startswith("600 prompts per set: 4 of 4 claims")

@@ -1,11 +1,16 @@
 """preview: what an audit of a model will do, from its config and tokenizer alone; no weight is read."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
+
 from rim_lens.audit.plan import AuditPlan
+from rim_lens.audit.size import claims_of, power_of
 from rim_lens.audit.stages import STAGES
+from rim_lens.claims.power import WANTED
 from rim_lens.data.prompts import load_prompts
 from rim_lens.errors import RimLensError
 from rim_lens.model.adapter import base_and_adapter
@@ -129,9 +134,34 @@ def stage_lines(plan: AuditPlan) -> Iterator[Line]:
 
 
 def precision_lines(plan: AuditPlan) -> Iterator[Line]:
-    """What n can say about a rate."""
+    """What n can say about a rate, and about each claim that the audit decides."""
     low, high = wilson(round(TYPICAL * plan.n), plan.n)
-    words = f"a refusal rate of {TYPICAL:.0%} is known to [{low:.0%}, {high:.0%}] with {plan.n} prompts (95 %)"
-    yield Line("precision", words)
-    smallest = 1 / (plan.n_controls + 1)
-    yield Line("control sets", f"{plan.n_controls}: p can be no smaller than {smallest:.2g}", warning=smallest >= 0.05)
+    yield Line(
+        "precision", f"a refusal rate of {TYPICAL:.0%} has the interval [{low:.0%}, {high:.0%}] with {plan.n} prompts"
+    )
+    yield from (Line("power", *line) for line in power_lines(plan))
+
+
+def power_lines(plan: AuditPlan) -> Iterator[tuple[str, bool]]:
+    """Per claim the effect that is found with 80 % power, and what the margin takes; True where it takes more.
+
+    Then the tests that cannot reach a small enough p.
+    """
+    found = power_of(plan, n_heads_of(plan))
+    for row in found.table[found.table["claim"].isin(claims_of(plan))].itertuples():
+        finds = f"{row.detectable:.3g} {row.unit} or more" if math.isfinite(row.detectable) else "no effect"
+        short = row.power < WANTED
+        needed = f"; {row.margin:g} takes {row.n_needed}" if short and not pd.isna(row.n_needed) else ""
+        yield f"{row.words}: {row.n} {row.counted} find {finds}{needed}", short
+    yield from ((sentence, True) for sentence in found.floor_warnings)
+
+
+def n_heads_of(plan: AuditPlan) -> int:
+    """Attention heads of the whole model, from its config."""
+    from transformers import AutoConfig
+
+    location, _ = resolve(base_and_adapter(plan.model)[0])
+    with translated_hub_errors(location):
+        config = AutoConfig.from_pretrained(location)
+    text = getattr(config, "text_config", config)
+    return int(text.num_hidden_layers * text.num_attention_heads)

@@ -12,6 +12,7 @@ from rim_lens.audit.findings import findings_of
 from rim_lens.audit.finetuning import with_series
 from rim_lens.audit.lanes import SECOND_LANE, await_stages, end_with_parent, second_lane, worth_two
 from rim_lens.audit.plan import AuditPlan, claim_folder, release_folder
+from rim_lens.audit.size import size_line
 from rim_lens.audit.stage import DONE, Context, Stage
 from rim_lens.audit.stages import FIRST, STAGES
 from rim_lens.claims.verdicts import Verdicts, verdicts
@@ -62,6 +63,8 @@ def run_audit(plan: AuditPlan, out: Path, *, processes: int = 1) -> Audit:
     once(lambda: claim_folder(plan, out))
     context = Context(plan)
     try:
+        if is_writer() and not places_of(out):
+            print(size_line(plan), file=sys.stderr, flush=True)
         run_stages(plan, context, out, only=FIRST)
         if processes > 1 and worth_two(plan):
             with second_lane(run_lane, plan, out):

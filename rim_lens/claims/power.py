@@ -28,7 +28,7 @@ from rim_lens.results import Manifest, Result
 from rim_lens.stats import mcnemar
 
 WANTED = 0.8
-DISCORDANT = 2.0  # prompts that change, per point of difference: three change as claimed for each one against
+AGAINST = 0.05  # share of prompts that change against the claim
 SPREAD = 1.0  # nats, of a set's effect over prompts
 SEED_SPREAD = 10.0  # points, of trainings about their arm
 LARGEST = 100_000
@@ -58,15 +58,18 @@ class Power(Result):
     @property
     def warnings(self) -> list[str]:
         """One sentence for each claim whose margin is found with less than 80 % power, and each floor out of reach."""
-        sentences = [
-            f"{row.words}: {row.n} {row.counted} find an effect of {row.margin:g} {row.unit} with "
-            f"{row.power:.0%} power; "
-            + ("no n up to 4,096 finds it" if pd.isna(row.n_needed) else f"80 % take {row.n_needed}")
-            + "."
+        weak = [
+            f"{row.words}: {row.n} {row.counted} find an effect of {row.margin:g} {row.unit} with {row.power:.0%} "
+            "power; " + ("no n up to 4,096 finds it" if pd.isna(row.n_needed) else f"80 % take {row.n_needed}") + "."
             for row in self.table.itertuples()
             if row.power < WANTED
         ]
-        return sentences + [
+        return weak + self.floor_warnings
+
+    @property
+    def floor_warnings(self) -> list[str]:
+        """One sentence for each test whose smallest p is too large for a single true unit among all."""
+        return [
             f"{row.test}: the smallest p is {row.smallest_p:.2g}, but one true unit among {row.units} takes "
             f"{row.needed_p:.2g}; use {row.n_needed} {row.counted} or more."
             for row in self.floors.itertuples()
@@ -79,6 +82,7 @@ def power(
     *,
     heads: int = 270,
     controls: int = 100,
+    shift_controls: int = 1000,
     checkpoints: int = 8,
     trainings: int = 1,
     claims: int = len(CLAIMS),
@@ -90,7 +94,8 @@ def power(
         n: prompts of each set.
         heads: heads of the model, over which permutation tests are corrected.
         controls: random sets per causal test.
-        checkpoints: independent trainings, or orders within doses, over which RAS is correlated with forgetting.
+        shift_controls: random sets that the shift of neurons is compared with.
+        checkpoints: independent trainings over which RAS is correlated with forgetting.
         trainings: seeds of each arm.
         claims: how many claims are corrected together.
         margins: smallest effects of interest by claim.
@@ -104,13 +109,13 @@ def power(
     by_claim = {
         "thinking": (n, "prompts", McNemar),
         "effort_cot": (n, "prompts", McNemar),
-        "attention": (n // 2, "chats", OfCorrelation),
+        "attention": (n, "chats", OfCorrelation),
         "heads": (n, "prompts", OfMean),
         "reasoning_data": (trainings, "trainings per arm", OfTrainings) if trainings > 1 else (n, "prompts", McNemar),
         "effort_data": (trainings, "trainings per arm", OfTrainings) if trainings > 1 else (n, "prompts", McNemar),
         "safety_neurons": (n, "prompts", OfMean),
-        "neuron_shift": (controls, "control sets", OfControls),
-        "ras": (checkpoints, "checkpoints", OfCorrelation),
+        "neuron_shift": (shift_controls, "control sets", OfControls),
+        "ras": (checkpoints, "trainings", OfCorrelation),
     }
     rows = []
     for claim in CLAIMS:
@@ -164,8 +169,8 @@ def floors(n: int, heads: int, controls: int, claims: int) -> pd.DataFrame:
 class McNemar:
     """Two shares of the same prompts; effects in points."""
 
-    name, most, fewest = "McNemar, exact", 100 / DISCORDANT, 4
-    assumed = "three prompts change as claimed for each one against"
+    name, most, fewest = "McNemar, exact", 99.0, 4
+    assumed = f"{AGAINST:.0%} of the prompts change against the claim"
 
     @staticmethod
     def power(effect: float, n: int, level: float) -> float:
@@ -226,9 +231,10 @@ class OfCorrelation:
 def mcnemar_power(difference: float, n: int, level: float = 0.05, discordant: float | None = None) -> float:
     """Probability that McNemar's exact test gives p <= level in the claimed direction.
 
-    `difference` is the share lost minus the share gained, `discordant` their sum; twice the difference by default.
+    `difference` is the share lost minus the share gained, `discordant` their sum; by default 5 % of the prompts change
+    against the claim, as far as the difference leaves so many.
     """
-    both = DISCORDANT * difference if discordant is None else discordant
+    both = min(1.0, difference + 2 * AGAINST) if discordant is None else discordant
     if not difference <= both <= 1:
         raise RimLensError(f"A difference of {difference} does not go with {both} of the prompts changing.")
     share, total = (1 + difference / both) / 2, 0.0
