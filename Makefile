@@ -6,7 +6,7 @@ RUN := $(BIN)/rim-lens
 .PHONY: demo test test-fast test-compat test-engine families lint bench bench-gpu trust docs notebooks clean
 
 demo: .venv/.installed
-	$(RUN) audit smollm2-135m-instruct --checkpoints assets/organism --out runs/demo
+	$(RUN) audit smollm2-135m-instruct --checkpoints assets/organism/demo.json --n-controls 50 --out runs/demo
 
 test: lint
 	$(BIN)/python -m pytest -n 2

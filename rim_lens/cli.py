@@ -35,7 +35,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="Show the versi
 def audit(
     models: ModelsArgument,
     checkpoints: Annotated[
-        str | None, typer.Option(help="Folder with a series of checkpoints or adapters (series.json).")
+        str | None, typer.Option(help="Series of checkpoints or adapters: a folder, or a series file in it.")
     ] = None,
     finetune: Annotated[
         str | None,

@@ -34,7 +34,7 @@ from rim_lens.audit.attempt import NotMeasured
 from rim_lens.audit.compare import compare_runs
 from rim_lens.audit.findings import findings_of
 from rim_lens.audit.plan import AuditPlan
-from rim_lens.audit.run import run_audit, write_growing
+from rim_lens.audit.run import new_verdicts, run_audit, write_growing
 from rim_lens.audit.show import answer_lines, print_comparison
 from rim_lens.audit.stage import Context
 from rim_lens.audit.stages import STAGES
@@ -188,7 +188,11 @@ def test_the_answer_is_at_most_15_lines_of_80_columns(audit):
 
 def test_the_page_is_there_after_the_first_stage_and_says_what_is_to_come(audit, plan, tmp_path):
     shutil.copytree(audit.folder / "stages" / "behavior", tmp_path / "stages" / "behavior")
-    write_growing(plan, [stage for stage in STAGES if stage.wanted(plan)], tmp_path)
+    decided, printed = write_growing(plan, [stage for stage in STAGES if stage.wanted(plan)], tmp_path), set()
+    first, thinking = new_verdicts(decided, printed)
+    assert (first, printed) == ("so far:", {"thinking"})
+    assert "thinking lowers refusal" in thinking
+    assert new_verdicts(decided, printed) == []
     page = (tmp_path / "report.html").read_text()
     assert (
         "To come: Effort-minimizing reasoning: what each pattern costs; Refusal and maths over the checkpoints" in page

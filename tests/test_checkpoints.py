@@ -183,6 +183,8 @@ def test_a_folder_with_series_json(folder, tmp_path):
     assert (series.names, series.reference.name, series["step-10"].step) == (["step-2", "step-10"], "step-2", 10)
     assert str(series[1]) == "plain, 10"
     series.open()
+    (tmp_path / "short.json").write_text(json.dumps(document | {"checkpoints": entries[:1]}))
+    assert Checkpoints.from_folder(tmp_path / "short.json").names == ["step-2"]
     path = tmp_path / "step-10" / "adapter_model.safetensors"
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1

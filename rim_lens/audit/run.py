@@ -15,7 +15,7 @@ from rim_lens.audit.plan import AuditPlan, claim_folder, release_folder
 from rim_lens.audit.size import size_line
 from rim_lens.audit.stage import DONE, Context, Stage
 from rim_lens.audit.stages import FIRST, STAGES
-from rim_lens.claims.verdicts import Verdicts, verdicts
+from rim_lens.claims.verdicts import Verdicts, line, verdicts
 from rim_lens.errors import RimLensError
 from rim_lens.processes import is_writer, once
 from rim_lens.progress import silence
@@ -112,28 +112,47 @@ def run_stages(
             await_stages(out / "stages", [need.name])
             need.run(context, out / "stages")
         if stage.run(context, out / "stages") and is_writer():
-            line = f"stage {i} of {len(stages)}: {stage.title}"
-            print(f"{line:<68} {context.seconds[stage.name]:>5.0f} s", file=sys.stderr, flush=True)
-            write_growing(plan, stages, out)
+            title = f"stage {i} of {len(stages)}: {stage.title}"
+            print(f"{title:<68} {context.seconds[stage.name]:>5.0f} s", file=sys.stderr, flush=True)
+            for words in new_verdicts(write_growing(plan, stages, out), context.claims):
+                print(words, file=sys.stderr, flush=True)
 
 
-def write_growing(plan: AuditPlan, stages: Sequence[Stage], out: Path) -> None:
-    """The page of what is there so far, from both lanes; nothing once all is there, since the whole page follows."""
+def new_verdicts(decided: Verdicts | None, printed: set[str]) -> list[str]:
+    """The lines of claims that have evidence now and were not printed yet; `printed` then holds them.
+
+    Bounds are corrected over the claims that are measured so far, so that later ones may widen them.
+    """
+    if decided is None:
+        return []
+    measured = decided.table[decided.table["effect"].notna()]
+    new = measured[~measured["claim"].isin(printed)]
+    printed |= set(new["claim"])
+    return ["so far:", *(line(row) for row in new.to_dict("records"))] if len(new) else []
+
+
+def write_growing(plan: AuditPlan, stages: Sequence[Stage], out: Path) -> Verdicts | None:
+    """The page of what is there so far, from both lanes, and its verdicts.
+
+    None once all is there, since the whole page follows.
+    """
     places = {name: out / place for name, place in places_of(out).items()}
     unfinished = [stage.title for stage in stages if not (out / "stages" / stage.name).is_dir()]
-    if unfinished and places:
-        results = {name: load_result(place) for name, place in places.items()}
-        manifest = next(iter(results.values())).manifest
-        page = report_page(
-            results,
-            findings_of(results),
-            manifest,
-            asdict(plan),
-            verdicts=verdicts(results, plan.margins).table,
-            places=places_of(out),
-            unfinished=unfinished,
-        )
-        write_text(out / "report.html", page)
+    if not unfinished or not places:
+        return None
+    results = {name: load_result(place) for name, place in places.items()}
+    decided = verdicts(results, plan.margins)
+    page = report_page(
+        results,
+        findings_of(results),
+        next(iter(results.values())).manifest,
+        asdict(plan),
+        verdicts=decided.table,
+        places=places_of(out),
+        unfinished=unfinished,
+    )
+    write_text(out / "report.html", page)
+    return decided
 
 
 def places_of(out: Path) -> dict[str, str]:

@@ -36,6 +36,7 @@ class Context:
     plan: AuditPlan
     results: dict[str, Result] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    claims: set[str] = field(default_factory=set)  # those whose verdicts have been printed
 
     @cached_property
     def checkpoints(self) -> Checkpoints | None:

@@ -72,7 +72,10 @@ class Checkpoints(Sequence[Checkpoint]):
 
     @classmethod
     def from_folder(cls, folder: str | Path, *, reference: str | None = None) -> "Checkpoints":
-        """The series in a folder: as its series.json says, else all subfolders with adapters or models."""
+        """The series in a folder: as its series.json says, else all subfolders with adapters or models.
+
+        A series file in the folder stands for the checkpoints that it names.
+        """
         series: Series = read_series(folder)
         return cls(series.checkpoints, base=series.base, reference=reference or series.reference)
 

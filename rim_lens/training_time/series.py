@@ -2,7 +2,8 @@
 
 `series.json` says so: {"base": model, "reference": name, "checkpoints": [{"name", "arm", "step", "seed", "label",
 "folder", "sha256"}]}, all but the names optional; sha256 is that of the safetensors file. "training": {arm: file} may
-name a sample of each arm's fine-tuning data, one JSON object a line with "request", "cot" and "response". Without
+name a sample of each arm's fine-tuning data, one JSON object a line with "request", "cot" and "response". A file of
+the same form with another name, given in place of the folder, is a series of some of its checkpoints. Without
 series.json every subfolder with an adapter or a model is a checkpoint, in the order of the numbers in its name
 (checkpoint-50 before checkpoint-100).
 """
@@ -55,29 +56,32 @@ class Series:
 
 
 def read_series(folder: str | Path) -> Series:
-    """The series in a folder.
+    """The series in a folder, or that of a series file.
 
     Raises:
         RimLensError: no such folder, an unreadable series.json, a named checkpoint that is not there, or none at all.
 
     """
     folder = Path(folder).expanduser()
+    if folder.is_file() and folder.suffix == ".json":
+        return named_series(folder)
     if not folder.is_dir():
         raise RimLensError(f"There is no folder {folder} with checkpoints; check the path.")
-    return named_series(folder) if (folder / FILE).is_file() else found_series(folder)
+    return named_series(folder / FILE) if (folder / FILE).is_file() else found_series(folder)
 
 
-def named_series(folder: Path) -> Series:
-    """The series that series.json describes."""
+def named_series(file: Path) -> Series:
+    """The series that a file in its folder describes."""
+    folder = file.parent
     try:
-        document = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        document = json.loads(file.read_text(encoding="utf-8"))
         checkpoints = tuple(entry_of(folder, entry) for entry in document["checkpoints"])
         training = {str(arm): folder / name for arm, name in (document.get("training") or {}).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RimLensError(f"{folder / FILE} cannot be read as a series ({type(error).__name__}: {error}).") from error
+        raise RimLensError(f"{file} cannot be read as a series ({type(error).__name__}: {error}).") from error
     for checkpoint in checkpoints:
         if checkpoint.source is not None and not Path(checkpoint.source).is_dir():
-            raise RimLensError(f"{folder / FILE} names {checkpoint.name}, but there is no folder {checkpoint.source}.")
+            raise RimLensError(f"{file} names {checkpoint.name}, but there is no folder {checkpoint.source}.")
     return Series(checkpoints, document.get("base"), document.get("reference"), training)
 
 
