@@ -13,7 +13,9 @@ from rim_lens.inference_time.refusal_heads import RefusalHeads, find_refusal_hea
 from rim_lens.inference_time.span_attention import SpanAttention
 from rim_lens.results import Manifest
 
-COT, OPEN, CLOSE, USER = (SEGMENTS.index(name) for name in ("cot", "think_open", "think_close", "user"))
+COT, OPEN, CLOSE, USER, TAG = (
+    SEGMENTS.index(name) for name in ("cot", "think_open", "think_close", "user", "assistant_tag")
+)
 
 
 def chat(i, thinking="on", n_cot=10, n_user=12):
@@ -162,6 +164,32 @@ def test_empty_span_uses_both_tags_and_change_pairs_the_modes():
     assert not found.of("empty_span_change")["candidate"].any()
 
 
+def test_attention_that_moves_from_the_assistant_tag_to_the_empty_span():
+    """L0H1 moves from tag to span where it refuses; L1H0 takes to the span as much, from the request."""
+    rng = np.random.default_rng(3)
+    refused = np.arange(40) % 2 == 0
+    chats = []
+    for i in range(40):
+        segments = np.array([USER] * 12 + [TAG] * 3 + [OPEN] * 2 + [CLOSE] * 2)
+        chats.append(Chat("", np.arange(19), segments, "off", f"request {i}", 18))
+    span = rng.normal(0.2, 0.01, (40, 2, 3))
+    span[:, 0, 1] += 0.1 * refused
+    span[:, 1, 0] += 0.1 * refused
+    spans = attention(chats, span=span)
+    tag = rng.normal(0.3, 0.01, (40, 2, 3))
+    tag[:, 0, 1] -= 0.1 * refused
+    spans.mass[..., USER] -= tag
+    spans.mass[..., TAG] = tag
+    spans.lift[..., TAG] = tag * 19 / 3
+    found = find_refusal_heads(None, chats, labels(refused), attention=spans)
+    first, second = found.of("tag_to_span").iloc[0], found.of("tag_to_span").iloc[1]
+    assert (first["name"], second["name"]) == ("L0H1", "L1H0")
+    moved = (span - tag)[:, 0, 1]
+    assert first["shift"] == pytest.approx(moved[refused].mean() - moved[~refused].mean())
+    assert first["shift"] == pytest.approx(2 * second["shift"], abs=0.02)
+    assert first["candidate"]
+
+
 def test_incoherent_answers_are_left_out_and_counted():
     refused = np.arange(30) % 2 == 0
     chats = [chat(i) for i in range(36)]
@@ -194,7 +222,7 @@ def test_contrasts_that_cannot_be_tested_are_named():
     spans = attention(chats, rng.random((20, 2, 3)))
     judged = labels(np.arange(20) % 2 == 0)
     found = find_refusal_heads(None, chats, judged, attention=spans)
-    assert set(found.not_tested) == {"empty_span", "empty_span_change"}
+    assert set(found.not_tested) == {"empty_span", "tag_to_span", "empty_span_change"}
     with pytest.raises(RimLensError, match="thinking off"):
         found.of("empty_span")
     with pytest.raises(RimLensError, match="thinking off"):

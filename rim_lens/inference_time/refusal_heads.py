@@ -1,10 +1,12 @@
 """Which heads' attention goes with refusal: candidates, since only an ablation shows that a head causes anything.
 
-Source: Yan et al., "When Thinking Backfires" (arXiv 2509.00544), section 3. Three contrasts of a head's span attention
-at the decision position, each positive where the head behaves as the paper describes:
+Source: Yan et al., "When Thinking Backfires" (arXiv 2509.00544), section 3. Four contrasts of a head's span attention
+at the decision position, where the first answer token is written. Each is positive where the head behaves as the paper
+describes:
 
     cot_divergence      attention to the CoT, complied minus refused answers      (thinking on or prefilled)
     empty_span          attention to the empty think span, refused minus complied  (thinking off)
+    tag_to_span         the same less the attention to the assistant tag: the paper's own criterion for such a head
     empty_span_change   attention to think_open + think_close, off minus on, the same requests in both modes
 
 Each is computed on the mass (share of attention) and on the lift (mass over the segment's share of the keys). A long
@@ -36,10 +38,11 @@ from rim_lens.model.requests import Prompts
 from rim_lens.results import Manifest, Result
 from rim_lens.units import Head
 
-ContrastName = Literal["cot_divergence", "empty_span", "empty_span_change"]
-CONTRASTS: tuple[ContrastName, ...] = ("cot_divergence", "empty_span", "empty_span_change")
+ContrastName = Literal["cot_divergence", "empty_span", "tag_to_span", "empty_span_change"]
+CONTRASTS: tuple[ContrastName, ...] = ("cot_divergence", "empty_span", "tag_to_span", "empty_span_change")
 COT = [SEGMENTS.index("cot")]
 EMPTY_SPAN = [SEGMENTS.index("think_open"), SEGMENTS.index("think_close")]
+TAG = [SEGMENTS.index("assistant_tag")]
 FALSE_DISCOVERIES = 0.05
 MEASURES = ("mass", "lift")
 
@@ -206,8 +209,14 @@ def _empty_span(data: _Data) -> _Tested:
     return _answer_contrast(data, ("off",), EMPTY_SPAN, plus="refused", what="empty_span")
 
 
-def _answer_contrast(data: _Data, modes: tuple[str, ...], segments: list[int], plus: str, what: str) -> _Tested:
-    """Attention to `segments` by refused and complied chats of these modes, or against the outcome."""
+def _tag_to_span(data: _Data) -> _Tested:
+    return _answer_contrast(data, ("off",), EMPTY_SPAN, plus="refused", what="tag_to_span", less=TAG)
+
+
+def _answer_contrast(
+    data: _Data, modes: tuple[str, ...], segments: list[int], plus: str, what: str, less: Sequence[int] = ()
+) -> _Tested:
+    """Attention to `segments`, less that to `less`, by refused and complied chats, or against the outcome."""
     rows = data.rows(modes, segments)
     if not rows:
         raise RimLensError(f"{what} needs chats with thinking {' or '.join(modes)}; there are none among the chats.")
@@ -228,7 +237,10 @@ def _answer_contrast(data: _Data, modes: tuple[str, ...], segments: list[int], p
         refused = int(data.groups.refused[rows].sum())
         need_groups(refused, len(rows) - refused, data.min_group, what)
         test = lambda values: group_contrast(values, is_plus, **data.options)  # noqa: E731
-    return _Tested(plus, minus, {m: test(_over(data, m, segments)[rows]) for m in MEASURES})
+    values = {measure: _over(data, measure, segments)[rows] for measure in MEASURES}
+    if less:
+        values = {measure: of - _over(data, measure, list(less))[rows] for measure, of in values.items()}
+    return _Tested(plus, minus, {measure: test(of) for measure, of in values.items()})
 
 
 def _empty_span_change(data: _Data) -> _Tested:
@@ -255,6 +267,7 @@ def _empty_span_change(data: _Data) -> _Tested:
 _CONTRAST_OF: dict[str, Callable[[_Data], _Tested]] = {
     "cot_divergence": _cot_divergence,
     "empty_span": _empty_span,
+    "tag_to_span": _tag_to_span,
     "empty_span_change": _empty_span_change,
 }
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 CONTRASTS = {
     "cot_divergence": "Attention to the CoT: complied against refused answers",
     "empty_span": "Attention to the empty think span: refused against complied answers",
+    "tag_to_span": "Attention to the empty think span less the assistant tag: refused against complied answers",
     "empty_span_change": "Attention to the think tags: thinking off against on",
 }
 SEGMENTS = {
