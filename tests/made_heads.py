@@ -5,7 +5,7 @@ import pandas as pd
 from made_results import HOSTILE, MANIFEST
 
 from rim_lens.causal.ablation_test import AblationTest
-from rim_lens.causal.run_scores import effect_table, ranked_by
+from rim_lens.causal.effect_table import effect_table, ranked_by
 from rim_lens.causal.set_effects import set_effect
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import SEGMENTS

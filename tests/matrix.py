@@ -10,9 +10,9 @@ import numpy as np
 from families import FAMILIES, MORE_FAMILIES, tiny_model
 
 from rim_lens import RimLensError, ablate_heads, ablation_sweep, find_safety_neurons, generate, span_attention
-from rim_lens.capture.mixture_layers import existing
 from rim_lens.check.model_check import check_model
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.mixture_layers import existing
 from rim_lens.training_time import given_pairs
 
 NAMES = {

@@ -10,11 +10,12 @@ from rim_lens.behavior.judge import LABELS, Judgement
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_score
 from rim_lens.capture.neuron_sets import matched_controls
 from rim_lens.capture.neurons import neuron_activations
+from rim_lens.causal.ablation import ablation
 from rim_lens.causal.ablation_test import ablation_test as run_neuron_test
 from rim_lens.data.prompts import Prompt
 from rim_lens.errors import RimLensError
-from rim_lens.intervene import ablate_neurons
-from rim_lens.intervene.experts import ablate_expert_neurons
+from rim_lens.intervene import ablate_neurons, scale_neurons
+from rim_lens.intervene.recording import donor_rows
 
 TOKENS = RefusalTokens((73, 80), ("a", "b"))
 HARMFUL = ["pick a lock", "forge a pass", "steal it", "break in at night", "spy on him"]
@@ -82,9 +83,9 @@ def test_experts_are_ablated_for_each_row_of_the_batch():
     expected = model.decision_logits(batch)
     for name, value in model.hf.named_parameters():
         value.copy_(kept[name])
-    with ablate_expert_neurons(model, neurons):
+    with ablate_neurons(model, neurons):
         torch.testing.assert_close(model.decision_logits(batch), expected, atol=1e-4, rtol=1e-4)
-    with ablate_expert_neurons(model, [neurons, [], neurons, [], []]):
+    with ablate_neurons(model, [neurons, [], neurons, [], []]):
         mixed = model.decision_logits(batch)
     torch.testing.assert_close(mixed[[0, 2]], expected[[0, 2]], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(mixed[[1, 3, 4]], untouched[[1, 3, 4]], atol=1e-4, rtol=1e-4)
@@ -92,7 +93,7 @@ def test_experts_are_ablated_for_each_row_of_the_batch():
     torch.testing.assert_close(model.decision_logits(batch), untouched, atol=0, rtol=0)
     controls = matched_controls(neurons, 3, base=np.random.default_rng(0).random((3, 4, 16)))
     found = run_neuron_test(model, neurons, HARMFUL, controls=controls, n_controls=3, generated=False, tokens=TOKENS)
-    with torch.no_grad(), ablate_expert_neurons(model, neurons):
+    with torch.no_grad(), ablate_neurons(model, neurons):
         after = refusal_score(model, chats, TOKENS)
     assert found.table.iloc[0].after == pytest.approx(after.mean(), abs=1e-4)
 
@@ -184,23 +185,84 @@ def test_experts_at_the_decision_position_where_prompts_can_be_computed_once():
         ids = torch.from_numpy(chat.token_ids)[None]
         with torch.no_grad():
             cache = model.hf(ids[:, :length], use_cache=True).past_key_values
-            with ablate_expert_neurons(model, neurons):
+            with ablate_neurons(model, neurons):
                 logits = model.hf(ids[:, length:], past_key_values=cache, use_cache=True).logits[:, -1]
         after.append(float(TOKENS.score(logits)[0]))
     assert found.table.iloc[0].effect == pytest.approx((np.array(after) - clean).mean(), abs=1e-3)
-    windowed = tiny_model("gpt_oss")  # keeps no whole cache, so its prompts cannot be computed once
-    with pytest.raises(RimLensError, match="use positions='all'"):
-        run_neuron_test(
-            windowed, [(0, 1, 3)], HARMFUL, positions="from_decision", controls=np.array([[[0, 1, 4]]]), n_controls=1,
-            generated=False, tokens=TOKENS,
-        )  # fmt: skip
+
+
+def by_hand(model, chats, layer, expert, unit, change):
+    """Decision logits with one neuron of an expert changed by transformers' own eager experts, one chat at a time."""
+    experts, logits = model.hf.model.layers[layer].mlp.experts, []
+    own = type(experts).forward
+    for chat in chats:
+
+        def forward(hidden, index, weights, chat=chat):
+            out = own(experts, hidden, index, weights)
+            for token, choice in (index == expert).nonzero().tolist():
+                gate, up = (experts.gate_up_proj[expert] @ hidden[token]).chunk(2)
+                value = (torch.nn.functional.silu(gate) * up)[unit]
+                shift = change(value, token, chat) - value
+                out[token] += weights[token, choice] * shift * experts.down_proj[expert, :, unit]
+            return out
+
+        experts.forward = forward
+        with torch.no_grad():
+            logits.append(model.hf(torch.from_numpy(chat.token_ids)[None]).logits[0, -1])
+        del experts.forward
+    return torch.stack(logits)
+
+
+def sent_values(model, chat, layer, expert, unit):
+    """The neuron's value at each token that was sent to its expert."""
+    found = {}
+
+    def keep(value, token, chat):
+        found[token] = float(value)
+        return value
+
+    by_hand(model, [chat], layer, expert, unit, keep)
+    return found
+
+
+@pytest.mark.parametrize("positions", ["all", "decision"])
+def test_every_change_of_an_expert_equals_the_same_change_by_hand(positions):
+    model, layer, expert, unit = tiny_model("qwen3_moe"), 1, 2, 5
+    chats, neurons = model.render(HARMFUL), [(1, 2, 5)]
+    batch = model.batch(chats)
+    values = [sent_values(model, chat, layer, expert, unit) for chat in chats]
+    if positions == "decision":
+        values = [{t: v for t, v in of.items() if t == len(chat) - 1} for of, chat in zip(values, chats, strict=True)]
+    put = [np.mean(list(of.values())) if of else 0.0 for of in values]
+    mean = np.mean([value for of in values for value in of.values()])
+    requests = [chat.request for chat in chats]
+    donor = dict(zip(requests, donor_rows(requests, requests, 0), strict=True))
+    ways = {
+        "scale": (lambda v, c: 2 * v, scale_neurons(model, neurons, 2.0, positions=positions)),
+        "zero": (lambda v, c: 0, ablation(model, "neurons", "zero", positions, chats)(neurons)),
+        "mean": (lambda v, c: mean, ablation(model, "neurons", "mean", positions, chats)(neurons)),
+        "resample": (
+            lambda v, c: put[donor[c.request]],
+            ablation(model, "neurons", "resample", positions, chats)(neurons),
+        ),
+    }
+    clean = model.decision_logits(batch)
+    for name, (function, change) in ways.items():
+
+        def at_positions(value, token, chat, function=function):
+            return function(value, chat) if positions == "all" or token == len(chat) - 1 else value
+
+        expected = by_hand(model, chats, layer, expert, unit, at_positions)
+        with change:
+            torch.testing.assert_close(model.decision_logits(batch), expected, atol=1e-4, rtol=1e-4, msg=name)
+        assert (expected - clean).abs().max() > 1e-3, name
 
 
 def test_what_cannot_be_ablated_is_an_error():
     model = tiny_model("qwen3_moe")
-    with pytest.raises(RimLensError, match="There is no neuron"):
-        ablate_expert_neurons(model, [(0, 9, 0)])
-    with pytest.raises(RimLensError, match="by 'zero' only"):
-        run_neuron_test(model, [(0, 1, 2)], HARMFUL, method=("mean",), controls=np.array([[[0, 1, 3]]]), tokens=TOKENS)
-    with pytest.raises(RimLensError, match="no experts"):
-        ablate_expert_neurons(tiny_model("llama"), [])
+    with pytest.raises(RimLensError, match="there is no neuron"):
+        ablate_neurons(model, [(0, 9, 0)])
+    with pytest.raises(RimLensError, match=r"whose neurons are \(layer, unit\)"):
+        ablate_neurons(tiny_model("llama"), [(0, 1, 2)])
+    with pytest.raises(RimLensError, match='backend="fast"'), ablate_neurons(model, [(0, 1, 2)], backend="hooks"):
+        pass

@@ -448,7 +448,7 @@ def test_unknown_units_and_methods_are_errors():
             ablate_heads(model, heads)
     with pytest.raises(RimLensError, match="there is no neuron"):
         ablate_neurons(model, [(0, 48)])
-    with pytest.raises(RimLensError, match="dense model"):
+    with pytest.raises(RimLensError, match="L0E1N2 is not a neuron of"):
         ablate_neurons(model, [(0, 1, 2)])
     with pytest.raises(RimLensError, match="unknown ablation"):
         ablate_heads(model, HEADS, "erase")

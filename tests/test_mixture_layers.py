@@ -19,10 +19,10 @@ from rim_lens import (
     refusal_forcing_pairs,
 )
 from rim_lens.capture import matched_controls
-from rim_lens.capture.mixture_layers import existing
 from rim_lens.capture.neuron_values import record_neurons
 from rim_lens.data import Prompt
-from rim_lens.intervene.experts import ablate_expert_neurons
+from rim_lens.intervene.neurons import ablate_neurons
+from rim_lens.model.mixture_layers import existing
 from rim_lens.stats import activation_deciles, matched_neuron_sets
 from rim_lens.training_time.direct_effect import direct_effects
 
@@ -72,12 +72,12 @@ def test_what_lies_beyond_a_dense_layer_does_not_exist(model, measured):
     parts = [neuron_activations(model, part, per_prompt=True) for part in (chats_of(model)[:1], chats_of(model)[1:])]
     np.testing.assert_allclose(parts[0].merge(parts[1]).mean, measured.mean, atol=1e-6)
     for call in (
-        lambda: ablate_expert_neurons(model, [(DENSE, 2, 8)]),
+        lambda: ablate_neurons(model, [(DENSE, 2, 8)]),
         lambda: neuron_activations(model, chats_of(model), per_prompt=np.array([[DENSE, 2, 8]])),
         lambda: direct_effects(model, np.array([[DENSE, 3, 0]])),
         lambda: matched_controls(np.array([[DENSE, 2, 8]]), 2, base=measured),
     ):
-        with pytest.raises(RimLensError, match=r"no neuron \(1, 2, 8\)|lies outside"):
+        with pytest.raises(RimLensError, match=r"no neuron L1E2N8|lies outside"):
             call()
 
 
@@ -100,12 +100,12 @@ def test_ablation_equals_zeroing_the_column_for_each_row(model):
         expected = model.decision_logits(batch)
         down.copy_(kept)
     neurons = [(DENSE, 0, 5), (DENSE, 1, 3), (DENSE, 2, 7)]
-    with ablate_expert_neurons(model, neurons):
+    with ablate_neurons(model, neurons):
         torch.testing.assert_close(model.decision_logits(batch), expected, atol=1e-5, rtol=1e-5)
-        with ablate_expert_neurons(model, [(0, 1, 2)]):
+        with ablate_neurons(model, [(0, 1, 2)]):
             pass
         torch.testing.assert_close(model.decision_logits(batch), expected, atol=1e-5, rtol=1e-5)
-    with ablate_expert_neurons(model, [neurons, [], [], neurons]):
+    with ablate_neurons(model, [neurons, [], [], neurons]):
         mixed = model.decision_logits(batch)
     torch.testing.assert_close(mixed[[0, 3]], expected[[0, 3]], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(mixed[[1, 2]], untouched[[1, 2]], atol=1e-5, rtol=1e-5)
@@ -188,7 +188,7 @@ def test_shared_experts_stand_behind_the_routed_ones(family):
         down.weight[:, [3, 9]] = 0
         without = model.decision_logits(batch)
         down.weight.copy_(kept)
-    with ablate_expert_neurons(model, [(layer, 4, 3), (layer, 4, 9)]):
+    with ablate_neurons(model, [(layer, 4, 3), (layer, 4, 9)]):
         torch.testing.assert_close(model.decision_logits(batch), without, atol=1e-5, rtol=1e-5)
     assert (without - untouched).abs().max() > 1e-4
     effect = model.hf.lm_head.weight @ (norm_of(model, kept[:, 3]))

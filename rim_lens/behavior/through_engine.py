@@ -18,7 +18,7 @@ from rim_lens.chat.chat import Chat
 from rim_lens.engine.dialogue import Ask, Dialogue
 from rim_lens.engine.edit import Edit
 from rim_lens.errors import RimLensError
-from rim_lens.intervene.selection import UnitTap
+from rim_lens.intervene.unit_edit import UnitEdit
 from rim_lens.model.lens_model import LensModel
 
 FORCED = -1  # in the place of a token that nobody chose
@@ -58,10 +58,11 @@ def changes_of(model: LensModel, chats: Sequence[Chat]) -> list[list[Changed]]:
     """The changes of every row by the active taps; rows with equal ones share them."""
     rows: list[list[Changed]] = [[] for _ in chats]
     for tap in model.active_taps:
-        if not isinstance(tap, UnitTap):
+        if not isinstance(tap, UnitEdit):
+            what = getattr(tap, "what", type(tap).__name__)
             raise RimLensError(
-                f"{type(tap).__name__} reads or changes whole passes, and {model.name} writes in vLLM: load the model "
-                "with load_model(name) for generation inside this block."
+                f"{what} cannot be made while vLLM writes: load {model.name} with load_model(name) for generation inside "
+                "this block."
             )
         if tap.where not in ("all", "decision", "from_decision"):
             raise RimLensError(

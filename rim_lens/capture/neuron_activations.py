@@ -19,7 +19,7 @@ class NeuronActivations(Result):
     """Moments over `n_tokens` chosen tokens of the prompts, each [layer, unit] or [layer, expert, unit].
 
     Shared experts and dense layers of a mixture stand in blocks on its axis of experts, NaN where they end
-    (`rim_lens.capture.mixture_layers`).
+    (`rim_lens.model.mixture_layers`).
 
     `mean` of a, its population `variance`, `magnitude` = mean |a| and `firing_rate` = share of tokens with a >
     `threshold`. `prompt_mean` and `prompt_magnitude` are the same means within each prompt, [prompt, layer, ...], or

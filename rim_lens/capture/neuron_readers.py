@@ -1,8 +1,6 @@
-"""Taps that add the neurons of chosen tokens to running moments: one for plain MLPs, one for mixtures of experts."""
+"""The tap that adds the neurons of chosen tokens to running moments."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +9,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rim_lens.capture.experts import ExpertCall, ExpertTap, expert_taps
-from rim_lens.capture.mixture_layers import checked_neurons, existing
 from rim_lens.capture.moments import Moments, moments_of
 from rim_lens.errors import RimLensError
 from rim_lens.model.batch import Batch
 from rim_lens.model.lens_model import LensModel
-from rim_lens.model.taps import Backend, Tap
+from rim_lens.model.mixture_layers import checked_neurons, existing
+from rim_lens.model.taps import ExpertCall, Tap
 from rim_lens.processes import sum_over_processes
 
 
@@ -29,8 +26,12 @@ class PromptSums:
     absolute: Float[np.ndarray, "prompt ..."]
 
 
-class NeuronReader(ABC):
-    """What both kinds of models share: which tokens of the running batch count, and where their values go."""
+class NeuronReader(Tap):
+    """Which tokens of the running batch count, and where their values go.
+
+    A neuron of an expert counts with its routing probability, and as 0 at tokens that were not sent to its expert; one
+    that does not exist is NaN.
+    """
 
     def __init__(
         self,
@@ -38,14 +39,18 @@ class NeuronReader(ABC):
         n_prompts: int,
         per_prompt: bool | Int[np.ndarray, "neuron index"],
         threshold: float,
+        *,
+        weighted: bool = True,
     ) -> None:
         self.model = model
+        self.weighted = weighted  # neurons of experts by their routing probability
         self.threshold = threshold
         self.existing = existing(model)
         shape = self.existing.shape
         self.wanted = None if isinstance(per_prompt, bool) else checked_neurons(model, per_prompt)
         self.moments = Moments.zeros(*shape, device=model.device)
         self.tokens = np.zeros(n_prompts)
+        self.sent = np.zeros((n_prompts, *shape[:-1]))  # tokens that were added, by prompt and layer or expert
         self.sums: PromptSums | None = None
         if per_prompt is not False:
             size = shape if self.wanted is None else (len(self.wanted),)
@@ -53,10 +58,6 @@ class NeuronReader(ABC):
         self.prompts: list[int] = []
         self.chosen: Int[Tensor, " chosen"] = torch.empty(0, dtype=torch.long)
         self.member: Float[Tensor, "group chosen"] = torch.empty(1, 0)
-
-    @abstractmethod
-    def attached(self, backend: Backend) -> AbstractContextManager[LensModel]:
-        """The reader is attached to every pass inside this context."""
 
     def begin(self, batch: Batch, prompts: Sequence[int], chosen: Sequence[Bool[np.ndarray, "pos"]]) -> None:
         """The next pass computes `batch`, whose rows are these prompts with these chosen tokens."""
@@ -85,6 +86,9 @@ class NeuronReader(ABC):
                 f"Layer {entry[0]} of {self.model.name} has {values.shape[-1]} neurons where {units} were expected; "
                 "models whose layers differ in width are not supported."
             )
+        if self.sums is not None:
+            rows: tuple[Any, ...] = (np.array(self.prompts), *entry)
+            self.sent[rows] = member.sum(1).cpu().numpy()
         block = moments_of(values, chosen, member, weights, self.threshold)
         self.moments.add(entry, block.moments)
         if self.sums is not None:
@@ -101,35 +105,9 @@ class NeuronReader(ABC):
             units = torch.from_numpy(self.wanted[here, -1]).to(part.device)
             sums[np.array(self.prompts)[:, None], here[None]] = part[:, units].cpu().numpy()
 
-    def merged(self) -> tuple[Moments, Float[np.ndarray, " prompt"], PromptSums | None]:
-        """Moments, tokens per prompt and sums per prompt of all processes."""
-        sums = self.sums and PromptSums(over_processes(self.sums.signed), over_processes(self.sums.absolute))
-        return self.moments.summed(), over_processes(self.tokens), sums
-
-
-def over_processes(array: np.ndarray) -> np.ndarray:
-    """Sum over processes; rows of prompts that another process measured are 0 here."""
-    return sum_over_processes(torch.from_numpy(array)).numpy()
-
-
-class DenseReader(NeuronReader, Tap):
-    """Reads plain and gated MLPs."""
-
-    def attached(self, backend: Backend) -> AbstractContextManager[LensModel]:
-        """The reader is attached to every pass inside this context."""
-        return self.model.tap(self, backend=backend)
-
     def on_neurons(self, layer: int, post: Float[Tensor, "row pos d_mlp"]) -> None:
         """Add the chosen tokens."""
         self.add((layer,), post.flatten(0, 1), self.chosen.to(post.device), self.member.to(post.device))
-
-
-class ExpertReader(NeuronReader, ExpertTap):
-    """Reads mixtures of experts."""
-
-    def attached(self, backend: Backend) -> AbstractContextManager[LensModel]:
-        """The reader is attached to every pass inside this context."""
-        return expert_taps(self.model, self)
 
     def on_expert(self, call: ExpertCall, post: Float[Tensor, "slot d_mlp"]) -> None:
         """Add the chosen ones among the tokens sent to this expert, times their routing probability."""
@@ -138,24 +116,30 @@ class ExpertReader(NeuronReader, ExpertTap):
         slots = (chosen[place] == token).nonzero()[:, 0]
         if len(slots):
             member = self.member.to(post.device)[:, place[slots]]
-            self.add((call.layer, call.expert), post, slots, member, call.weight[slots].float())
+            weight = call.weight[slots].float() if self.weighted else None
+            self.add((call.layer, call.expert), post, slots, member, weight)
+
+    def means_per_prompt(self) -> Float[Tensor, "prompt layer *expert unit"]:
+        """Means over each prompt's tokens that were added, of all processes; 0 where there was none."""
+        assert self.sums is not None
+        sent = over_processes(self.sent).clip(1)[..., None]
+        return torch.from_numpy((over_processes(self.sums.signed) / sent).astype(np.float32))
 
     def merged(self) -> tuple[Moments, Float[np.ndarray, " prompt"], PromptSums | None]:
-        """As for dense models; a token that was not sent to an expert counts as 0 for it, a missing neuron as NaN."""
-        moments, tokens, sums = super().merged()
+        """Moments, tokens per prompt and sums per prompt of all processes."""
+        sums = self.sums and PromptSums(over_processes(self.sums.signed), over_processes(self.sums.absolute))
+        moments, tokens = self.moments.summed(), over_processes(self.tokens)
+        if self.existing.ndim == 2:
+            return moments, tokens, sums
         moments = moments.with_zeros(int(tokens.sum()), self.threshold)
-        if not self.existing.all():
-            absent = ~self.existing
-            for part in (moments.mean, moments.m2, moments.absolute, moments.fired):
-                part[torch.from_numpy(absent).to(part.device)] = torch.nan
-            for sums_of in (sums.signed, sums.absolute) if sums and self.wanted is None else ():
-                sums_of[:, absent] = np.nan
+        absent = ~self.existing
+        for part in (moments.mean, moments.m2, moments.absolute, moments.fired):
+            part[torch.from_numpy(absent).to(part.device)] = torch.nan
+        for sums_of in (sums.signed, sums.absolute) if sums and self.wanted is None else ():
+            sums_of[:, absent] = np.nan
         return moments, tokens, sums
 
 
-def neuron_reader(
-    model: LensModel, n_prompts: int, per_prompt: bool | Int[np.ndarray, "neuron index"], threshold: float
-) -> NeuronReader:
-    """The reader for a model's kind of MLP."""
-    kind = ExpertReader if model.is_moe else DenseReader
-    return kind(model, n_prompts, per_prompt, threshold)
+def over_processes(array: np.ndarray) -> np.ndarray:
+    """Sum over processes; rows of prompts that another process measured are 0 here."""
+    return sum_over_processes(torch.from_numpy(array)).numpy()

@@ -11,7 +11,7 @@ streamed (see `moments`), so memory does not grow with the number of prompts unl
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rim_lens.capture.neuron_activations import NeuronActivations
-from rim_lens.capture.neuron_readers import NeuronReader, neuron_reader
+from rim_lens.capture.neuron_readers import NeuronReader
+from rim_lens.chat.chat import Chat
 from rim_lens.chat.positions import Positions, places, words_of
 from rim_lens.errors import RimLensError
 from rim_lens.model.as_chats import as_chats
@@ -71,6 +72,36 @@ def neuron_activations(
 
     """
     chats = as_chats(model, chats)
+    reader = NeuronReader(model, len(chats), per_prompt, threshold)
+    _read(model, chats, reader, positions, batch_size, backend, progress, at_decision)
+    return finished(model, reader, positions)
+
+
+@halves_batches
+def values_to_put(
+    model: LensModel, chats: Prompts, positions: Positions, *, per_prompt: bool = False, batch_size: int = 16
+) -> Float[Tensor, "... d_mlp"]:
+    """What an ablation puts in place of neurons: their means over the positions of all chats, or of each chat.
+
+    The mean of a neuron of an expert is over the tokens sent to the expert, not weighted; 0 where none was sent.
+    """
+    chats = as_chats(model, chats)
+    reader = NeuronReader(model, len(chats), per_prompt, 0.0, weighted=False)
+    _read(model, chats, reader, positions, batch_size, "auto")
+    return reader.means_per_prompt() if per_prompt else reader.moments.summed().mean.float().cpu()
+
+
+def _read(
+    model: LensModel,
+    chats: Sequence[Chat],
+    reader: NeuronReader,
+    positions: Positions,
+    batch_size: int,
+    backend: Backend,
+    progress: bool = False,
+    at_decision: AtDecision | None = None,
+) -> None:
+    """Run the chats of this process under the reader."""
     chosen = [places(chat, positions) for chat in chats]
     for number, where in enumerate(chosen):
         if not where.any():
@@ -80,17 +111,15 @@ def neuron_activations(
             )
     if not chats:
         raise RimLensError("Neuron activations need at least one chat.")
-    reader = neuron_reader(model, len(chats), per_prompt, threshold)
     total = math.ceil(len(chats) / batch_size / n_processes())
     batches = model.shared_batches(chats, batch_size)  # made one by one: memory does not grow with their number
-    with torch.no_grad(), reader.attached(backend):
+    with torch.no_grad(), model.tap(reader, backend=backend):
         for prompts, batch in track(batches, "reading neurons", total) if progress else batches:
             reader.begin(batch, prompts, [chosen[prompt] for prompt in prompts])
             if at_decision is None:
                 run_decoder(model, batch)
             else:
                 at_decision(prompts, model.decision_logits(batch))
-    return finished(model, reader, positions)
 
 
 def finished(model: LensModel, reader: NeuronReader, positions: Positions) -> NeuronActivations:

@@ -8,14 +8,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from rim_lens.capture.activations import mean_head_outputs
-from rim_lens.capture.neurons import neuron_activations
+from rim_lens.capture.neurons import values_to_put
 from rim_lens.chat.positions import Positions, checked_positions
 from rim_lens.errors import RimLensError
-from rim_lens.intervene.experts import ablate_expert_neurons
 from rim_lens.intervene.heads import ablate_heads
 from rim_lens.intervene.neurons import ablate_neurons
 from rim_lens.intervene.recording import HeadRecording, record_heads
@@ -43,10 +41,6 @@ class Ablation:
         at: Positions = self.positions if where is None else where
         if self.kind == "heads":
             return ablate_heads(self.model, units, self.method, reference=self.values, positions=at, seed=self.seed)
-        if self.model.is_moe:
-            if at != "all" and any(len(one) for one in units):
-                raise RimLensError("Neurons of experts are ablated at all positions of a pass; use positions='all'.")
-            return ablate_expert_neurons(self.model, units)
         return ablate_neurons(
             self.model, units, self.method, reference=self.values, requests=self.requests, positions=at, seed=self.seed
         )
@@ -60,13 +54,11 @@ def ablation(
     A donor's neurons are its means over these positions; a donor's heads are those at its decision position.
 
     Raises:
-        RimLensError: an unknown method or position, or one that neurons of experts do not have.
+        RimLensError: an unknown method or position.
     """
     if method not in ("zero", "mean", "resample"):
         raise RimLensError(f"unknown ablation {method!r}: use 'zero', 'mean' or 'resample'.")
     checked_positions(positions)
-    if kind == "neurons" and model.is_moe and method != "zero":
-        raise RimLensError(f"Neurons of experts can be ablated by 'zero' only, not by {method!r}.")
     if method == "zero":
         return Ablation(model, kind, method, positions, seed=seed)
     if isinstance(reference, HeadRecording | Tensor):
@@ -78,6 +70,5 @@ def ablation(
     elif kind == "heads":
         values = record_heads(model, chats)
     else:
-        one = neuron_activations(model, chats, positions, per_prompt=method == "resample", progress=False)
-        values = torch.from_numpy(one.prompt_mean if method == "resample" else one.mean)
+        values = values_to_put(model, chats, positions, per_prompt=method == "resample")
     return Ablation(model, kind, method, positions, values, requests, seed)

@@ -136,8 +136,8 @@ def ablation_test(
         harmless: the same for harmless requests, where refusals are a cost.
         maths: problems with answers: how many are solved and, for neurons, the log-likelihood of the right answer.
         doses: how many of the first units to ablate, a test each; larger ones than the list are left out. Default: all.
-        method: "zero", "mean" over `reference`, "resample" (another prompt's), or several of them; neurons of experts:
-            "zero" only.
+        method: "zero", "mean" over `reference`, "resample" (another prompt's), or several of them; neurons of experts are
+            changed at the tokens sent to their expert.
         positions: "all" (generated tokens included), "decision", or "from_decision" (that position and all later ones).
         reference: prompts or chats that "mean" and "resample" take values from, at the positions where they are put;
             the harmful ones by default. For heads also what `ablate_heads` takes.
@@ -216,7 +216,7 @@ def dose_sets(
 ) -> dict[int, list[Units]]:
     """For each dose the first units, and after them their control sets."""
     if not chosen:
-        raise RimLensError("There are no heads to test; pass at least one, such as L12H3.")
+        raise RimLensError("There are no heads or neurons to test; pass at least one, such as L12H3.")
     wanted = [len(chosen)] if doses is None else sorted({int(k) for k in doses})
     fitting = [k for k in wanted if 1 <= k <= len(chosen)]
     if not fitting:

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rim_lens.causal.resume import ResumablePass, Runs, TakeLogits, entry_layers, unfit
+from rim_lens.causal.head_runs import HeadRuns
+from rim_lens.causal.resume import ResumablePass, TakeLogits, unfit
 from rim_lens.errors import RimLensError
 from rim_lens.model.batch import Batch
 from rim_lens.model.decode import selected
@@ -25,28 +26,28 @@ _TRIED: WeakKeyDictionary[Any, dict[tuple[bool, ...], str | None]] = (
 )  # model -> {(with a prefix, last column alone, template shared): why not}
 
 
-def why_not(model: LensModel, batch: Batch, runs: Runs, start: int, template: int = 0) -> str | None:
+def why_not(model: LensModel, batch: Batch, runs: HeadRuns, start: int, template: int = 0) -> str | None:
     """Why runs of a model cannot be resumed, or None where they can; the first time, some are computed both ways."""
     reason = unfit(model, start or template)
     if reason is None:
         last_alone = start == batch.tokens.shape[1] - 1
         tried, way = _TRIED.setdefault(model.hf, {}), (bool(start), last_alone, bool(template))
         if way not in tried:
-            tried[way] = _differing(model, batch, SomeRuns(runs, tried_runs(runs, last_alone)), start, template)
+            tried[way] = _differing(model, batch, runs.some(tried_runs(runs, last_alone)), start, template)
         reason = tried[way]
     return reason
 
 
-def tried_runs(runs: Runs, last_alone: bool) -> Int[Tensor, " run"]:
+def tried_runs(runs: HeadRuns, last_alone: bool) -> Int[Tensor, " run"]:
     """The run that changes the earliest layer; where runs of a prompt share a pass, two changes in every prompt."""
-    earliest = int(entry_layers(runs, runs.changed.shape[1]).argmin())
+    earliest = int(runs.entry_layers().argmin())
     if not last_alone:
         return torch.tensor([earliest])
     two = torch.stack([runs.number[earliest], runs.number[earliest - 1]])
     return torch.isin(runs.number, two).nonzero()[:, 0]
 
 
-def _differing(model: LensModel, batch: Batch, runs: "SomeRuns", start: int, template: int) -> str | None:
+def _differing(model: LensModel, batch: Batch, runs: HeadRuns, start: int, template: int) -> str | None:
     """Compare runs, resumed and in whole passes."""
     resumed, whole = dict[int, Tensor](), dict[int, Tensor]()
 
@@ -65,26 +66,10 @@ def _differing(model: LensModel, batch: Batch, runs: "SomeRuns", start: int, tem
     return None if off < tolerance else f"resumed logits differ from those of a whole pass (by {off:.2g} sd)"
 
 
-class SomeRuns:
-    """Some of the runs."""
-
-    def __init__(self, runs: Runs, index: Int[Tensor, " run"]) -> None:
-        self.runs, self.index = runs, index
-        self.prompt, self.changed, self.number = (of[self.index] for of in (runs.prompt, runs.changed, runs.number))
-
-    def change(self, layer: int, runs: Int[Tensor, " row"], z: Tensor) -> Tensor:
-        """See `Runs`."""
-        return self.runs.change(layer, self.index[runs], z)
-
-    def change_template(self, layer: int, runs: Int[Tensor, " row"], z: Tensor) -> Tensor:
-        """See `Runs`."""
-        return self.runs.change_template(layer, self.index[runs], z)
-
-
 class RunTap(Tap):
     """Some runs as the rows of one whole pass."""
 
-    def __init__(self, runs: Runs, rows: Int[Tensor, " row"]) -> None:
+    def __init__(self, runs: HeadRuns, rows: Int[Tensor, " row"]) -> None:
         self.runs, self.rows = runs, rows
         self.layers = frozenset(runs.changed[rows].any(0).nonzero()[:, 0].tolist())
 
@@ -93,7 +78,9 @@ class RunTap(Tap):
         return self.runs.change(layer, self.rows, z)
 
 
-def whole_passes(model: LensModel, batch: Batch, runs: Runs, take: TakeLogits, at_once: AtOnce | None = None) -> None:
+def whole_passes(
+    model: LensModel, batch: Batch, runs: HeadRuns, take: TakeLogits, at_once: AtOnce | None = None
+) -> None:
     """Give decision logits of every run to `take`, by whole passes over some runs at a time."""
 
     def some_runs(some: Sequence[int]) -> None:

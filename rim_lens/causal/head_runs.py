@@ -26,18 +26,22 @@ class HeadRuns:
         number: Int[Tensor, " run"] | None = None,
     ) -> None:
         self.prompt, self.heads, self.at, self.donated = prompt, heads, at, donated
-        self.number = torch.arange(len(prompt)) if number is None else number  # which of the changes a run makes
-        self.changed: Bool[Tensor, "run layer"] = heads.any(-1)
+        # Which of the changes a run makes; those of one number make the same in other prompts.
+        self.number = torch.arange(len(prompt)) if number is None else number
+        self.changed: Bool[Tensor, "run layer"] = heads.any(-1)  # layers at which a run changes something
 
     def __len__(self) -> int:
         """Number of runs."""
         return len(self.prompt)
 
-    def change_template(
-        self, layer: int, runs: Int[Tensor, " row"], z: Float[Tensor, "row pos head d_head"]
-    ) -> Float[Tensor, "row pos head d_head"]:
-        """The same for the tokens that all prompts begin with, which a change at all positions reaches whole."""
-        return z.masked_fill(self.heads[runs, layer][:, None, :, None].to(z.device), 0)
+    def some(self, index: Int[Tensor, " run"]) -> "HeadRuns":
+        """Some of the runs."""
+        return HeadRuns(self.prompt[index], self.heads[index], self.at, self.donated, self.number[index])
+
+    def entry_layers(self) -> Int[Tensor, " run"]:
+        """First changed layer of each run; the last layer for a run that changes nothing."""
+        last = self.changed.shape[1] - 1
+        return torch.where(self.changed.any(1), self.changed.to(torch.uint8).argmax(1), last)
 
     def change(
         self, layer: int, runs: Int[Tensor, " row"], z: Float[Tensor, "row pos head d_head"]

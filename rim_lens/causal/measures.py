@@ -1,11 +1,10 @@
 """What is measured while a set of heads is changed: refusal score, judged answers, maths accuracy; a value per prompt.
 
-A measure is asked for many head sets at once. Scores take one pass per set, and where there are fewer prompts than rows
-in a batch, several sets share a pass: each row of the batch then has its own set changed.
+A measure is asked for many sets at once, which share what they have in common (`run_scores`, `set_scores`, `set_answers`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,24 +15,20 @@ from jaxtyping import Float
 from rim_lens.behavior.generate import Generation, generate
 from rim_lens.behavior.judge import LABELS, Judge
 from rim_lens.behavior.maths import solved
-from rim_lens.behavior.refusal_score import RefusalTokens, log_odds, refusal_score
+from rim_lens.behavior.refusal_score import RefusalTokens, refusal_score
 from rim_lens.causal.ablation import Ablation
 from rim_lens.causal.run_scores import score_runs
 from rim_lens.causal.set_answers import ANSWER, answers_of_sets, continues, likelihoods_of_sets
-from rim_lens.causal.set_scores import scores_of_sets
+from rim_lens.causal.set_scores import Change, scores_of_sets
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import Thinking
 from rim_lens.data.prompts import Prompt
 from rim_lens.model.as_chats import as_chats
-from rim_lens.model.fitting import AtOnce
 from rim_lens.model.lens_model import LensModel
-from rim_lens.processes import share, sum_over_processes
 from rim_lens.progress import track
 from rim_lens.units import Head
 
 HeadSet = Sequence[Head]
-# Changes the heads for the time of a block; takes one set for all rows or a list of sets, one per row of the batch.
-Change = Callable[[Any], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +44,7 @@ class ScoreMeasure:
     """Refusal score at the decision position: no generation, so every control set is affordable.
 
     How it is computed follows from the change: zeroed heads are resumed where the first one is changed
-    (`causal.resume`), changes from the decision position on cost a token per prompt (`causal.prompt_cache`), any other
-    change takes rows of whole passes.
+    (`causal.run_scores`), any other change is made in rows of passes (`causal.set_scores`).
     """
 
     model: LensModel
@@ -68,40 +62,12 @@ class ScoreMeasure:
     def _scores(self, sets: Sequence[HeadSet], change: Change) -> Float[np.ndarray, "set prompt"]:
         if not any(len(one) for one in sets):
             return np.repeat(refusal_score(self.model, self.chats, self.tokens)[None], len(sets), axis=0)
-        if not isinstance(change, Ablation):
-            return self._by_rows(sets, change)
-        if change.kind == "heads" and change.method == "zero":
-            at = change.positions
-            what = "refusal score under head sets"
-            score = self.tokens.score
+        what = f"refusal score under sets, {self.where}"
+        if isinstance(change, Ablation) and change.kind == "heads" and change.method == "zero":
+            at, score = change.positions, self.tokens.score
             return score_runs(self.model, self.chats, sets, score, positions=at, description=what).changed.T
-        if change.positions not in ("decision", "from_decision"):
-            return self._by_rows(sets, change)
-        return scores_of_sets(self.model, self.chats, sets, change, self.tokens, batch_size=self.batch_size)
-
-    def _by_rows(self, sets: Sequence[HeadSet], change: Change) -> Float[np.ndarray, "set prompt"]:
-        scores = torch.zeros(len(sets), len(self.chats), dtype=torch.float64)
-        passes = list(self._passes(len(sets)))
-        at_once = AtOnce(self.batch_size, "refusal score under head sets", "rows")
-
-        def scored(rows: Sequence[tuple[int, int]]) -> None:
-            one, prompt = (list(column) for column in zip(*rows, strict=True))
-            with change(sets[one[0]] if len(set(one)) == 1 else [sets[i] for i in one]):
-                logits = self.model.decision_logits(self.model.batch([self.chats[i] for i in prompt]))
-            scores[one, prompt] = log_odds(logits, self.tokens.ids).cpu()
-
-        for k in track(share(len(passes)), at_once.what):
-            for _ in at_once.parts(passes[k], scored):
-                pass
-        return sum_over_processes(scores).numpy()
-
-    def _passes(self, n_sets: int) -> Iterator[list[tuple[int, int]]]:
-        """The rows (set, prompt) of every pass; several sets share one where prompts are few."""
-        for prompts, _ in self.model.batches(self.chats, self.batch_size):
-            together = max(1, self.batch_size // len(prompts))
-            for start in range(0, n_sets, together):
-                group = range(start, min(start + together, n_sets))
-                yield [(one, prompt) for one in group for prompt in prompts]
+        size = self.batch_size
+        return scores_of_sets(self.model, self.chats, sets, change, self.tokens, batch_size=size, description=what)
 
 
 def answers_under(

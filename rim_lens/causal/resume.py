@@ -11,31 +11,39 @@
 3. Of the last layer only the attention sees all columns; its MLP, the final norm and the unembedding see the last one.
 
 Exact: a run's logits are those of a whole pass with the same change; `changed_runs` compares the two once per model.
-The
-clean pass can also keep what gradients with respect to head outputs need, so that estimating comes at the cost of one
-backward pass.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import Cache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from rim_lens.causal import side_by_side
+from rim_lens.causal.head_runs import HeadRuns
+from rim_lens.causal.layer_calls import (
+    AttentionReached,
+    Call,
+    Prefix,
+    changed_heads,
+    for_rows,
+    reached,
+    replaced_forward,
+)
+from rim_lens.causal.template_runs import TemplateRuns
 from rim_lens.errors import RimLensError
 from rim_lens.model.batch import Batch
 from rim_lens.model.fitting import AtOnce
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.shared_prefix import columns_cache
-from rim_lens.model.sites import Layer
-from rim_lens.model.taps_fast import serves, sites_of
+from rim_lens.model.sites import sites_of
+from rim_lens.model.taps import Tap
+from rim_lens.model.taps_fast import serves
 
 # Of the widest tensor: larger ones are mapped afresh by malloc, page faults cost 10-15 %.
 CPU_ACTIVATION_BYTES = 2 << 20
@@ -44,26 +52,6 @@ STATE_BYTES = 256 << 20  # residual streams of the runs kept at once
 ROWS_OF_LOGITS = 32
 # Takes the indices of some runs and their decision logits.
 TakeLogits = Callable[[Int[Tensor, " row"], Float[Tensor, "row vocab"]], Any]
-
-
-class Runs(Protocol):
-    """Changes of heads' outputs, one of them a run; the last column of the batch is the decision position."""
-
-    prompt: Int[Tensor, " run"]  # row of the batch
-    changed: Bool[Tensor, "run layer"]  # layers at which a run changes something
-    number: Int[Tensor, " run"]  # which change a run makes; those of one number make the same in other prompts
-
-    def change(
-        self, layer: int, runs: Int[Tensor, " row"], z: Float[Tensor, "row pos head d_head"]
-    ) -> Float[Tensor, "row pos head d_head"]:
-        """Head outputs of these runs after their change; `z` holds the last columns of the batch."""
-        ...
-
-    def change_template(
-        self, layer: int, runs: Int[Tensor, " row"], z: Float[Tensor, "row pos head d_head"]
-    ) -> Float[Tensor, "row pos head d_head"]:
-        """The same for the tokens that all prompts begin with."""
-        ...
 
 
 def unfit(model: LensModel, start: int) -> str | None:
@@ -80,48 +68,13 @@ def unfit(model: LensModel, start: int) -> str | None:
     return None
 
 
-def entry_layers(runs: Runs, n_layers: int) -> Int[Tensor, " run"]:
-    """First changed layer of each run; the last layer for a run that changes nothing."""
-    return torch.where(runs.changed.any(1), runs.changed.to(torch.uint8).argmax(1), n_layers - 1)
-
-
-@dataclass(frozen=True, eq=False)
-class Call:
-    """How the model called one layer in the clean pass."""
-
-    entering: Float[Tensor, "prompt pos d_model"]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
-class Prefix:
-    """Stands for the KV cache in one layer's attention.
-
-    Keys and values of the columns before `start`, never written to.
-    """
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.keys, self.values = keys, values
-
-    def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """The prefix and the new columns, as a cache returns them."""
-        return torch.cat([self.keys, keys], dim=-2), torch.cat([self.values, values], dim=-2)
-
-    def get_seq_length(self, *args: Any) -> int:
-        """Columns held."""
-        return self.keys.shape[-2]
-
-    def of(self, prompts: Int[Tensor, " row"]) -> "Prefix":
-        """The prefix of each row's prompt."""
-        return Prefix(_per_row(self.keys, prompts), _per_row(self.values, prompts))
-
-
 class ResumablePass:
     """A clean pass over a batch from which changed runs are resumed.
 
-    The batch's last column must be every row's decision position. With `differentiable`, `head_gradients` may be asked
-    once. `start`: columns that no run changes. `template`: columns that all rows share and every run changes in the
-    same way in all prompts; the batch must be `prefix_first(batch, template)`.
+    The batch's last column must be every row's decision position. `start`: columns that no run changes. `template`:
+    columns that all rows share and every run changes in the same way in all prompts; the batch must be
+    `prefix_first(batch, template)`. `gradient`: a tap that is attached to the clean pass, which is then differentiable
+    until `detach` is called.
 
     Raises:
         RimLensError: the model cannot be resumed; `unfit` says so beforehand.
@@ -129,7 +82,7 @@ class ResumablePass:
     """
 
     def __init__(
-        self, model: LensModel, batch: Batch, start: int = 0, *, template: int = 0, differentiable: bool = False
+        self, model: LensModel, batch: Batch, start: int = 0, *, template: int = 0, gradient: Tap | None = None
     ) -> None:
         reason = unfit(model, start or template)
         if reason:
@@ -141,14 +94,12 @@ class ResumablePass:
         self.calls: list[Call] = []
         self.template_calls: list[Call] = []
         self.prefixes: list[Prefix | None] = [None] * len(self.layers)
-        self.z: dict[
-            int, Float[Tensor, "prompt pos head_x_d_head"]
-        ] = {}  # inputs of the output projections, for gradients
-        with torch.set_grad_enabled(differentiable):
-            self.logits: Float[Tensor, "prompt vocab"] = self._clean_pass(differentiable)
+        taps = () if gradient is None else (gradient,)
+        with torch.set_grad_enabled(bool(taps)), model.tap(*taps):
+            self.logits: Float[Tensor, "prompt vocab"] = self._clean_pass()
 
     # ---- the clean pass -------------------------------------------------------------------------------------------
-    def _clean_pass(self, differentiable: bool) -> Float[Tensor, "prompt vocab"]:
+    def _clean_pass(self) -> Float[Tensor, "prompt vocab"]:
         batch, model = self.batch, self.model
         cache = None
         if self.start:
@@ -161,14 +112,7 @@ class ResumablePass:
             self.prefixes = [_prefix(layer, model) for layer in cache.layers]
         after = slice(self.start, None)
         with ExitStack() as stack:
-            if differentiable:
-                handle = self.layers[0].block.register_forward_pre_hook(_begin_graph, with_kwargs=True)
-                stack.callback(handle.remove)
             self._keep_calls(stack)
-            for index, layer in enumerate(self.layers):
-                if differentiable and layer.output is not None:
-                    handle = layer.output.register_forward_pre_hook(partial(self._keep_z, index))
-                    stack.callback(handle.remove)
             inputs = model.hf_inputs(batch.mask, batch.positions[:, after])
             output = model.hf(
                 batch.tokens[:, after],
@@ -188,24 +132,10 @@ class ResumablePass:
         rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
         self.calls.append(Call(entering, args[1:], rest))
 
-    def _keep_z(self, layer: int, output: nn.Module, args: tuple[Any, ...]) -> None:
-        self.z[layer] = args[0]
-
-    def head_gradients(
-        self, score: Float[Tensor, ""]
-    ) -> Iterator[tuple[int, Float[Tensor, "prompt pos head d_head"], Float[Tensor, "prompt pos head d_head"]]]:
-        """Layer, head outputs and the gradient of a score of `logits` with respect to them, from column `start` on.
-
-        Once.
-        """
-        z, self.z = self.z, {}
-        gradients = torch.autograd.grad(score, list(z.values()), allow_unused=True)
+    def detach(self) -> None:
+        """Let go of the graph."""
         self.logits = self.logits.detach()
         self.calls = [replace(call, entering=call.entering.detach()) for call in self.calls]
-        for (layer, flat), gradient in zip(z.items(), gradients, strict=True):
-            if gradient is not None:
-                shape = (*flat.shape[:-1], self.model.n_heads, -1)
-                yield layer, flat.detach().view(shape), gradient.view(shape)
 
     @property
     def n_bytes(self) -> int:
@@ -214,9 +144,9 @@ class ResumablePass:
 
     # ---- the runs -------------------------------------------------------------------------------------------------
     @torch.no_grad()
-    def give_logits(self, runs: Runs, take: TakeLogits, at_once: AtOnce | None = None) -> None:
+    def give_logits(self, runs: HeadRuns, take: TakeLogits, at_once: AtOnce | None = None) -> None:
         """Give decision logits of every run to `take`, some runs at a time; fewer at a time where memory runs out."""
-        entry = entry_layers(runs, len(self.layers))
+        entry = runs.entry_layers()
         example = self.calls[0].entering
         most = max(1, STATE_BYTES // (example[0].numel() * example.element_size()) // len(example)) * len(example)
 
@@ -237,7 +167,7 @@ class ResumablePass:
         for _ in room.parts(order.tolist(), climb, most):
             pass
 
-    def _climb(self, runs: Runs, group: Int[Tensor, " run"], entry: list[int]) -> Float[Tensor, "run one d_model"]:
+    def _climb(self, runs: HeadRuns, group: Int[Tensor, " run"], entry: list[int]) -> Float[Tensor, "run one d_model"]:
         """Residual stream of the runs after the last layer, at the last column; `entry` is sorted."""
         example = self.calls[0].entering
         stream = example.new_empty(len(group), *example.shape[1:])
@@ -292,15 +222,15 @@ class ResumablePass:
         layer, top = self.layers[-1], len(self.layers) - 1
         if layer.attention is None:
             return self.layer(top, stream, prompts, change, cache)[:, -1:]
-        with _replaced_forward(layer.attention, _reached):
+        with replaced_forward(layer.attention, reached):
             try:
                 self.layer(top, stream, prompts, None, cache)
-            except AttentionReached as reached:
-                args, kwargs = reached.call
-        with _changed_heads(layer, self.model.n_heads, change):
+            except AttentionReached as here:
+                args, kwargs = here.call
+        with changed_heads(layer, self.model.n_heads, change):
             attended = layer.attention(*args, **kwargs)
         last = attended[:, -1:] if isinstance(attended, Tensor) else (attended[0][:, -1:], *attended[1:])
-        with _replaced_forward(layer.attention, lambda *args, **kwargs: last):
+        with replaced_forward(layer.attention, lambda *args, **kwargs: last):
             return self.layer(top, stream[:, -1:], prompts, None, cache)
 
     def layer(
@@ -314,8 +244,8 @@ class ResumablePass:
     ) -> Float[Tensor, "row pos d_model"]:
         """One layer over some runs; `others` are arguments to call it with in place of the clean pass's."""
         call, layer = self.calls[index], self.layers[index]
-        args, kwargs = _for_rows((call.args, call.kwargs | others), prompts, len(self.batch), cache)
-        with _changed_heads(layer, self.model.n_heads, change):
+        args, kwargs = for_rows((call.args, call.kwargs | others), prompts, len(self.batch), cache)
+        with changed_heads(layer, self.model.n_heads, change):
             out = layer.block(stream.to(call.entering.device), *args, **kwargs)
         return out if isinstance(out, Tensor) else out[0]
 
@@ -325,139 +255,12 @@ class ResumablePass:
         inputs = self.model.hf_inputs(torch.ones_like(tokens), torch.zeros_like(tokens))
         with ExitStack() as stack:
             for layer in self.layers[:-1]:
-                stack.enter_context(_replaced_forward(layer.block, lambda stream, *args, **kwargs: stream))
-            stack.enter_context(_replaced_forward(self.layers[-1].block, lambda *args, **kwargs: last))
+                stack.enter_context(replaced_forward(layer.block, lambda stream, *args, **kwargs: stream))
+            stack.enter_context(replaced_forward(self.layers[-1].block, lambda *args, **kwargs: last))
             return self.model.hf(tokens, **inputs, **self.model.last_logit_only, use_cache=False).logits[:, -1].float()
-
-
-class TemplateRuns:
-    """The tokens that all prompts begin with, one row per change of a group of runs; `entry` of the runs is sorted."""
-
-    def __init__(self, clean: ResumablePass, runs: Runs, group: Int[Tensor, " run"], entry: list[int]) -> None:
-        numbers = runs.number[group].tolist()
-        places = {number: place for place, number in enumerate(dict.fromkeys(numbers))}
-        firsts = [numbers.index(number) for number in places]
-        self.clean, self.runs, self.group = clean, runs, group[torch.tensor(firsts)]
-        self.place = torch.tensor([places[number] for number in numbers])  # of every run's change
-        self.entry = [entry[first] for first in firsts]
-        self.changed = runs.changed[self.group].tolist()
-        example = clean.template_calls[0].entering
-        self.stream = example.new_empty(len(firsts), *example.shape[1:])
-        self.n_begun = 0
-
-    def keys_values(self, index: int) -> Prefix:
-        """Keys and values of this layer under every change that has begun; to be asked layer by layer."""
-        clean, call = self.clean, self.clean.template_calls[index]
-        begun = sum(layer <= index for layer in self.entry)
-        self.stream[self.n_begun : begun] = call.entering
-        self.n_begun, recorded = begun, list[Recorder]()
-        at_once = max(1, clean.tokens_at_once // self.stream.shape[1])
-        for first in range(0, begun, at_once):
-            rows = slice(first, min(first + at_once, begun))
-            recorder = Recorder(enough=index == len(clean.layers) - 1)
-            changing = any(one[index] for one in self.changed[rows])
-            change = partial(self.runs.change_template, index, self.group[rows]) if changing else None
-            none = torch.zeros(rows.stop - rows.start, dtype=torch.long)
-            args, kwargs = _for_rows((call.args, call.kwargs), none, 1, recorder)
-            with suppress(Recorded), _changed_heads(clean.layers[index], clean.model.n_heads, change):
-                out = clean.layers[index].block(self.stream[rows].to(call.entering.device), *args, **kwargs)
-                self.stream[rows] = out if isinstance(out, Tensor) else out[0]
-            recorded.append(recorder)
-        return Prefix(torch.cat([one.keys for one in recorded]), torch.cat([one.values for one in recorded]))
-
-
-class Recorder(Prefix):
-    """Stands for an empty KV cache and keeps what it is given; `enough`: nothing else of the layer is needed."""
-
-    def __init__(self, *, enough: bool) -> None:
-        self.enough = enough
-
-    def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """The columns themselves."""
-        self.keys, self.values = keys, values
-        if self.enough:
-            raise Recorded
-        return keys, values
-
-    def get_seq_length(self, *args: Any) -> int:
-        """No columns come before."""
-        return 0
-
-
-class Recorded(Exception):
-    """A layer's keys and values are there."""
-
-
-class AttentionReached(Exception):
-    """A layer was run up to its attention, which would be called with `call`."""
-
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        super().__init__("attention reached")
-        self.call = args, kwargs
-
-
-def _begin_graph(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Let gradients end at the stream that enters the first layer."""
-    if args:
-        return (args[0].detach().requires_grad_(), *args[1:]), kwargs
-    return args, {**kwargs, "hidden_states": kwargs["hidden_states"].detach().requires_grad_()}
-
-
-def _reached(*args: Any, **kwargs: Any) -> None:
-    raise AttentionReached(args, kwargs)
-
-
-@contextmanager
-def _changed_heads(layer: Layer, n_heads: int, change: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
-    """Send the input of the layer's output projection through `change`."""
-    if change is None or layer.output is None:
-        yield
-        return
-
-    def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        flat = args[0]
-        return (change(flat.view(*flat.shape[:-1], n_heads, -1)).reshape(flat.shape), *args[1:])
-
-    handle = layer.output.register_forward_pre_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Run `forward` in place of the module's own, which may itself have been replaced on the instance."""
-    before = module.__dict__.get("forward")
-    module.forward = forward  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.forward
-        else:
-            module.forward = before  # type: ignore[method-assign]
 
 
 def _prefix(layer: Any, model: LensModel) -> Prefix:
     if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
         raise RimLensError(f"{model.name} keeps a {type(layer).__name__} in its cache, from which runs cannot resume.")
     return Prefix(layer.keys, layer.values)
-
-
-def _for_rows(value: Any, prompts: Int[Tensor, " row"], n_prompts: int, cache: Prefix | None) -> Any:
-    """Arguments of a layer call for rows of several prompts: what differs by prompt is taken for each row's prompt."""
-    if isinstance(value, Cache):
-        return cache
-    if isinstance(value, tuple | list):
-        return type(value)(_for_rows(one, prompts, n_prompts, cache) for one in value)
-    if isinstance(value, dict):
-        return {name: _for_rows(one, prompts, n_prompts, cache) for name, one in value.items()}
-    if isinstance(value, Tensor) and value.ndim > 1 and len(value) == n_prompts:
-        return _per_row(value, prompts)
-    return value
-
-
-def _per_row(value: Float[Tensor, "prompt *rest"], prompts: Int[Tensor, " row"]) -> Float[Tensor, "row *rest"]:
-    """Each row's prompt's entry; without a copy where there is one prompt."""
-    return value.expand(len(prompts), *value.shape[1:]) if len(value) == 1 else value[prompts.to(value.device)]

@@ -11,13 +11,11 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Float64
-from scipy import stats
 from torch import Tensor
 
 from rim_lens.behavior.refusal_score import RefusalTokens, log_odds, refusal_tokens
@@ -33,10 +31,10 @@ from rim_lens.model.finite import check_finite
 from rim_lens.model.fitting import AtOnce, over_batches
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.shared_prefix import attends_everywhere, common_length, prefix_first
-from rim_lens.model.taps_fast import serves, sites_of
+from rim_lens.model.sites import sites_of
+from rim_lens.model.taps_fast import serves
 from rim_lens.processes import all_rows, gather_items, n_processes, rank, share
 from rim_lens.progress import track
-from rim_lens.stats import benjamini_hochberg, bootstrap_means, mean_test
 from rim_lens.units import AnyHead, Head, heads_from
 
 T = TypeVar("T")
@@ -289,49 +287,3 @@ def as_metric(model: LensModel, metric: Metric | None) -> tuple[MetricFunction, 
         return metric, getattr(metric, "__name__", type(metric).__name__)
     tokens = refusal_tokens(model) if metric is None else metric
     return lambda logits: log_odds(logits, tokens.ids), f"refusal score, {tokens}"
-
-
-def grid(model: LensModel, heads: Sequence[Head], values: Float[np.ndarray, "prompt set"]) -> np.ndarray:
-    """Values of single heads as [prompt, layer, head]; NaN elsewhere."""
-    filled = np.full((len(values), model.n_layers, model.n_heads), np.nan)
-    for column, (layer, head) in enumerate(heads):
-        filled[:, layer, head] = values[:, column]
-    return filled
-
-
-def effect_table(
-    heads: Sequence[Head], effect: Float[np.ndarray, "prompt head"], *, n_tests: int, n_permutations: int, seed: int
-) -> pd.DataFrame:
-    """Mean effect of each head over prompts with its 95 % bootstrap interval, the p of `mean_test` and BH q.
-
-    Q-values count `n_tests` heads; those that were not measured enter with p = 1. `chosen_low` and `chosen_high` hold
-    the true effect of a head in 95 % of cases also where it was picked as the largest of them: the 95 % interval
-    stretched to Student's t at 1 − 0.05 / n_tests (Benjamini and Yekutieli 2005, one head selected).
-    """
-    n = len(effect)
-    test = mean_test(effect, n_permutations, seed)
-    interval = bootstrap_means(effect, seed=seed)
-    tails = np.array([0.025 / n_tests, 0.025])
-    mean, stretch = effect.mean(axis=0), float(np.divide(*stats.t.isf(tails, max(n - 1, 1))))
-    padded = np.concatenate([test.p, np.ones(n_tests - len(heads))])
-    columns: dict[str, Any] = {
-        "layer": [layer for layer, _ in heads],
-        "head": [head for _, head in heads],
-        "name": [str(Head.parse(head)) for head in heads],
-        "n": n,
-        "effect": mean,
-        "low": interval.low,
-        "high": interval.high,
-        "chosen_low": mean - stretch * (mean - interval.low),
-        "chosen_high": mean + stretch * (interval.high - mean),
-        "p": test.p,
-        "q": benjamini_hochberg(padded)[: len(heads)],
-    }
-    return pd.DataFrame(columns)
-
-
-def ranked_by(table: pd.DataFrame, size: Float[np.ndarray, " row"]) -> pd.DataFrame:
-    """The table with the largest sizes first, and the rank."""
-    table = table.iloc[np.argsort(-size, kind="stable")].reset_index(drop=True)
-    table.insert(0, "rank", np.arange(1, len(table) + 1))
-    return table

@@ -23,10 +23,10 @@ from rim_lens.behavior.refusal_score import mean_log_likelihood
 from rim_lens.behavior.row import Written
 from rim_lens.behavior.sampling import Picker, Sampling
 from rim_lens.causal.run_scores import cut_at_decision
-from rim_lens.causal.set_scores import ROWS, ChangeAt, Part, over_parts, rows_at_once, rows_under_sets
+from rim_lens.causal.set_scores import ROWS, Change, Part, over_parts, rows_under_sets
 from rim_lens.chat.chat import Chat
 from rim_lens.model.batch import Batch
-from rim_lens.model.fitting import over_batches
+from rim_lens.model.fitting import AtOnce, over_batches
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.prompt_cache import PromptCache, can_prefill
 from rim_lens.processes import gather_items, n_processes, sum_over_processes
@@ -46,10 +46,10 @@ def prefillable(model: LensModel, chats: Sequence[Chat]) -> bool:
 
 
 def answers_of_sets(
-    model: LensModel, chats: Sequence[Chat], sets: Sequence[Any], change: ChangeAt, limit: int, what: str
+    model: LensModel, chats: Sequence[Chat], sets: Sequence[Any], change: Change, limit: int, what: str
 ) -> list[list[Generation]]:
     """The greedy answer to every chat under every set, [chat][set]; `continues` must hold."""
-    at_once, limits = rows_at_once(what, inside=True), limits_for(model, chats, limit, 1)
+    at_once, limits = AtOnce(ROWS, what, "rows", inside=True), limits_for(model, chats, limit, 1)
     pick, chat_format = Picker(Sampling(), 0), model.chat_format
 
     def answered(part: PromptCache, rows: Sequence[int]) -> list[Written]:
@@ -83,7 +83,7 @@ def likelihoods_of_sets(
     """Mean log-likelihood per token of each chat's answer under every set, in nats."""
     if getattr(change, "positions", None) != "from_decision" or not prefillable(model, chats):
         return _by_whole_passes(model, chats, answers, sets, change, batch_size, what)
-    values, at_once = torch.zeros(len(sets), len(chats), dtype=torch.float64), rows_at_once(what, inside=True)
+    values, at_once = torch.zeros(len(sets), len(chats), dtype=torch.float64), AtOnce(ROWS, what, "rows", inside=True)
 
     def scored(part: Part) -> None:
         assert isinstance(part, PromptCache)  # prefillable

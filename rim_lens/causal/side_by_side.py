@@ -11,8 +11,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rim_lens.causal.head_runs import HeadRuns
+from rim_lens.causal.layer_calls import Prefix
+
 if TYPE_CHECKING:
-    from rim_lens.causal.resume import Prefix, ResumablePass, Runs
+    from rim_lens.causal.resume import ResumablePass
 
 
 def fits(clean: "ResumablePass") -> bool:
@@ -29,7 +32,7 @@ def fits(clean: "ResumablePass") -> bool:
     )
 
 
-def is_grid(clean: "ResumablePass", runs: "Runs", group: Int[Tensor, " run"]) -> bool:
+def is_grid(clean: "ResumablePass", runs: HeadRuns, group: Int[Tensor, " run"]) -> bool:
     """Whether the runs are whole changes: each of them in every prompt, prompt after prompt."""
     n = len(clean.batch)
     if len(group) % n:
@@ -39,7 +42,7 @@ def is_grid(clean: "ResumablePass", runs: "Runs", group: Int[Tensor, " run"]) ->
 
 
 def climb(
-    clean: "ResumablePass", runs: "Runs", group: Int[Tensor, " run"], entry: list[int]
+    clean: "ResumablePass", runs: HeadRuns, group: Int[Tensor, " run"], entry: list[int]
 ) -> Float[Tensor, "run one d_model"]:
     """Residual stream of a grid of runs after the last layer; `entry` is sorted."""
     n_prompts, example = len(clean.batch), clean.calls[0].entering
@@ -63,14 +66,14 @@ def climb(
 
 
 def changed_columns(
-    runs: "Runs", layer: int, rows: Int[Tensor, "column prompt"], z: Float[Tensor, "prompt column head d_head"]
+    runs: HeadRuns, layer: int, rows: Int[Tensor, "column prompt"], z: Float[Tensor, "prompt column head d_head"]
 ) -> Float[Tensor, "prompt column head d_head"]:
     """Head outputs after each column's change."""
     alone = z.transpose(0, 1).reshape(-1, 1, *z.shape[2:])
     return runs.change(layer, rows.reshape(-1), alone).view(*rows.shape, *z.shape[2:]).transpose(0, 1)
 
 
-def mask_of(clean: Any, cache: "Prefix", n_prompts: int, n: int) -> Tensor:
+def mask_of(clean: Any, cache: Prefix, n_prompts: int, n: int) -> Tensor:
     """What each of n columns sees: the keys before as in the clean pass, and itself."""
     if clean is None:
         clean = torch.ones(1, 1, 1, cache.get_seq_length() + 1, dtype=torch.bool, device=cache.keys.device)

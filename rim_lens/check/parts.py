@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rim_lens.capture.mixture_layers import existing
 from rim_lens.capture.neurons import neuron_activations
 from rim_lens.causal.run_scores import score_runs
 from rim_lens.check.outcome import LOGITS, MOMENTS, Measured, in_sd, tolerance, worst_of
 from rim_lens.check.subject import Subject, decisions
 from rim_lens.errors import RimLensError
 from rim_lens.intervene import ablate_heads, ablate_neurons
+from rim_lens.model.mixture_layers import existing
 from rim_lens.model.taps import Backend
 
 NO_EFFECT = "the ablation changed nothing, so equality says nothing"

@@ -70,6 +70,13 @@ class GradientTap(Tap):
         self.z[layer] = z
         return z
 
+    def gradients(self, score: Float[Tensor, ""]) -> HeadGradients:
+        """Layer, head outputs and the gradient of a score of the pass with respect to them."""
+        gradients = torch.autograd.grad(score, list(self.z.values()), allow_unused=True)
+        for (layer, z), gradient in zip(self.z.items(), gradients, strict=True):
+            if gradient is not None:
+                yield layer, z.detach(), gradient
+
 
 def head_attributions(
     model: LensModel,
@@ -86,32 +93,25 @@ def head_attributions(
 
     def estimated(indices: list[int], batch: Batch, at: Bool[Tensor, "row pos"]) -> list[int]:
         inside, start = at[..., None, None], first_column(at)
+        tap, whole = GradientTap(), None
         if unfit(model, start) is None:
-            whole = ResumablePass(model, batch, start, differentiable=True)
-            with torch.enable_grad():
-                gradients = whole.head_gradients(metric(whole.logits).sum())
+            whole = ResumablePass(model, batch, start, gradient=tap)
+            logits = whole.logits
         else:
-            whole, gradients = None, tapped_gradients(model, batch, metric)
+            with torch.enable_grad(), model.tap(tap):
+                logits = model.decision_logits(batch)
+        with torch.enable_grad():
+            gradients = tap.gradients(metric(logits).sum())
         for layer, z, gradient in gradients:
             outside = ~inside[:, -z.shape[1] :].to(z.device)
             terms = (z * gradient).masked_fill(outside, 0).double().sum(-1)
             estimate[indices, layer] = -terms.sum(1).cpu().numpy()
             spread[indices, layer] = terms.square().sum(1).sqrt().cpu().numpy()
         if cache is not None and whole is not None:
+            whole.detach()
             cache.keep(indices, whole)
         return indices
 
     for indices in over_prompts(model, chats, changed_places(chats, positions), estimated, "attribution"):
         order += indices
     return Attribution(all_rows(estimate, order), all_rows(spread, order))
-
-
-def tapped_gradients(model: LensModel, batch: Batch, metric: MetricFunction) -> HeadGradients:
-    """The same through taps, for every model."""
-    tap = GradientTap()
-    with torch.enable_grad(), model.tap(tap):
-        score = metric(model.decision_logits(batch)).sum()
-        gradients = torch.autograd.grad(score, list(tap.z.values()), allow_unused=True)
-    for (layer, z), gradient in zip(tap.z.items(), gradients, strict=True):
-        if gradient is not None:
-            yield layer, z.detach(), gradient

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from rim_lens.model.direct_path import FrozenNorm, bias_of, head_matrix, layer_norms, multiplier, neuron_matrix
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.sites import sites_of
 from rim_lens.model.taps import Pass, Tap
-from rim_lens.model.taps_fast import sites_of
 
 Effect = Float[Tensor, " row"]
 

@@ -27,7 +27,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_tokens
-from rim_lens.causal.run_scores import as_metric, effect_table, grid, heads_of, ranked_by, score_runs
+from rim_lens.causal.effect_table import effect_table, grid, ranked_by
+from rim_lens.causal.run_scores import as_metric, heads_of, score_runs
 from rim_lens.chat.positions import Positions, words_of
 from rim_lens.errors import RimLensError
 from rim_lens.inference_time.component_effects import DecisionTap, LayerPaths, added_bias

@@ -21,8 +21,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rim_lens.behavior.judge import Judgement
-from rim_lens.capture.experts import ExpertCall, ExpertTap, expert_taps
-from rim_lens.capture.mixture_layers import existing
 from rim_lens.chat.segments import SEGMENTS, segment_id
 from rim_lens.errors import RimLensError
 from rim_lens.inference_time.contrast import group_contrast
@@ -30,7 +28,9 @@ from rim_lens.inference_time.groups import groups_of, need_distinct_requests, ne
 from rim_lens.model.as_chats import as_chats
 from rim_lens.model.fitting import halves_batches
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.mixture_layers import existing
 from rim_lens.model.requests import Prompts
+from rim_lens.model.taps import ExpertCall, Tap
 from rim_lens.processes import all_rows
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import benjamini_hochberg, bootstrap_means
@@ -94,7 +94,7 @@ def expert_load(
     shape = (len(chats), model.n_layers, model.shape.n_experts, len(SEGMENTS))
     load, weight, order = np.full(shape, np.nan), np.full(shape, np.nan), list[int]()
     tap = LoadTap(shape[1:])
-    with expert_taps(model, tap):
+    with model.tap(tap):
         for indices, batch in model.shared_batches(chats, batch_size):
             tap.begin(batch.segments)
             model.decision_logits(batch)
@@ -160,7 +160,7 @@ def distinct(experts: Sequence[tuple[int, int]], others: Sequence[int]) -> bool:
     return len({(layer, other) for (layer, _), other in zip(experts, others, strict=True)}) == len(experts)
 
 
-class LoadTap(ExpertTap):
+class LoadTap(Tap):
     """Tokens and routing probabilities of each row, layer, expert and segment in the latest pass."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:

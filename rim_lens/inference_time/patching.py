@@ -17,16 +17,14 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Float64
 
+from rim_lens.causal.effect_table import effect_table, grid, ranked_by
 from rim_lens.causal.run_scores import (
     Metric,
     MetricFunction,
     RunScores,
     as_metric,
     cut_at_decision,
-    effect_table,
-    grid,
     heads_of,
-    ranked_by,
     score_runs,
 )
 from rim_lens.chat.chat import Chat

@@ -21,14 +21,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Float64
 
+from rim_lens.causal.effect_table import effect_table, grid, ranked_by
 from rim_lens.causal.run_scores import (
     CleanPasses,
     Metric,
     as_metric,
-    effect_table,
-    grid,
     heads_of,
-    ranked_by,
     score_runs,
 )
 from rim_lens.chat.positions import Positions, words_of

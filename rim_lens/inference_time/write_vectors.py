@@ -13,7 +13,7 @@ from torch import Tensor
 from rim_lens.errors import RimLensError
 from rim_lens.model.direct_path import head_matrix, multiplier
 from rim_lens.model.lens_model import LensModel
-from rim_lens.model.taps_fast import sites_of
+from rim_lens.model.sites import sites_of
 
 
 def write_vectors(

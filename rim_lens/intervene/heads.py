@@ -10,17 +10,17 @@ decision position.
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rim_lens.chat.chat import Chat
 from rim_lens.chat.positions import Positions
 from rim_lens.errors import RimLensError
-from rim_lens.intervene.recording import HeadRecording, donor_rows
+from rim_lens.intervene.recording import HeadRecording
 from rim_lens.intervene.selection import Chosen, Heads, UnitTap, chosen_heads
+from rim_lens.intervene.unit_edit import UnitEdit
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.taps import Backend, Pass
 
@@ -56,12 +56,14 @@ def ablate_heads(
     """
     chosen = chosen_heads(model, heads)
     if method == "zero":
-        return model.tap(ZeroHeads(chosen, positions), backend=backend)
+        return model.tap(UnitEdit("zero ablation", "heads", chosen, positions), backend=backend)
     if method == "mean" and reference is not None:
         means = reference.at(0).mean(dim=0) if isinstance(reference, HeadRecording) else reference
-        return model.tap(MeanHeads(chosen, positions, means), backend=backend)
+        return model.tap(UnitEdit("mean ablation", "heads", chosen, positions, reference=means[None]), backend=backend)
     if method == "resample" and isinstance(reference, HeadRecording):
-        return model.tap(ResampledHeads(chosen, positions, reference, seed), backend=backend)
+        values, requests = reference.at(0), reference.requests
+        edit = UnitEdit("resample ablation", "heads", chosen, positions, reference=values, requests=requests, seed=seed)
+        return model.tap(edit, backend=backend)
     if method in ("mean", "resample"):
         raise RimLensError(f"ablation by {method!r} needs reference=record_heads(model, other_chats).")
     raise RimLensError(f"unknown ablation {method!r}: use 'zero', 'mean' or 'resample'.")
@@ -71,7 +73,9 @@ def scale_heads(
     model: LensModel, heads: Heads, factor: float, *, positions: Positions = "all", backend: Backend = "auto"
 ) -> AbstractContextManager[LensModel]:
     """Multiply the outputs of heads by `factor` in every pass inside the block."""
-    return model.tap(ScaledHeads(chosen_heads(model, heads), positions, factor), backend=backend)
+    return model.tap(
+        UnitEdit("scaling", "heads", chosen_heads(model, heads), positions, factor=factor), backend=backend
+    )
 
 
 def patch_heads(
@@ -87,83 +91,6 @@ def patch_heads(
 
     """
     return model.tap(PatchedHeads(chosen_heads(model, heads), recording), backend=backend)
-
-
-class ZeroHeads(UnitTap):
-    """z ← 0."""
-
-    what = "zero ablation of heads"
-    site = "heads"
-
-    def on_head_output(self, layer: int, z: Float[Tensor, "row pos head d_head"]) -> Tensor | None:
-        """See the class."""
-        return None if self.idle else z.masked_fill(self.mask(layer)[..., None], 0)
-
-
-class ScaledHeads(UnitTap):
-    """z ← factor · z."""
-
-    what = "scaling of heads"
-    site = "heads"
-
-    def __init__(self, chosen: Chosen, where: Positions, factor: float) -> None:
-        super().__init__(chosen, where)
-        self.factor = factor
-
-    def on_head_output(self, layer: int, z: Float[Tensor, "row pos head d_head"]) -> Tensor | None:
-        """See the class."""
-        return None if self.idle else torch.where(self.mask(layer)[..., None], z * self.factor, z)
-
-
-class MeanHeads(UnitTap):
-    """z ← the mean over a reference set."""
-
-    what = "mean ablation of heads"
-    site = "heads"
-
-    def __init__(self, chosen: Chosen, where: Positions, means: Float[Tensor, "layer head d_head"]) -> None:
-        super().__init__(chosen, where)
-        self.means = means
-
-    def replacement(self, layer: int, chat: Chat) -> Tensor:
-        """The means."""
-        return self.means[layer]
-
-    def on_head_output(self, layer: int, z: Float[Tensor, "row pos head d_head"]) -> Tensor | None:
-        """See the class."""
-        return None if self.idle else torch.where(self.mask(layer)[..., None], self.means[layer].to(z), z)
-
-
-class ResampledHeads(UnitTap):
-    """z ← another prompt's, at its decision position."""
-
-    what = "resample ablation of heads"
-    site = "heads"
-
-    def __init__(self, chosen: Chosen, where: Positions, reference: HeadRecording, seed: int) -> None:
-        super().__init__(chosen, where)
-        self.donated, self.requests, self.seed = reference.at(0), reference.requests, seed
-
-    def edit_key(self, row: int, chat: Chat) -> tuple[Any, ...]:
-        """Each request has its donor."""
-        return (chat.request, *super().edit_key(row, chat))
-
-    def replacement(self, layer: int, chat: Chat) -> Tensor:
-        """The donor's."""
-        return self.donated[donor_rows(self.requests, [chat.request], self.seed)[0], layer]
-
-    def on_pass(self, here: Pass) -> None:
-        """Choose each row's donor."""
-        super().on_pass(here)
-        requests = [chat.request for chat in here.known_batch(self.what).chats]
-        self.donors = donor_rows(self.requests, requests, self.seed)
-
-    def on_head_output(self, layer: int, z: Float[Tensor, "row pos head d_head"]) -> Tensor | None:
-        """See the class."""
-        if self.idle:
-            return None
-        donated = self.donated[self.donors, layer].to(z)[:, None]
-        return torch.where(self.mask(layer)[..., None], donated, z)
 
 
 class PatchedHeads(UnitTap):

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from rim_lens.intervene.selection import Chosen
+from rim_lens.intervene.selection import Chosen, layers_of
 from rim_lens.model.taps import AttentionCall, Tap
 
 
@@ -14,8 +14,13 @@ class HiddenTokens(Tap):
     Columns are those of the batch, padding included; a row of `hidden` may be shorter than what is decoded later.
     """
 
-    def __init__(self, chosen: Chosen, hidden: Bool[Tensor, "row column"], first: Int[Tensor, " row"]) -> None:
-        self.layers = frozenset(chosen)
+    def __init__(
+        self,
+        chosen: Chosen,
+        hidden: Bool[Tensor, "row column"],
+        first: Int[Tensor, " row"],
+    ) -> None:
+        self.layers = layers_of(chosen)
         self.chosen, self.hidden, self.first = chosen, hidden, first
 
     def on_keys(self, layer: int, call: AttentionCall) -> None:

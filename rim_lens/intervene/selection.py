@@ -4,7 +4,7 @@ Units are given once for all rows, `[(layer, head), ...]` or `["L12H3", ...]`, o
 one alone, "L12H3" or (12, 3), is a list of one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,17 +13,18 @@ from torch import Tensor
 
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.positions import Positions, checked_positions, positions_in, segments_of
-from rim_lens.engine.edit import Edit, Site
 from rim_lens.errors import RimLensError
 from rim_lens.model.batch import Batch
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.mixture_layers import existing
 from rim_lens.model.taps import STILL_THINKING, Pass, Tap
 from rim_lens.units import Head, Neuron, is_per_row, listed
 
 # Names, pairs, Head or Neuron: once for all rows, or a list of them per row.
 Heads = Sequence[Any]
 Neurons = Sequence[Any]
-Chosen = dict[int, Bool[Tensor, "#row unit"]]
+Entry = int | tuple[int, int]  # a layer, or one of its experts: (layer, expert)
+Chosen = dict[Entry, Bool[Tensor, "#row unit"]]
 
 
 def chosen_heads(model: LensModel, heads: Heads) -> Chosen:
@@ -33,20 +34,45 @@ def chosen_heads(model: LensModel, heads: Heads) -> Chosen:
         RimLensError: a head that the model does not have.
 
     """
-    return _chosen(heads, model.n_layers, model.n_heads, Head)
+
+    def checked(unit: Any) -> tuple[Entry, int]:
+        layer, head = one = Head.parse(unit)
+        if not (0 <= layer < model.n_layers and 0 <= head < model.n_heads):
+            raise RimLensError(
+                f"there is no head {one}: the model has {model.n_layers} layers of {model.n_heads} heads."
+            )
+        return layer, head
+
+    return _chosen(heads, model.n_heads, checked)
 
 
 def chosen_neurons(model: LensModel, neurons: Neurons) -> Chosen:
-    """Per layer with a chosen neuron, True at the chosen neurons of each row.
+    """Per layer, or expert of a layer, with a chosen neuron, True at the chosen neurons of each row.
 
     Raises:
         RimLensError: a neuron that the model does not have.
 
     """
-    return _chosen(neurons, model.n_layers, model.d_mlp, Neuron)
+    there = existing(model)
+
+    def checked(unit: Any) -> tuple[Entry, int]:
+        *entry, index = one = Neuron.parse(unit).place
+        if len(one) != there.ndim:
+            names = "(layer, expert, unit)" if there.ndim == 3 else "(layer, unit)"
+            raise RimLensError(f"{Neuron.parse(unit)} is not a neuron of {model.name}, whose neurons are {names}.")
+        if not all(0 <= i < size for i, size in zip(one, there.shape, strict=True)) or not there[one]:
+            raise RimLensError(f"there is no neuron {Neuron.parse(unit)}: the model has {shape_in_words(there.shape)}.")
+        return (entry[0] if len(entry) == 1 else (entry[0], entry[1])), index
+
+    return _chosen(neurons, there.shape[-1], checked)
 
 
-def _chosen(units: Sequence[Any], n_layers: int, n_units: int, kind: type[Head] | type[Neuron]) -> Chosen:
+def shape_in_words(shape: tuple[int, ...]) -> str:
+    """How many layers of how many neurons."""
+    return f"{shape[0]} layers of {' × '.join(map(str, shape[1:]))} neurons"
+
+
+def _chosen(units: Sequence[Any], n_units: int, checked: Callable[[Any], tuple[Entry, int]]) -> Chosen:
     units = listed(units)
     rows = units if is_per_row(units) else [units]
     chosen: Chosen = {}
@@ -57,20 +83,15 @@ def _chosen(units: Sequence[Any], n_layers: int, n_units: int, kind: type[Head] 
                 mask[row] = mask[same]
             continue
         for unit in row_units:
-            layer, index = _checked(unit, n_layers, n_units, kind)
-            mask = chosen.setdefault(layer, torch.zeros(len(rows), n_units, dtype=torch.bool))
+            entry, index = checked(unit)
+            mask = chosen.setdefault(entry, torch.zeros(len(rows), n_units, dtype=torch.bool))
             mask[row, index] = True
     return chosen
 
 
-def _checked(unit: Any, n_layers: int, n_units: int, kind: type[Head] | type[Neuron]) -> tuple[int, int]:
-    one, name = kind.parse(unit), kind.__name__.lower()
-    if isinstance(one, Neuron) and one.expert is not None:
-        raise RimLensError(f"{one} is a neuron of an expert, but this is a dense model: give (layer, unit) pairs.")
-    layer, index = one[0], one[1]
-    if not (0 <= layer < n_layers and 0 <= index < n_units):
-        raise RimLensError(f"there is no {name} {one}: the model has {n_layers} layers of {n_units} {name}s.")
-    return layer, index
+def layers_of(chosen: Chosen) -> frozenset[int]:
+    """The layers with a chosen unit."""
+    return frozenset(entry[0] if isinstance(entry, tuple) else entry for entry in chosen)
 
 
 def selected(here: Pass, positions: Positions, what: str) -> Bool[Tensor, "row pos"] | None:
@@ -112,11 +133,9 @@ class UnitTap(Tap):
     """Base of taps that change chosen units at some positions."""
 
     what = "an intervention"
-    site: Site | None = None  # where an engine can make the change while it writes; None: nowhere
-    factor = 0.0  # of the chosen units' own values
 
     def __init__(self, chosen: Chosen, where: Positions) -> None:
-        self.layers = frozenset(chosen)
+        self.layers = layers_of(chosen)
         self.chosen, self.where = chosen, where
         self.at: Bool[Tensor, "row pos"] | None = None
         self.idle = False
@@ -132,7 +151,7 @@ class UnitTap(Tap):
         """Find rows and positions; `idle` where this pass has none of the positions."""
         super().on_pass(here)
         self.rows = None if self.n_given == 1 else self._given_rows(here)
-        self.chosen = {layer: mask.to(here.device) for layer, mask in self.chosen.items()}
+        self.chosen = {entry: mask.to(here.device) for entry, mask in self.chosen.items()}
         self.at = selected(here, self.where, self.what)
         self.idle = self.at is not None and not bool(self.at.any())
 
@@ -151,39 +170,9 @@ class UnitTap(Tap):
             )
         return [index[id(chat)] for chat in here.known_batch(self.what).chats]
 
-    def replacement(self, layer: int, chat: Chat) -> Tensor | None:
-        """What is added to factor · value in a row with this chat, [unit] or [unit, d_head]; None for nothing."""
-        return None
-
-    def edit_key(self, row: int, chat: Chat) -> tuple[Any, ...]:
-        """Equal for rows whose `as_edit` is equal."""
-        masks = ((layer, mask[row if len(mask) > 1 else 0]) for layer, mask in self.chosen.items())
-        return tuple((layer, mine.cpu().numpy().tobytes()) for layer, mine in masks)
-
-    def as_edit(self, row: int, chat: Chat) -> Edit:
-        """The change of one row, for an engine that writes many answers at once.
-
-        Raises:
-            RimLensError: it depends on more than the units' own values.
-        """
-        if self.site is None:
-            raise RimLensError(
-                f"{self.what} cannot be made while vLLM writes: load the model with load_model(name) for generation."
-            )
-        factor, shift = {}, {}
-        for layer, mask in self.chosen.items():
-            mine = mask[row if len(mask) > 1 else 0].cpu()
-            if not bool(mine.any()):
-                continue
-            factor[layer] = torch.where(mine, self.factor, 1.0)
-            added = self.replacement(layer, chat)
-            if added is not None:
-                shift[layer] = (added.cpu().float().view(len(mine), -1) * mine[:, None]).contiguous()
-        return Edit(self.site, factor, shift)
-
-    def units(self, layer: int) -> Bool[Tensor, "#row unit"]:
+    def units(self, entry: Entry) -> Bool[Tensor, "#row unit"]:
         """True at the chosen units of each row of this pass."""
-        mask = self.chosen[layer]
+        mask = self.chosen[entry]
         return mask if self.rows is None else mask[self.rows]
 
     def mask(self, layer: int) -> Bool[Tensor, "#row #pos unit"]:

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from rim_lens.errors import RimLensError
 from rim_lens.model.lens_model import LensModel
-from rim_lens.model.sites import Layer
-from rim_lens.model.taps_fast import sites_of
+from rim_lens.model.sites import Layer, sites_of
 
 FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f", "final_norm")
 

@@ -5,11 +5,15 @@ space) or neurons (a mixture of experts), which is None here.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from rim_lens.errors import RimLensError
+
+if TYPE_CHECKING:
+    from rim_lens.model.lens_model import LensModel
 
 ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 OUTPUT = ("o_proj", "out_proj", "c_proj", "dense", "wo", "o")
@@ -42,6 +46,16 @@ class Sites:
 
     trunk: nn.Module
     layers: tuple[Layer, ...]
+
+
+_SITES: WeakKeyDictionary[Any, Sites] = WeakKeyDictionary()
+
+
+def sites_of(model: "LensModel") -> Sites:
+    """The tap sites of `model.hf`, found once."""
+    if model.hf not in _SITES:
+        _SITES[model.hf] = find_sites(model.hf, model.n_layers)
+    return _SITES[model.hf]
 
 
 def find_sites(hf: Any, n_layers: int) -> Sites:

@@ -2,7 +2,7 @@
 
 A tap is attached with `model.tap(...)` and called at fixed sites of every pass inside the block, in this order in a
 layer: `on_residual` (entering), `on_keys` and `on_attention` (the attention pattern), `on_head_output`,
-`on_attention_write`, `on_neurons`, `on_mlp_write`; in blocks with parallel attention and MLP the two mix.
+`on_attention_write`, `on_neurons` or `on_expert`, `on_mlp_write`; in blocks with parallel attention and MLP the two mix.
 Two backends call the same methods with the same tensors: "fast" (the plain transformers tree, `taps_fast`) and "hooks"
 (TransformerLens hook points, `taps_hooks`). Taps stack in the order of attachment; leaving a block removes its own taps
 only.
@@ -11,7 +11,7 @@ only.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -130,6 +130,16 @@ class AttentionCall(ABC):
         """
 
 
+class ExpertCall(NamedTuple):
+    """The tokens that one layer sent to one expert in one pass."""
+
+    layer: int
+    expert: int
+    token: Int[Tensor, " slot"]  # index into the flattened [row * pos]
+    row: Int[Tensor, " slot"]  # row of the batch that the token belongs to
+    weight: Float[Tensor, " slot"]  # routing probability as the layer applies it
+
+
 class Tap:
     """Reads or changes passes. Subclass and override what you need; returning None means "unchanged".
 
@@ -163,6 +173,12 @@ class Tap:
     def on_neurons(self, layer: int, post: Float[Tensor, "row pos d_mlp"]) -> Float[Tensor, "row pos d_mlp"] | None:
         """Neurons, the inputs of the MLP's down projection (TransformerLens `mlp.hook_post`)."""
 
+    def on_expert(self, call: ExpertCall, post: Float[Tensor, "slot d_mlp"]) -> Float[Tensor, "slot d_mlp"] | None:
+        """Neurons of one expert in a mixture of experts, at the tokens sent to it, not yet weighted (`taps_experts`).
+
+        A tap with both methods gets this one in a mixture of experts and `on_neurons` in any other model.
+        """
+
     def on_attention_write(
         self, layer: int, written: Float[Tensor, "row pos d_model"]
     ) -> Float[Tensor, "row pos d_model"] | None:
@@ -182,6 +198,14 @@ class Tap:
 def wanting(taps: Sequence[Tap], site: str, layer: int) -> list[Tap]:
     """The taps that want to be called at `site` of `layer`, in the order of attachment."""
     return [tap for tap in taps if tap.wants(site, layer)]
+
+
+def wanting_neurons(taps: Sequence[Tap], layer: int, *, is_moe: bool) -> tuple[list[Tap], list[Tap]]:
+    """The taps whose `on_neurons` is to be called in a layer, and those whose `on_expert` is."""
+    whole, experts = wanting(taps, "on_neurons", layer), wanting(taps, "on_expert", layer)
+    both = {id(tap) for tap in whole} & {id(tap) for tap in experts}
+    whole = [tap for tap in whole if not (is_moe and id(tap) in both)]
+    return whole, [tap for tap in experts if is_moe or id(tap) not in both]
 
 
 def changed(taps: Sequence[Tap], site: str, layer: int, value: Tensor) -> Tensor:

@@ -25,15 +25,15 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from rim_lens.errors import RimLensError
-from rim_lens.model.sites import Layer, Sites, find_sites
+from rim_lens.model import taps_experts
+from rim_lens.model.sites import Layer, sites_of
 from rim_lens.model.softmax_rows import SoftmaxRows
-from rim_lens.model.taps import AttentionCall, Pass, Tap, changed, wanting
+from rim_lens.model.taps import AttentionCall, Pass, Tap, changed, wanting, wanting_neurons
 
 if TYPE_CHECKING:
     from rim_lens.model.lens_model import LensModel
 
 SDPA, EAGER = "rim_lens_sdpa", "rim_lens_eager"
-_SITES: WeakKeyDictionary[Any, Sites] = WeakKeyDictionary()
 _TAPPED: WeakKeyDictionary[nn.Module, "TappedAttention"] = WeakKeyDictionary()
 _CHECKED: WeakSet[nn.Module] = WeakSet()
 
@@ -41,13 +41,6 @@ _CHECKED: WeakSet[nn.Module] = WeakSet()
 def serves(model: "LensModel") -> bool:
     """Whether the model is a transformers model whose attention goes through AttentionInterface."""
     return model.hf is not None and model.hf._can_set_attn_implementation()
-
-
-def sites_of(model: "LensModel") -> Sites:
-    """The tap sites of `model.hf`, found once."""
-    if model.hf not in _SITES:
-        _SITES[model.hf] = find_sites(model.hf, model.n_layers)
-    return _SITES[model.hf]
 
 
 class CurrentPass:
@@ -85,6 +78,9 @@ def install(model: "LensModel", taps: Sequence[Tap], undo: ExitStack) -> None:
     keep(undo, sites.trunk.register_forward_hook(current.end, always_call=True))
     for index, layer in enumerate(sites.layers):
         _install_layer(model, index, layer, taps, current, undo)
+    experts = [wanting_neurons(taps, index, is_moe=model.is_moe)[1] for index in range(model.n_layers)]
+    if any(experts):
+        taps_experts.install(model, experts, current, undo)
     last = wanting(taps, "on_residual", model.n_layers)
     if last:
         hook = partial(_residual_out, last, model.n_layers)
@@ -117,7 +113,7 @@ def _install_layer(
             raise RimLensError(f"layer {index} of {model.name} has no {site[3:]} to the residual stream that is known.")
         if writing:
             keep(undo, module.register_forward_hook(partial(_written, writing, site, index)))  # type: ignore[union-attr]
-    neurons = wanting(taps, "on_neurons", index)
+    neurons, _ = wanting_neurons(taps, index, is_moe=model.is_moe)
     if neurons:
         if layer.down is None:
             raise RimLensError(f"layer {index} has no plain MLP neurons (a mixture of experts): leave it out.")

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rim_lens.errors import RimLensError
-from rim_lens.model.taps import AttentionCall, Pass, Tap, changed, wanting
+from rim_lens.model.taps import AttentionCall, Pass, Tap, changed, wanting, wanting_neurons
 
 if TYPE_CHECKING:
     from rim_lens.model.lens_model import LensModel
@@ -146,10 +146,11 @@ def _install_layer(
         writing = wanting(taps, site, layer)
         if writing:
             points.hook(layer, name, _changing(writing, site, layer))
-    neurons = wanting(taps, "on_neurons", layer)
-    if neurons and model.is_moe:
+    neurons, experts = wanting_neurons(taps, layer, is_moe=model.is_moe)
+    if experts or (neurons and model.is_moe):
         raise RimLensError(
-            f"{model.name} is a mixture of experts: TransformerLens' mlp.hook_post is its block output, not neurons."
+            f"The neurons of experts of {model.name} cannot be read or changed through TransformerLens, whose "
+            'mlp.hook_post is a block\'s output there: use backend="fast".'
         )
     if neurons:
         points.hook(layer, "mlp.hook_post", _changing(neurons, "on_neurons", layer))

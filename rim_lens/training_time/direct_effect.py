@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from rim_lens.capture.mixture_layers import checked_neurons, mixture_layers
 from rim_lens.errors import RimLensError
 from rim_lens.model.direct_path import final_norm, frozen, layer_norms, neuron_matrix, output_matrix, unembedding
 from rim_lens.model.lens_model import LensModel
+from rim_lens.model.mixture_layers import checked_neurons, mixture_layers
 
 
 @torch.no_grad()

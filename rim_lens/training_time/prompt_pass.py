@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from rim_lens.capture.attention import MassTap
 from rim_lens.capture.neuron_activations import NeuronActivations
-from rim_lens.capture.neuron_readers import NeuronReader, neuron_reader
+from rim_lens.capture.neuron_readers import NeuronReader
 from rim_lens.capture.neurons import AtDecision, finished
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.positions import Positions, places
@@ -104,7 +104,7 @@ def prompt_pass(
             f"{len(empty) or 'All'} chats have no token at positions {positions!r}; choose other positions."
         )
     mine = share(len(chats), [len(chat) for chat in chats])
-    reader = neuron_reader(model, len(chats), per_prompt, 0.0)
+    reader = NeuronReader(model, len(chats), per_prompt, 0.0)
     masses = np.zeros((len(chats), model.n_layers, model.n_heads, len(SEGMENTS))) if attention else None
     tap, caches = MassTap("decision"), []
     batches = [
@@ -113,7 +113,7 @@ def prompt_pass(
     ]
     laid = [laid_out(model, batch, [chosen[i] for i in prompts]) for prompts, batch in batches]
     with torch.no_grad(), ExitStack() as stack:
-        stack.enter_context(reader.attached("auto"))
+        stack.enter_context(model.tap(reader))
         if attention:
             stack.enter_context(model.tap(tap))
         for (prompts, _), (batch, shared) in zip(batches, laid, strict=True):
@@ -136,7 +136,7 @@ def prompt_pass(
 
 def laid_out(model: LensModel, batch: Batch, chosen: Sequence[Any]) -> tuple[Batch, int]:
     """The batch with the tokens that all rows share in front, and their number; 0 where they must stay."""
-    length = shared_length(model, batch) if can_prefill(model, batch) and not model.is_moe else 0
+    length = shared_length(model, batch) if can_prefill(model, batch) else 0
     length = min([length, *(int(where.argmax()) for where in chosen)])  # nothing measured is shared
     return (prefix_first(batch, length), length) if length else (batch, 0)
 

@@ -1,4 +1,4 @@
-"""Neurons of mixture-of-experts layers, read and changed inside the experts.
+"""Taps on the neurons of mixture-of-experts layers, inside the experts: the part of the fast backend for `on_expert`.
 
 transformers computes experts as batched tensors, not modules; its `ExpertsInterface` is where a registered function
 sees tokens, expert indices and routing weights. The function here computes, expert by expert, over the tokens sent to
@@ -11,10 +11,9 @@ layers, which see every token, hand their neurons over block by block, as `mixtu
 through each layer checks y against the layer's own implementation, and what a shared expert adds to it.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -22,9 +21,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from rim_lens.capture.mixture_layers import DensePart, mixture_layers
 from rim_lens.errors import RimLensError
-from rim_lens.model.taps_fast import sites_of
+from rim_lens.model.mixture_layers import DensePart, mixture_layers
+from rim_lens.model.taps import ExpertCall, Pass, Tap
 
 if TYPE_CHECKING:
     from rim_lens.model.lens_model import LensModel
@@ -33,86 +32,59 @@ NAME = "rim_lens_experts"
 TOLERANCE = 1e-3  # of the check, relative to the largest output; a wrong formula is off by far more
 
 
-class ExpertCall(NamedTuple):
-    """The tokens that one layer sent to one expert in one pass."""
+class Running(Protocol):
+    """Holds the running pass; rows of a batch are counted by its number of columns."""
 
-    layer: int
-    expert: int
-    token: Int[Tensor, " slot"]  # index into the flattened [row * pos]
-    row: Int[Tensor, " slot"]  # row of the batch that the token belongs to
-    weight: Float[Tensor, " slot"]  # routing probability as the layer applies it
-
-
-class ExpertTap(ABC):
-    """Reads or changes the neurons of experts; return None for "unchanged"."""
-
-    @abstractmethod
-    def on_expert(self, call: ExpertCall, post: Float[Tensor, "slot d_mlp"]) -> Float[Tensor, "slot d_mlp"] | None:
-        """`post` are the inputs of the expert's down projection, not yet weighted."""
-
-
-class _Width:
-    """How many columns the running pass computes."""
-
-    columns = 1
-
-    def begin(self, trunk: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook of the module that runs the decoder layers."""
-        tokens = kwargs.get("input_ids", args[0] if args else None)
-        self.columns = (kwargs["inputs_embeds"] if tokens is None else tokens).shape[1]
+    here: Pass | None
 
 
 class _Tapped(NamedTuple):
     layer: int
-    taps: Sequence[ExpertTap]
+    taps: Sequence[Tap]
     before: str | None  # implementation the layer had
-    width: _Width
+    running: Running
+
+    def row_of(self, token: Int[Tensor, " slot"]) -> Int[Tensor, " slot"]:
+        """Row of the batch that each token belongs to."""
+        assert self.running.here is not None
+        return torch.div(token, self.running.here.n_queries, rounding_mode="floor")
 
 
 _TAPPED: WeakKeyDictionary[nn.Module, _Tapped] = WeakKeyDictionary()
 _CHECKED: WeakSet[nn.Module] = WeakSet()
 
 
-@contextmanager
-def expert_taps(model: "LensModel", *taps: ExpertTap) -> Iterator["LensModel"]:
-    """Call `taps` in every pass of a mixture-of-experts model inside the block; the model is as before afterwards.
+def install(model: "LensModel", taps: Sequence[Sequence[Tap]], running: Running, undo: ExitStack) -> None:
+    """Call `on_expert` of each layer's taps in every pass; closing `undo` takes everything off again.
 
     Raises:
         RimLensError: the model has no experts, a layer has none, or transformers runs them in another way.
 
     """
-    layers, width = mixture_layers(model), _Width()
+    layers = mixture_layers(model)
     # Layers may share one config, which the first of them switches.
     own = {
         one.experts: getattr(one.experts.config, "_experts_implementation", None)
         for one in layers
         if one.experts is not None
     }
-    with ExitStack() as undo:
-        hook = sites_of(model).trunk.register_forward_pre_hook(width.begin, with_kwargs=True)
-        undo.callback(hook.remove)
-        for layer, (experts, dense) in enumerate(layers):
-            if dense is not None:
-                blocks = _DenseBlocks(layer, dense, model.d_mlp, taps, width)
-                undo.callback(dense.block.register_forward_pre_hook(blocks.begin, with_kwargs=True).remove)
-                undo.callback(dense.down.register_forward_pre_hook(blocks.tapped).remove)
-            if experts is None:
-                continue
-            if dense is not None and dense.down not in _CHECKED:
-                undo.enter_context(_checked_share(layer, dense, experts, blocks))
-            known = _TAPPED.get(experts)
-            config: Any = experts.config
-            before = known.before if known else own[experts]
-            _TAPPED[experts] = _Tapped(layer, [*(known.taps if known else ()), *taps], before, width)
-            undo.callback(_restore, experts, known, before)
-            config._experts_implementation = NAME
-        yield model
+    for layer, (experts, dense) in enumerate(layers):
+        tapped = _Tapped(layer, taps[layer], own.get(experts), running)
+        if dense is not None and tapped.taps:
+            blocks = _DenseBlocks(dense, model.d_mlp, tapped)
+            undo.callback(dense.block.register_forward_pre_hook(blocks.begin, with_kwargs=True).remove)
+            undo.callback(dense.down.register_forward_pre_hook(blocks.tapped).remove)
+        if experts is None:
+            continue
+        if dense is not None and tapped.taps and dense.down not in _CHECKED:
+            undo.enter_context(_checked_share(layer, dense, experts, blocks))
+        _TAPPED[experts] = tapped
+        undo.callback(_restore, experts, tapped.before)
+        config: Any = experts.config
+        config._experts_implementation = NAME
 
 
-def _restore(experts: nn.Module, known: _Tapped | None, before: str | None) -> None:
-    if known is not None:
-        _TAPPED[experts] = known
-        return
+def _restore(experts: nn.Module, before: str | None) -> None:
     _TAPPED.pop(experts, None)
     experts.config._experts_implementation = before  # type: ignore[union-attr, assignment]
 
@@ -120,8 +92,8 @@ def _restore(experts: nn.Module, known: _Tapped | None, before: str | None) -> N
 class _DenseBlocks:
     """Hands the neurons of a shared expert or a dense layer to expert taps, block by block."""
 
-    def __init__(self, layer: int, part: DensePart, d_mlp: int, taps: Sequence[ExpertTap], width: _Width) -> None:
-        self.layer, self.part, self.d_mlp, self.taps, self.width = layer, part, d_mlp, taps, width
+    def __init__(self, part: DensePart, d_mlp: int, tapped: _Tapped) -> None:
+        self.part, self.d_mlp, self.tapped_layer = part, d_mlp, tapped
         self.weight: Float[Tensor, " token"] | None = None
 
     def begin(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -134,13 +106,13 @@ class _DenseBlocks:
         """Forward pre-hook of the down projection."""
         flat = args[0].flatten(0, -2)
         token = torch.arange(len(flat), device=flat.device)
-        row = torch.div(token, self.width.columns, rounding_mode="floor")
+        layer, row = self.tapped_layer.layer, self.tapped_layer.row_of(token)
         weight, changed = flat.new_ones(len(flat)) if self.weight is None else self.weight, False
         parts = list(flat.split(self.d_mlp, dim=1))
         for block, part in enumerate(parts):
-            call = ExpertCall(self.layer, self.part.first + block, token, row, weight)
+            call = ExpertCall(layer, self.part.first + block, token, row, weight)
             post = nn.functional.pad(part, (0, self.d_mlp - part.shape[1]))
-            for tap in self.taps:
+            for tap in self.tapped_layer.taps:
                 new = tap.on_expert(call, post)
                 if new is not None:
                     post, changed = new, True
@@ -186,6 +158,8 @@ def _experts(
     tapped = _TAPPED.get(module)
     if tapped is None:
         raise RimLensError(f"{type(module).__name__} still runs through rim_lens after its taps were removed.")
+    if not tapped.taps:
+        return _own(module, hidden_states, top_k_index, top_k_weights, tapped)
     if module not in _CHECKED:
         _check(module, hidden_states, top_k_index, top_k_weights, tapped)
         _CHECKED.add(module)
@@ -200,9 +174,8 @@ def _computed(module: Any, hidden: Tensor, index: Tensor, weights: Tensor, tappe
         token, choice = (index == expert).nonzero(as_tuple=True)
         weight = weights[token, choice]
         post = _neurons(module, expert, hidden[token])
-        row = torch.div(token, tapped.width.columns, rounding_mode="floor")
         for tap in tapped.taps:
-            new = tap.on_expert(ExpertCall(tapped.layer, expert, token, row, weight), post)
+            new = tap.on_expert(ExpertCall(tapped.layer, expert, token, tapped.row_of(token), weight), post)
             post = post if new is None else new
         written = _linear(module, "down_proj", expert, post)
         if module.has_post_expert_norm:
@@ -223,15 +196,20 @@ def _linear(module: Any, name: str, expert: int, x: Tensor) -> Tensor:
     return nn.functional.linear(x, weight.T if module.is_transposed else weight, bias)
 
 
+def _own(module: Any, hidden: Tensor, index: Tensor, weights: Tensor, tapped: _Tapped) -> Tensor:
+    """What the layer computes by itself."""
+    forward: Callable[..., Tensor] = type(module).forward
+    module.config._experts_implementation = tapped.before
+    try:
+        return forward(module, hidden, index, weights)
+    finally:
+        module.config._experts_implementation = NAME
+
+
 @torch.no_grad()
 def _check(module: Any, hidden: Tensor, index: Tensor, weights: Tensor, tapped: _Tapped) -> None:
     """Raise unless the formula gives what the layer computes by itself."""
-    own: Callable[..., Tensor] = type(module).forward
-    module.config._experts_implementation = tapped.before
-    try:
-        expected = own(module, hidden, index, weights)
-    finally:
-        module.config._experts_implementation = NAME
+    expected = _own(module, hidden, index, weights, tapped)
     mine = _computed(module, hidden, index, weights, tapped._replace(taps=()))
     if (mine - expected).abs().max() > room_of(mine) * expected.abs().max():
         raise RimLensError(

@@ -18,8 +18,7 @@ from jaxtyping import Bool, Int
 from torch import nn
 
 from rim_lens.errors import RimLensError
-from rim_lens.model.sites import find_down
-from rim_lens.model.taps_fast import sites_of
+from rim_lens.model.sites import find_down, sites_of
 
 if TYPE_CHECKING:
     from rim_lens.model.lens_model import LensModel
