@@ -158,15 +158,16 @@ def plain(value: Any) -> dict[str, list[float]]:
     return {"value": np.asarray(value, dtype=float).ravel().tolist()}
 
 
-def difference(before: dict[str, list[float]], after: dict[str, list[float]]) -> float:
-    """Largest difference of the columns that were stored; infinite where a column, a row or a NaN is missing."""
-    worst = 0.0
+def differences(before: dict[str, list[float]], after: dict[str, list[float]]) -> dict[str, float]:
+    """Largest difference of each column that was stored; infinite where a column, a row or a NaN is missing."""
+    worst = {}
     for name, values in before.items():
         old, new = np.array(values, dtype=float), np.array(after.get(name, []), dtype=float)
         if old.shape != new.shape or not np.array_equal(np.isnan(old), np.isnan(new)):
-            return float("inf")
+            worst[name] = float("inf")
+            continue
         both = np.isfinite(old)
-        worst = max(worst, float(np.abs(old[both] - new[both]).max(initial=0.0)))
+        worst[name] = float(np.abs(old[both] - new[both]).max(initial=0.0))
     return worst
 
 
@@ -180,11 +181,13 @@ def main(what: str) -> int:
         return 0
     stored, wrong = json.loads(gzip.decompress(STORED.read_bytes())), 0
     for name, before in stored.items():
-        off = difference(before, found.get(name, {}))
+        by_column = differences(before, found.get(name, {}))
+        off = max(by_column.values())
         reason = next((why for part, why in EXCEPTIONS.items() if part in name), "")
-        wrong += off > (1e-6 if name.startswith(DOUBLE) else 1e-4) and not reason
-        print(f"{off:9.2g}  {name}" + (f"  ({reason})" if reason else ""))
-    print(f"{wrong} of {len(stored)} tables differ by more than 1e-6 (1e-4 in float32) without a reason")
+        named = ", ".join(f"{column} {by:.2g}" for column, by in by_column.items() if by > 1e-6)
+        wrong += off > 1e-6 and not reason
+        print(f"{off:9.2g}  {name}" + (f"  {named}  ({reason or 'without a reason'})" if named else ""), flush=True)
+    print(f"{wrong} of {len(stored)} tables differ by more than 1e-6 without a reason")
     return int(wrong > 0)
 
 

@@ -213,28 +213,31 @@ def by_hand(model, chats, layer, expert, unit, change):
     return torch.stack(logits)
 
 
-def sent_values(model, chat, layer, expert, unit):
-    """The neuron's value at each token that was sent to its expert."""
-    found = {}
+def sent_values(model, chats, layer, expert, unit, positions):
+    """The neuron's value at each token of each chat that was sent to its expert."""
+    found = {id(chat): {} for chat in chats}
 
     def keep(value, token, chat):
-        found[token] = float(value)
+        found[id(chat)][token] = float(value)
         return value
 
-    by_hand(model, [chat], layer, expert, unit, keep)
-    return found
+    by_hand(model, chats, layer, expert, unit, keep)
+    at = [(len(chat) - 1,) if positions == "decision" else range(len(chat)) for chat in chats]
+    return [
+        [found[id(chat)][t] for t in tokens if t in found[id(chat)]] for chat, tokens in zip(chats, at, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("positions", ["all", "decision"])
 def test_every_change_of_an_expert_equals_the_same_change_by_hand(positions):
-    model, layer, expert, unit = tiny_model("qwen3_moe"), 1, 2, 5
-    chats, neurons = model.render(HARMFUL), [(1, 2, 5)]
+    model, layer, unit = tiny_model("qwen3_moe"), 1, 5
+    chats = model.render(HARMFUL)
     batch = model.batch(chats)
-    values = [sent_values(model, chat, layer, expert, unit) for chat in chats]
-    if positions == "decision":
-        values = [{t: v for t, v in of.items() if t == len(chat) - 1} for of, chat in zip(values, chats, strict=True)]
-    put = [np.mean(list(of.values())) if of else 0.0 for of in values]
-    mean = np.mean([value for of in values for value in of.values()])
+    by_expert = [sent_values(model, chats, layer, one, unit, positions) for one in range(4)]
+    expert = max(range(4), key=lambda one: sum(map(len, by_expert[one])))
+    neurons, values = [(layer, expert, unit)], by_expert[expert]
+    put = [np.mean(of) if of else 0.0 for of in values]
+    mean = np.mean([value for of in values for value in of])
     requests = [chat.request for chat in chats]
     donor = dict(zip(requests, donor_rows(requests, requests, 0), strict=True))
     ways = {
