@@ -61,8 +61,8 @@ def changes_of(model: LensModel, chats: Sequence[Chat]) -> list[list[Changed]]:
         if not isinstance(tap, UnitEdit):
             what = getattr(tap, "what", type(tap).__name__)
             raise RimLensError(
-                f"{what} cannot be made while vLLM writes: load {model.name} with load_model(name) for generation inside "
-                "this block."
+                f"{what} cannot be made while vLLM writes: load {model.name} with load_model(name) for generation "
+                "inside this block."
             )
         if tap.where not in ("all", "decision", "from_decision"):
             raise RimLensError(

@@ -136,8 +136,8 @@ def ablation_test(
         harmless: the same for harmless requests, where refusals are a cost.
         maths: problems with answers: how many are solved and, for neurons, the log-likelihood of the right answer.
         doses: how many of the first units to ablate, a test each; larger ones than the list are left out. Default: all.
-        method: "zero", "mean" over `reference`, "resample" (another prompt's), or several of them; neurons of experts are
-            changed at the tokens sent to their expert.
+        method: "zero", "mean" over `reference`, "resample" (another prompt's), or several of them; neurons of experts
+            are changed at the tokens sent to their expert.
         positions: "all" (generated tokens included), "decision", or "from_decision" (that position and all later ones).
         reference: prompts or chats that "mean" and "resample" take values from, at the positions where they are put;
             the harmful ones by default. For heads also what `ablate_heads` takes.

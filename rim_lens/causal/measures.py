@@ -1,6 +1,7 @@
 """What is measured while a set of heads is changed: refusal score, judged answers, maths accuracy; a value per prompt.
 
-A measure is asked for many sets at once, which share what they have in common (`run_scores`, `set_scores`, `set_answers`).
+A measure is asked for many sets at once, which share what they have in common (`run_scores`, `set_scores`,
+`set_answers`).
 """
 
 from collections.abc import Iterator, Sequence

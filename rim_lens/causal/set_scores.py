@@ -28,8 +28,8 @@ from rim_lens.units import Head
 
 T = TypeVar("T")
 ROWS = 64  # of a pass that computes one token per row: more of them only move more cached keys about
-# Changes units for the time of a block: one set for all rows, or a list with one set per row of the batch. Where prompts
-# are computed once it also takes where="all", the positions of the pass that goes on from them.
+# Changes units for the time of a block: one set for all rows, or a list with one set per row of the batch. Where
+# prompts are computed once it also takes where="all", the positions of the pass that goes on from them.
 Change = Callable[..., AbstractContextManager[Any]]
 
 

@@ -39,8 +39,8 @@ def ablate_neurons(
         neurons: (layer, unit) pairs, (layer, expert, unit) in a mixture of experts, or one such list per row of the
             batch.
         method: "zero"; "mean", the values in `reference`; "resample", another prompt's values in `reference`.
-        reference: [layer, d_mlp] for "mean", [prompt, layer, d_mlp] for "resample"; with experts [.., layer, expert, d_mlp],
-            as `capture.neurons.values_to_put` gives them.
+        reference: [layer, d_mlp] for "mean", [prompt, layer, d_mlp] for "resample"; with experts
+            [..., layer, expert, d_mlp], as `capture.neurons.values_to_put` gives them.
         requests: the request of each prompt in `reference`, for "resample".
         positions: "all", "decision", "from_decision" (that and later ones), or a phase: "prompt", "cot", "answer".
         seed: for "resample".

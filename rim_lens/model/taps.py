@@ -2,7 +2,8 @@
 
 A tap is attached with `model.tap(...)` and called at fixed sites of every pass inside the block, in this order in a
 layer: `on_residual` (entering), `on_keys` and `on_attention` (the attention pattern), `on_head_output`,
-`on_attention_write`, `on_neurons` or `on_expert`, `on_mlp_write`; in blocks with parallel attention and MLP the two mix.
+`on_attention_write`, `on_neurons` or `on_expert`, `on_mlp_write`; in blocks with parallel attention and MLP the two
+mix.
 Two backends call the same methods with the same tensors: "fast" (the plain transformers tree, `taps_fast`) and "hooks"
 (TransformerLens hook points, `taps_hooks`). Taps stack in the order of attachment; leaving a block removes its own taps
 only.
