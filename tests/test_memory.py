@@ -308,6 +308,7 @@ NOT_BATCHED = {
     "explore_heads": "a chat a pass",
     "cot_importance": "a chat a pass",
     "receiver_heads": "a chat a pass",
+    "on_other_chats": "its only passes are those of span_attention",
     "check_model": "two short chats",
     "fit_refusal_tokens": "no pass",
     "refusal_tokens": "no pass",
