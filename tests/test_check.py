@@ -3,6 +3,8 @@
 It holds where the library is right, and names what does not hold where something is broken on purpose.
 """
 
+import sys
+
 import pytest
 import torch
 from families import tiny_hf, tiny_model, tiny_tokenizer
@@ -65,6 +67,42 @@ def test_the_loop_over_experts_refuses_experts_of_another_formula():
     PlainTree(model).layers[1].experts.register_forward_hook(lambda module, args, output: 2 * output)
     with pytest.raises(RimLensError, match="something else"):
         PlainTree(model).neurons(chat, 4)
+
+
+def reads_images():
+    """A tiny Gemma 3 whose vision tower has as many layers as its text model."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    torch.manual_seed(0)
+    text = {
+        "vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "head_dim": 8,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 24, "query_pre_attn_scalar": 8,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "max_position_embeddings": 512,
+    }  # fmt: skip
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2,
+              "image_size": 28, "patch_size": 14}  # fmt: skip
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    return load_model(Gemma3ForConditionalGeneration(config).eval(), tokenizer=tiny_tokenizer())
+
+
+def test_wrapping_a_model_that_reads_images_installs_nothing(monkeypatch):
+    run = []
+    monkeypatch.setattr("subprocess.check_call", lambda command, *rest, **options: run.append(command))
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    model = reads_images()
+    with model.tap(backend="hooks"):
+        (logits,) = (model.decision_logits(batch) for _, batch in model.batches(model.render("Hello"), 1))
+    (fast,) = (model.decision_logits(batch) for _, batch in model.batches(model.render("Hello"), 1))
+    torch.testing.assert_close(logits, fast, atol=1e-4, rtol=1e-4)
+    assert model.bridge is not None
+    assert run == []
+
+
+@pytest.mark.slow
+def test_layers_of_a_vision_tower_are_not_taken_for_the_text_models():
+    check = check_model(reads_images())
+    assert check.holds, check.table[check.table["holds"] == "fails"].to_string()
+    assert (check.table["holds"] == "holds").sum() > 10
 
 
 def test_a_model_without_chat_template_is_checked_on_plain_text():

@@ -1,6 +1,7 @@
 """Labels of one checkpoint's answers in one condition.
 
-Answers are kept as JSON, so that a broken-off report goes on and another judge can read the same answers.
+Answers are kept as JSON, so that a broken-off report goes on, a later one may ask more prompts, and another judge can
+read the same answers.
 
 Conditions: `off`, `on` (own CoT, 96 tokens, then the close tag is forced), and one for each class of prefilled
 wordings. Prompt i takes wording (i + shift) mod W, so wordings are balanced over prompts.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +44,16 @@ def wordings(condition: str) -> list[str]:
     return [json.loads(line)["text"] for line in lines]
 
 
-def answered(model: LensModel, requests: Sequence[str], cell: Cell, batch_size: int) -> list[dict[str, Any]]:
-    """One row per request: the answer, and what it was given."""
+def answered(model: LensModel, requests: Sequence[str], cell: Cell, first: int) -> list[dict[str, Any]]:
+    """One row per request: the answer, and what it was given. `first`: the number of the first request."""
     options: dict[str, Any] = {"thinking": cell.condition}
     used: list[int | None] = [None] * len(requests)
     if cell.condition not in ("off", "on"):
         texts = wordings(cell.condition)
-        used = [(i + cell.shift) % len(texts) for i in range(len(requests))]
+        used = [(first + i + cell.shift) % len(texts) for i in range(len(requests))]
         options = {"thinking": "prefilled", "cot": [texts[i] for i in used]}
     answers = generate(
-        model, requests, max_new_tokens=MAX_NEW_TOKENS, cot_budget=COT_BUDGET, batch_size=batch_size, **options
+        model, requests, max_new_tokens=MAX_NEW_TOKENS, cot_budget=COT_BUDGET, batch_size=len(requests), **options
     )
     return [
         {
@@ -80,9 +82,11 @@ def labels(
 ) -> list[dict[str, Any]]:
     """Judged answers; they are read back, or come from `model()` (called only when needed) and are kept."""
     path = folder / cell.file_name
-    rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    if [row["request"] for row in rows] != list(requests):
-        rows = answered(model(), requests, cell, batch_size)
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    same = takewhile(lambda pair: pair[0]["request"] == pair[1], zip(kept, requests, strict=False))
+    rows = [row for row, _ in same]
+    while len(rows) < len(requests):
+        rows += answered(model(), requests[len(rows) : len(rows) + batch_size], cell, len(rows))
         folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".part")
         partial.write_text(json.dumps(rows, indent=0), encoding="utf-8")

@@ -49,6 +49,7 @@ def counted(name: str, cell: Cell, rows: list[dict]) -> str:
 
 def against(name: str, rows: list[dict], reference: list[dict]) -> str:
     """Discordant prompts and exact McNemar p for refused against not refused."""
+    reference = reference[: len(rows)]
     lost = sum(r["label"] == "refused" and s["label"] != "refused" for r, s in zip(reference, rows, strict=True))
     won = sum(r["label"] != "refused" and s["label"] == "refused" for r, s in zip(reference, rows, strict=True))
     return f"| {name} | {lost} | {won} | {mcnemar(lost, won):.2g} |"
@@ -91,6 +92,7 @@ def main() -> None:
     parser.add_argument("--base", default="smollm2-135m-instruct", help="name or folder of the base model")
     parser.add_argument("--split", default="test", choices=["val", "test"])
     parser.add_argument("--n", type=int, default=200)
+    parser.add_argument("--n-given", type=int, help="the first so many of them for prefilled CoTs; default: all")
     parser.add_argument("--passes", type=int, default=1, help="times each prompt meets another wording of a class")
     parser.add_argument("--checkpoints", nargs="+", help="default: all in series.json")
     parser.add_argument("--only", nargs="+", help="conditions of the reference; default: all")
@@ -109,7 +111,8 @@ def main() -> None:
         found = []
         for cell in cells:
             began = time.monotonic()
-            found.append(labels(model, args.out / name, prompts[cell.prompts], cell, args.batch_size))
+            asked = prompts[cell.prompts][: args.n if cell.condition in ("off", "on") else args.n_given]
+            found.append(labels(model, args.out / name, asked, cell, args.batch_size))
             print(f"{counted(name, cell, found[-1])} {time.monotonic() - began:.0f} s", flush=True)
         return found
 
@@ -136,12 +139,11 @@ def main() -> None:
                 tests.append(against(name, rows, reference))
             continue
         reference = rows
-        cells = [Cell("harmless", c) for c in ("off", "on", "neutral") if wanted(c)]
-        cells += [Cell("harmful", "on")] if wanted("on") else []
-        for cell, rows in zip(cells, measured(name, *cells), strict=True):
-            lines.append(counted(name, cell, rows))
-            if cell == Cell("harmful", "on"):
-                tests.append(against("aligned, own CoT", rows, reference))
+        if wanted("on"):
+            own = Cell("harmful", "on")
+            (rows,) = measured(name, own)
+            lines.append(counted(name, own, rows))
+            tests.append(against("aligned, own CoT", rows, reference))
         for kind in filter(wanted, CLASSES):
             n_wordings = len(wordings(kind))
             shifts = [round(k * n_wordings / args.passes) for k in range(args.passes)]
@@ -149,9 +151,11 @@ def main() -> None:
             passes = measured(name, *cells)
             lines += [counted(name, cell, rows) for cell, rows in zip(cells, passes, strict=True)]
             tables[kind] = wording_table(passes, n_wordings)
+        cells = [Cell("harmless", c) for c in ("off", "on", "neutral") if wanted(c)]
+        lines += [counted(name, cell, rows) for cell, rows in zip(cells, measured(name, *cells), strict=True)]
     tests += ["", *arms_against_each_other(tuned)]
     if tables:
-        refused = np.array([float(row["label"] == "refused") for row in reference])
+        refused = np.array([float(row["label"] == "refused") for row in reference[: args.n_given]])
         tests += ["", *class_differences(tables, refused)]
     report = "\n".join([*lines, "", *tests]) + "\n"
     (args.out / f"report_{args.split}.md").write_text(report, encoding="utf-8")

@@ -1,11 +1,14 @@
 """The language of an answer, as far as the judge needs it: English, Chinese, or the name of another one.
 
-By script where it decides; languages in Latin letters by their commonest words. Too little text counts as English.
+By script where it decides; languages in Latin letters by their commonest words. Text in none of these languages is
+"unknown" where hardly a word of it is an English one. Too little text counts as English.
 """
 
 from __future__ import annotations
 
 import re
+
+from rim_lens.behavior.word_vectors import shipped_vectors
 
 _SCRIPTS = {
     "Japanese": re.compile("[\u3040-\u30ff]"),
@@ -49,21 +52,38 @@ _COMMONEST = {
 _WORDS = {name: frozenset(words.split()) for name, words in _COMMONEST.items()}
 _TOKEN = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
 _LEAST_HITS = 3
+_LEAST_WORDS = 3
+_ENGLISH_SHARE = 0.4  # of the different words in lower case; real English answers have three quarters and more
+_ALSO_ENGLISH = frozenset("has had into than then there their them each more so would could should about".split())
 
 
 def language_of(text: str) -> str:
-    """English, Chinese, or another language by name; English where nothing speaks against it."""
+    """English, Chinese, another language by name, or "unknown"; English where nothing speaks against it."""
     if not text.isascii():
         letters = sum(map(str.isalpha, text))
         counts = {name: len(pattern.findall(text)) for name, pattern in _SCRIPTS.items()}
         script = max(counts, key=lambda name: counts[name])
-        if counts[script] >= _LEAST_LETTERS and sum(counts.values()) > letters / 2:
+        if counts[script] >= min(_LEAST_LETTERS, letters) and sum(counts.values()) > letters / 2:
             # Japanese writes in Chinese characters too
             return "Japanese" if counts["Japanese"] >= _LEAST_LETTERS else script
-    tokens = _TOKEN.findall(text.lower().replace("’", "'")[:2000])
+    words = _TOKEN.findall(text[:2000].replace("’", "'"))
+    tokens = [word.lower() for word in words]
     english = sum(token in _WORDS["English"] for token in tokens)
     if english > len(tokens) / 5:
         return "English"
     hits = {name: sum(token in words for token in tokens) for name, words in _WORDS.items()}
     best = max(hits, key=lambda name: hits[name])
-    return best if hits[best] >= _LEAST_HITS and hits[best] > 2 * english else "English"
+    short = len(tokens) == 2 and len(_WORDS[best].intersection(tokens)) == 2  # "Lo siento."
+    if (hits[best] >= _LEAST_HITS or short) and hits[best] > 2 * english:
+        return best
+    return "English" if _is_english(words) else "unknown"
+
+
+def _is_english(words: list[str]) -> bool:
+    """Whether enough of the words in lower case are English ones; names, single letters and few words say nothing."""
+    plain = {word for word in words if word.islower() and len(word) > 1}
+    if len(plain) < _LEAST_WORDS:
+        return True
+    vectors, common = shipped_vectors(), _WORDS["English"] | _ALSO_ENGLISH
+    known = sum(word in common or vectors.row(word.partition("'")[0]) is not None for word in plain)
+    return known >= _ENGLISH_SHARE * len(plain)

@@ -1,16 +1,26 @@
-"""Rows of a local JSONL, JSON, CSV or Parquet file, with the line named when the file is broken."""
+"""Rows of a local JSONL, JSON, CSV or Parquet file, with the line named when the file is broken.
+
+Text is UTF-8, or UTF-16 or UTF-32 where its first bytes say so, with any line ends.
+"""
 
 import codecs
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from rim_lens.errors import RimLensError
 
 Row = dict[str, Any]
-UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # those of UTF-32 begin alike
+MARKS = {  # UTF-32's begin like UTF-16's, so they come first
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_LINE_END = re.compile(r"\r\n|\r|\n")
 LONGEST_CELL = 2**31 - 1  # characters; csv's own limit of 131,072 is less than a many-shot prompt
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
@@ -19,8 +29,8 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of a table file, as one dict a row.
 
     Raises:
-        RimLensError: the file is missing, of an unknown kind, empty, not UTF-8 or malformed, or has two columns of one
-            name.
+        RimLensError: the file is missing, of an unknown kind, empty, in another encoding, malformed, or has two columns
+            of one name.
 
     """
     suffix = path.suffix.lower()
@@ -36,7 +46,7 @@ def read_rows(path: Path) -> list[Row]:
         return _json_lines(text, path)
     if suffix == ".json":
         return _json(text, path)
-    return _csv(text, path, "\t" if suffix == ".tsv" else ",")
+    return _csv(text, path, _delimiter(text, "\t" if suffix == ".tsv" else ","))
 
 
 def _content(path: Path) -> bytes:
@@ -51,18 +61,21 @@ def _content(path: Path) -> bytes:
 
 
 def _decoded(content: bytes, path: Path) -> str:
-    if content.startswith(UTF16_MARKS):
-        raise RimLensError(f"{path} is UTF-16, not UTF-8; save it as UTF-8.")
+    encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8-sig")
     try:
-        return content.decode("utf-8-sig")
+        return content.decode(encoding)
     except UnicodeDecodeError as error:
+        if encoding != "utf-8-sig":
+            raise RimLensError(
+                f"{path} begins as {encoding.upper()} and does not go on so; save it as UTF-8."
+            ) from error
         line = content.count(b"\n", 0, error.start) + 1
         raise RimLensError(f"{path} is not UTF-8 at line {line}; save it as UTF-8.") from error
 
 
 def _json_lines(text: str, path: Path) -> list[Row]:
     rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(_LINE_END.split(text), start=1):
         if line.strip():
             rows.append(_row(_parsed(line, path, f"line {number}"), path, f"line {number}"))
     return rows
@@ -104,6 +117,12 @@ def _row(value: Any, path: Path, place: str) -> Row:
     if not isinstance(value, dict):
         raise RimLensError(f"{path}: {place} is {type(value).__name__}; every prompt must be an object or a text.")
     return value
+
+
+def _delimiter(text: str, usual: str) -> str:
+    """What separates the names in the first line; spreadsheets also write tabs and semicolons under the name .csv."""
+    header = (text.splitlines() or [""])[0]
+    return usual if usual in header else next((mark for mark in ("\t", ";", ",") if mark in header), usual)
 
 
 def _csv(text: str, path: Path, delimiter: str) -> list[Row]:

@@ -144,6 +144,7 @@ class LensModel:
             from transformer_lens.model_bridge import TransformerBridge
 
             from rim_lens.model.attached_taps import detached
+            from rim_lens.model.bridges import without_processor
 
             with detached(self):  # until the bridge is there: what is attached may be waiting for it
                 tree = shared_copy(self.hf)
@@ -151,7 +152,10 @@ class LensModel:
                     tree.config.architectures = [type(tree).__name__]
                 name = getattr(self.hf.config, "_name_or_path", "") or self.name
                 try:
-                    self._bridge = TransformerBridge.boot_transformers(name, hf_model=tree, tokenizer=self.tokenizer)
+                    with without_processor():
+                        self._bridge = TransformerBridge.boot_transformers(
+                            name, hf_model=tree, tokenizer=self.tokenizer
+                        )
                 except Exception as error:  # an architecture without an adapter raises ValueError, others what they hit
                     reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
                     raise RimLensError(
