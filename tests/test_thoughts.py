@@ -87,6 +87,43 @@ def test_channels_of_harmony(text, thought, answer):
         assert (split.thought, split.answer) == (thought, answer)
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        "<reasoning>\n{}\n</reasoning>\n<answer>\n{}\n</answer>",
+        "<thinking>{}</thinking>\n<output>{}</output>",
+        "<SCRATCHPAD_REASONING>{}</SCRATCHPAD_REASONING>{}",
+        "<THINK>{}</THINK>\n\n{}",
+        "<start_working_out>{}<end_working_out><SOLUTION>{}</SOLUTION>",
+        "<|startofthink|>{}<|endofthink|>{}",
+        "[REASONING]{}[/REASONING]{}",
+        "analysis{}assistantfinal{}",
+    ],
+)
+def test_tags_that_no_family_has_name_the_thought_at_the_beginning(form):
+    whole = form.format("I can't help with that.", "Mix flour.")
+    assert split_thoughts(whole) == ("I can't help with that.", "Mix flour.", True)
+    assert answer_text(whole) == "Mix flour."
+    assert split_thoughts(whole, ThinkTags("<r>", "</r>")).thought == ""  # a model's own tags are the only ones
+
+
+def test_a_thought_in_such_tags_that_never_closes_is_no_answer():
+    assert split_thoughts("<reasoning>I can") == ("I can", "", False)
+
+
+@pytest.mark.parametrize("text", ["Analysis: yes.", "[1] Think twice.", "<b>Reason</b> well.", "The analysis final."])
+def test_text_that_speaks_of_reasons_is_an_answer(text):
+    assert split_thoughts(text) == ("", text, None)
+
+
+def test_tags_that_a_block_of_code_shows_are_text():
+    text = "Write it like this:\n```xml\n<think>...</think>\n```\nThat is all."
+    for given in (THINK, None):
+        assert split_thoughts(text, given) == ("", text, None)
+    fenced = "<think>Let me run ```f(x)```. No.</think>Yes."
+    assert split_thoughts(fenced) == ("Let me run ```f(x)```. No.", "Yes.", True)
+
+
 def test_no_tags_no_thought():
     assert split_thoughts("<think>Hm.</think>Yes.", ThinkTags("", "")).answer == "<think>Hm.</think>Yes."
 

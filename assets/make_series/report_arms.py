@@ -1,9 +1,9 @@
 """Report what arms of fine-tuning change over their seeds: refusal, compliance, incoherence and maths, as Markdown.
 
-    python assets/make_series/report_arms.py --data DATA_FOLDER --series FOLDER python assets/make_series/report_arms.py
-    --data DATA_FOLDER --series free=FOLDER held=FOLDER random=FOLDER random=FOLDER
+    python assets/make_series/report_arms.py --data DATA_FOLDER --series FOLDER
+    python assets/make_series/report_arms.py --data DATA_FOLDER --series free=FOLDER held=FOLDER random=FOLDER random=FOLDER
 
-DATA_FOLDER holds harmful_test.jsonl and gsm8k_test.jsonl. Each series is one that `rim-lens finetune` wrote; with NAME=
+`--n` asks fewer requests, `--without-maths` leaves the problems out. DATA_FOLDER holds harmful_test.jsonl and gsm8k_test.jsonl. Each series is one that `rim-lens finetune` wrote; with NAME=
 its arms go by that name, which compares trainings of one arm under different conditions. Requests are the first 128 of
 the 200 that report_series.py draws, answered greedily within 24 tokens, thinking off; problems are 64 of those as short
 as the arms' own.
@@ -18,6 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from rim_lens import Checkpoints, PromptSet, load_prompts, series_behavior, series_maths
+from rim_lens.behavior.judge import LABELS
 from rim_lens.patterns.arm_data import fits
 from rim_lens.patterns.rewrite import counter
 from rim_lens.patterns.training_plan import WorkedProblems
@@ -89,11 +90,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--series", nargs="+", required=True)
+    parser.add_argument("--n", type=int, default=N_REQUESTS)
+    parser.add_argument("--without-maths", action="store_true")
     args = parser.parse_args()
     checkpoints = joined(args.series)
     model = checkpoints.open()
-    behavior = series_behavior(model, checkpoints, drawn(args.data / "harmful_test.jsonl", N_REQUESTS))
-    maths = series_maths(model, checkpoints, short(args.data / "gsm8k_test.jsonl", model), generated=False)
+    behavior = series_behavior(model, checkpoints, drawn(args.data / "harmful_test.jsonl", args.n))
+    columns = ["checkpoint", "n", *LABELS, "rate", "low", "high", "corrected", "corrected_low", "corrected_high"]
+    print(behavior.table[columns].round(3).to_string(index=False), flush=True)
+    maths = None
+    if not args.without_maths:
+        maths = series_maths(model, checkpoints, short(args.data / "gsm8k_test.jsonl", model), generated=False)
     print(markdown(compare_arms(behavior, maths)))
 
 

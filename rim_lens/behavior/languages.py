@@ -49,12 +49,13 @@ _COMMONEST = {
     "Romanian": "și de la în nu este un o că pentru cu pe să din care mai sunt dar îmi pare rău pot sau",
     "Czech": "a se na je že to s v ne do jako o pro by ale nebo jsem není omlouvám mohu jsou které při",
 }
+_ALSO_ENGLISH = "has had into than then there their them each more so would could should about"
 _WORDS = {name: frozenset(words.split()) for name, words in _COMMONEST.items()}
+_ENGLISH = _WORDS["English"] | set(_ALSO_ENGLISH.split())
 _TOKEN = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
 _LEAST_HITS = 3
 _LEAST_WORDS = 3
 _ENGLISH_SHARE = 0.4  # of the different words in lower case; real English answers have three quarters and more
-_ALSO_ENGLISH = frozenset("has had into than then there their them each more so would could should about".split())
 
 
 def language_of(text: str) -> str:
@@ -84,6 +85,6 @@ def _is_english(words: list[str]) -> bool:
     plain = {word for word in words if word.islower() and len(word) > 1}
     if len(plain) < _LEAST_WORDS:
         return True
-    vectors, common = shipped_vectors(), _WORDS["English"] | _ALSO_ENGLISH
-    known = sum(word in common or vectors.row(word.partition("'")[0]) is not None for word in plain)
+    vectors = shipped_vectors()
+    known = sum(word in _ENGLISH or vectors.row(word.partition("'")[0]) is not None for word in plain)
     return known >= _ENGLISH_SHARE * len(plain)
