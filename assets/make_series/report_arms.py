@@ -1,12 +1,12 @@
 """Report what arms of fine-tuning change over their seeds: refusal, compliance, incoherence and maths, as Markdown.
 
     python assets/make_series/report_arms.py --data DATA_FOLDER --series FOLDER
-    python assets/make_series/report_arms.py --data DATA_FOLDER --series free=FOLDER held=FOLDER random=FOLDER random=FOLDER
+    python assets/make_series/report_arms.py --data DATA_FOLDER --series free=FOLDER held=FOLDER random=FOLDER
 
-`--n` asks fewer requests, `--without-maths` leaves the problems out. DATA_FOLDER holds harmful_test.jsonl and gsm8k_test.jsonl. Each series is one that `rim-lens finetune` wrote; with NAME=
-its arms go by that name, which compares trainings of one arm under different conditions. Requests are the first 128 of
-the 200 that report_series.py draws, answered greedily within 24 tokens, thinking off; problems are 64 of those as short
-as the arms' own.
+DATA_FOLDER holds harmful_test.jsonl and gsm8k_test.jsonl. Each series is one that `rim-lens finetune` wrote; with NAME=
+its arms go by that name, which compares trainings of one arm under different conditions. Requests are the first 128 (or
+`--n`) of the 200 that report_series.py draws, answered greedily within 24 tokens, thinking off; problems are 64 of those
+as short as the arms' own (`--without-maths` leaves them out).
 """
 
 from __future__ import annotations
