@@ -5,7 +5,7 @@
 
 DATA_FOLDER holds harmful_test.jsonl and gsm8k_test.jsonl. Each series is one that `rim-lens finetune` wrote; with NAME=
 its arms go by that name, which compares trainings of one arm under different conditions. Requests are the first 128 (or
-`--n`) of the 200 that report_series.py draws, answered greedily within 24 tokens, thinking off; problems are 64 of those
+`--n`) of the 200 that report_series.py draws, answered greedily within 24 tokens, thinking off; problems: 64 of those
 as short as the arms' own (`--without-maths` leaves them out).
 """
 
