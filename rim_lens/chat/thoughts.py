@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from rim_lens.chat.families import FAMILIES
@@ -133,12 +134,16 @@ def _by_named_tags(text: str) -> SplitThoughts | None:
 
 
 def _places(text: str, tags: ThinkTags) -> list[int]:
+    if tags.open_mark not in text and tags.close_mark not in text:
+        return []
     searched = _without_shown(text, tags)
     return [at for at in (_next(searched, tags.open_mark, 0), _next(searched, tags.close_mark, 0)) if at >= 0]
 
 
 def _without_shown(text: str, tags: ThinkTags) -> str:
     """The text with blocks of code that show a pair of tags made unreadable, so that no tag is looked for in them."""
+    if "```" not in text:
+        return text
     closing = {tags.close_mark, *(one.close_mark for one in EVERY if one.open_mark == tags.open_mark)}
 
     def masked(block: re.Match[str]) -> str:
@@ -171,6 +176,10 @@ def _mentions_pair(text: str, tags: ThinkTags, opening: int) -> bool:
 
 def _without_header(answer: str, close_mark: str) -> str:
     """The answer without the end of a closing tag at its beginning (the header of the channel that it stands in)."""
-    tails = [close_mark[at:] for at, character in enumerate(close_mark) if character == "<" and at]
     answer = answer.lstrip()
-    return next((answer.removeprefix(tail) for tail in tails if answer.startswith(tail)), answer)
+    return next((answer.removeprefix(tail) for tail in _tails(close_mark) if answer.startswith(tail)), answer)
+
+
+@lru_cache
+def _tails(close_mark: str) -> list[str]:
+    return [close_mark[at:] for at, character in enumerate(close_mark) if character == "<" and at]
