@@ -198,12 +198,14 @@ def test_costs_of_patterns_take_samples_and_only_answers_sampled_alike():
 
 def test_the_share_of_thoughts_that_their_budget_ended_stands_beside_the_rates():
     options = {"harmless": None, "maths": None, "judge": ParityJudge(), "max_new_tokens": 2}
-    endless = measure_rim(chain_model("\nabcdefg"), made_set(4), cot_budget=9, **options).table
+    found = measure_rim(chain_model("\nabcdefg"), made_set(4), cot_budget=9, **options)
+    endless = found.table
     closing = measure_rim(chain_model("\nab</think>"), made_set(4), cot_budget=40, **options).table
     assert set(endless.query("condition == 'on'")["cut"]) == {1.0}
     assert set(closing.query("condition == 'on'")["cut"]) == {0.0}
     assert endless.query("condition == 'off'")["cut"].isna().all()
     assert (endless.query("condition == 'on'")["cut_low"] < 1).all()
+    assert {"rate", "cut"} <= set(str(found).split())
 
 
 def test_a_thought_of_thousands_of_tokens_fills_the_context():

@@ -43,6 +43,8 @@ from rim_lens.progress import track
 from rim_lens.results import Manifest, Result
 from rim_lens.words import HARMFUL
 
+CUT = ["cut", "cut_low", "cut_high"]
+
 
 @dataclass(frozen=True, eq=False)
 class RimTable(Result):
@@ -232,16 +234,19 @@ def rate_table(answers: pd.DataFrame, seed: int, errors: JudgeErrors | None = No
         if len(thought):
             closed = thought["closed"].to_numpy(dtype=float)
             rows.append(about | {"measure": "CoT closed by itself"} | share_row(thought, closed, seed) | cut)
-    return pd.DataFrame(rows).astype({"k": "Int64"})
+    table = pd.DataFrame(rows).astype({"k": "Int64"})
+    first = ["set", "condition", "measure", "k", "n", "rate", "low", "high"]
+    first += CUT if table["cut"].notna().any() else []  # beside every rate, also where few columns are shown
+    return table[[*first, *(name for name in table if name not in first)]]
 
 
 def cut_columns(group: pd.DataFrame, seed: int) -> dict[str, float]:
     """The share of the model's own thoughts that their budget ended, with its interval; NaN where it had none."""
     thought = group[group["cut"].notna()]
     if thought.empty:
-        return dict.fromkeys(("cut", "cut_low", "cut_high"), np.nan)
+        return dict.fromkeys(CUT, np.nan)
     row = share_row(thought, thought["cut"].to_numpy(dtype=float), seed)
-    return {"cut": row["rate"], "cut_low": row["low"], "cut_high": row["high"]}
+    return dict(zip(CUT, (row["rate"], row["low"], row["high"]), strict=True))
 
 
 def difference_table(
