@@ -9,19 +9,28 @@ from rim_lens.plots import save_image
 HERE = Path(__file__).resolve().parent / "images"
 WIDTH = 720
 
+# name of the picture: folder of the result under the audit's stages
+SHARP = {"series": "series/series", "heads": "heads/ablation", "dose": "heads/head_test", "table2": "series/arms"}
+GALLERY = {
+    "rates": "behavior/behavior",
+    "attention": "heads/refusal_heads",
+    "probe": "heads/probe",
+    "patterns": "patterns/pattern_costs",
+    "neurons": "series/safety_neurons",
+    "shift": "neurons/neuron_shift",
+    "forgetting": "neurons/forgetting",
+    "series_heads": "neurons/series_heads",
+}
+
 
 def main(run: str) -> None:
-    """Write refusal over the series, the ablation map, the dose curve and table 2 as PNG files."""
-    stages = Path(run) / "stages"
-    series = load_result(stages / "series" / "series")
-    pictures = {
-        "series": series.plot().update_layout(height=430),
-        "heads": load_result(stages / "heads" / "ablation").plot().update_layout(height=430),
-        "dose": load_result(stages / "heads" / "head_test").plot().update_layout(height=430),
-        "table2": load_result(stages / "series" / "arms").plot(),
-    }
-    for name, figure in pictures.items():
-        print(save_image(figure, HERE / f"{name}.png", width=WIDTH, scale=1.5).name)
+    """Write refusal over the series, the ablation map, the dose curve, table 2 and the gallery as PNG files."""
+    for name, folder in (SHARP | GALLERY).items():
+        figure = load_result(Path(run) / "stages" / folder).plot()
+        if name in ("series", "heads", "dose"):
+            figure.update_layout(height=430)
+        scale = 1.5 if name in SHARP else 1.0
+        print(save_image(figure, HERE / f"{name}.png", width=WIDTH, scale=scale).name)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def heads_by_checkpoint(heads: SeriesHeads, quantity: Quantity = "effect") -> go
         f"{heads.n_random} random heads of the same layers; bars are 95 % intervals over prompts"
         + ("; below zero, a head supports refusal" if is_effect else ""),
         xaxis={"title": {"text": "checkpoint"}, "type": "category"},
-        yaxis={"title": {"text": "change of the refusal score without the head (nats)"}}
+        yaxis={"title": {"text": "change without the head (nats)"}}
         if is_effect
         else {"title": {"text": "attention from the decision position"}, "tickformat": ".0%", "rangemode": "tozero"},
         height=420,
