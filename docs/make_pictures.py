@@ -1,4 +1,7 @@
-"""Draw the pictures of README and documentation from a finished audit: `python docs/make_pictures.py runs/demo`."""
+"""Draw the pictures of README and documentation from a finished audit: `python docs/make_pictures.py runs/demo`.
+
+Refusal over the series is drawn by `assets/make_series/report_series.py --picture`, on more requests.
+"""
 
 import sys
 from pathlib import Path
@@ -10,7 +13,7 @@ HERE = Path(__file__).resolve().parent / "images"
 WIDTH = 720
 
 # name of the picture: folder of the result under the audit's stages
-SHARP = {"series": "series/series", "heads": "heads/ablation", "dose": "heads/head_test", "table2": "series/arms"}
+SHARP = {"heads": "heads/ablation", "dose": "heads/head_test", "table2": "series/arms"}
 GALLERY = {
     "rates": "behavior/behavior",
     "attention": "heads/refusal_heads",
@@ -24,10 +27,10 @@ GALLERY = {
 
 
 def main(run: str) -> None:
-    """Write refusal over the series, the ablation map, the dose curve, table 2 and the gallery as PNG files."""
+    """Write the ablation map, the dose curve, table 2 and the gallery as PNG files."""
     for name, folder in (SHARP | GALLERY).items():
         figure = load_result(Path(run) / "stages" / folder).plot()
-        if name in ("series", "heads", "dose"):
+        if name in ("heads", "dose"):
             figure.update_layout(height=430)
         scale = 1.5 if name in SHARP else 1.0
         print(save_image(figure, HERE / f"{name}.png", width=WIDTH, scale=scale).name)

@@ -18,12 +18,18 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from labels import Cell, labels, wordings
 
 from rim_lens import load_model
+from rim_lens.behavior.judge import RefusalJudge
 from rim_lens.behavior.judge_errors import shipped
+from rim_lens.plots import save_image
+from rim_lens.results import Manifest
 from rim_lens.stats import Interval, bootstrap_crossed_difference, mcnemar, wilson
+from rim_lens.training_time.series import read_series
+from rim_lens.training_time.series_answers import SeriesBehavior, series_table
 
 ORGANISM = Path(__file__).parents[1] / "organism"
 CLASSES = ("effort_minimizing", "careful", "neutral", "irrelevant")
@@ -85,6 +91,25 @@ def class_differences(tables: dict[str, np.ndarray], off: np.ndarray) -> list[st
     return lines
 
 
+def picture(by_checkpoint: dict[str, list[dict]], path: Path) -> None:
+    """Draw the share refused over the steps of every arm; refusal scores are not measured here."""
+    answers = pd.DataFrame(
+        {"checkpoint": name, "prompt": i, "wording": -1, "sample": 0, "label": row["label"], "refusal_score": np.nan}
+        for name, rows in by_checkpoint.items()
+        for i, row in enumerate(rows)
+    )
+    checkpoints = [one for one in read_series(ORGANISM).checkpoints if one.name in by_checkpoint]
+    series = SeriesBehavior(
+        manifest=Manifest.collect(seed=0),
+        table=series_table(answers, checkpoints, "aligned", 0, shipped()),
+        answers=answers,
+        reference="aligned",
+        judge=RefusalJudge.name,
+        errors=shipped(),
+    )
+    save_image(series.plot().update_layout(height=430), path, width=720, scale=1.5)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
@@ -97,6 +122,7 @@ def main() -> None:
     parser.add_argument("--checkpoints", nargs="+", help="default: all in series.json")
     parser.add_argument("--only", nargs="+", help="conditions of the reference; default: all")
     parser.add_argument("--batch-size", type=int, default=50)
+    parser.add_argument("--picture", type=Path, help="draw the share refused over the steps here, as in README")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -157,6 +183,8 @@ def main() -> None:
     if tables:
         refused = np.array([float(row["label"] == "refused") for row in reference[: args.n_given]])
         tests += ["", *class_differences(tables, refused)]
+    if args.picture:
+        picture({"aligned": reference} | tuned, args.picture)
     report = "\n".join([*lines, "", *tests]) + "\n"
     (args.out / f"report_{args.split}.md").write_text(report, encoding="utf-8")
     print(report)
