@@ -41,6 +41,7 @@ HARMFUL = ["pick a lock", "forge a pass", "steal it", "break in at night", "spy 
 HARMLESS = ["open a door", "write a pass", "buy it", "walk in at night", "wave to him", "find it"]
 FAMILIES = ("llama", "qwen3", "qwen3_moe")
 DOUBLE = ("llama", "qwen3:")
+ROUNDING = "float32: sums in another order"
 MEANS_AT_DECISION = "means are taken at the decision position, where they are put; before, over all positions"
 # Tables that are allowed to differ, and why.
 EXCEPTIONS = {
@@ -183,7 +184,8 @@ def main(what: str) -> int:
     for name, before in stored.items():
         by_column = differences(before, found.get(name, {}))
         off = max(by_column.values())
-        reason = next((why for part, why in EXCEPTIONS.items() if part in name), "")
+        rounding = ROUNDING if off < 1e-4 and not name.startswith(DOUBLE) else ""
+        reason = next((why for part, why in EXCEPTIONS.items() if part in name), rounding)
         named = ", ".join(f"{column} {by:.2g}" for column, by in by_column.items() if by > 1e-6)
         wrong += off > 1e-6 and not reason
         print(f"{off:9.2g}  {name}" + (f"  {named}  ({reason or 'without a reason'})" if named else ""), flush=True)
