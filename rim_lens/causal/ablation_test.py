@@ -260,13 +260,17 @@ class SetTest:
         """Run every dose of every change through every measure; `targets` are per-prompt values to be reached."""
         rows, control_rows, prompt_tables = [], [], []
         for measure in measures:
-            before = measure([[]], next(iter(changes.values())))
+            before: dict[str, Float[np.ndarray, "prompt"]] = {}
             for label, change in changes.items():
                 for k, sets in self.sets.items():
                     drawn = sets[: 1 + self.n_controls[measure.cost]]
-                    for name, measured in measure(drawn, change).items():
+                    # The untouched model is one more set, the first time.
+                    for name, measured in measure(drawn if before else [[], *drawn], change).items():
                         where = {"change": label, "k": k, "measure": name}
-                        base, after, null = before[name].values[0], measured.values[0], measured.values[1:]
+                        values = measured.values
+                        if len(values) > len(drawn):
+                            before[name], values = values[0], values[1:]
+                        base, after, null = before[name], values[0], values[1:]
                         row = self._row(name, base, after, null, measured.is_share, (targets or {}).get(name))
                         rows.append(where | row)
                         effects = (null - base).mean(axis=1)
@@ -276,8 +280,8 @@ class SetTest:
                         ]
                         prompt = np.arange(len(base))
                         among = null.mean(axis=0) if len(null) else np.full(len(base), np.nan)
-                        values = {"before": base, "after": after, "control": among}
-                        prompt_tables.append(pd.DataFrame({**where, "prompt": prompt, **values}))
+                        columns = {"before": base, "after": after, "control": among}
+                        prompt_tables.append(pd.DataFrame({**where, "prompt": prompt, **columns}))
         table = pd.DataFrame(rows)
         table["q"] = table.groupby("measure", sort=False)["p"].transform(lambda p: benjamini_hochberg(p.to_numpy()))
         named = self.units if self.kind == "heads" else [Neuron.parse(one) for one in self.units]

@@ -81,6 +81,9 @@ def answers_under(
 ) -> Iterator[list[Generation]]:
     """Greedy answers to the chats under one set after the other; vLLM writes those of all sets in one batch."""
     options = {"temperature": 0, "progress": False, **options}
+    if model.engine is not None and len(sets) > 1 and not len(sets[0]):  # the untouched model
+        yield generate(model, list(chats), **options)
+        sets = sets[1:]
     if model.engine is not None and all(len(units) for units in sets):
         with change([units for units in sets for _ in chats]):
             answers = generate(model, [chat for _ in sets for chat in chats], **options)

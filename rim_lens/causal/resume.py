@@ -73,7 +73,8 @@ class ResumablePass:
 
     The batch's last column must be every row's decision position. `start`: columns that no run changes. `template`:
     columns that all rows share and every run changes in the same way in all prompts; the batch must be
-    `prefix_first(batch, template)`. `gradient`: a tap that is attached to the clean pass, which is then differentiable
+    `prefix_first(batch, template)`. `shared`: columns before `start` that all rows share, computed once; the batch must
+    be `prefix_first(batch, shared)`. `gradient`: a tap that is attached to the clean pass, which is then differentiable
     until `detach` is called.
 
     Raises:
@@ -82,7 +83,14 @@ class ResumablePass:
     """
 
     def __init__(
-        self, model: LensModel, batch: Batch, start: int = 0, *, template: int = 0, gradient: Tap | None = None
+        self,
+        model: LensModel,
+        batch: Batch,
+        start: int = 0,
+        *,
+        template: int = 0,
+        shared: int = 0,
+        gradient: Tap | None = None,
     ) -> None:
         reason = unfit(model, start or template)
         if reason:
@@ -90,6 +98,7 @@ class ResumablePass:
         if bool((batch.decision != batch.tokens.shape[1] - 1).any()):
             raise RimLensError("Resumed runs need batches that end at the decision position; cut the chats there.")
         self.model, self.batch, self.start, self.template = model, batch, start or template, template
+        self.shared = shared
         self.layers = sites_of(model).layers
         self.calls: list[Call] = []
         self.template_calls: list[Call] = []
@@ -107,7 +116,7 @@ class ResumablePass:
                 stack.enter_context(model.during(batch))
                 if self.template:
                     self._keep_calls(stack)
-                cache = columns_cache(model, batch, self.start, once=bool(self.template))
+                cache = columns_cache(model, batch, self.start, once=bool(self.template), shared=self.shared)
             self.template_calls, self.calls = self.calls, []
             self.prefixes = [_prefix(layer, model) for layer in cache.layers]
         after = slice(self.start, None)

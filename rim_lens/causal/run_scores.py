@@ -30,7 +30,7 @@ from rim_lens.model.batch import Batch
 from rim_lens.model.finite import check_finite
 from rim_lens.model.fitting import AtOnce, over_batches
 from rim_lens.model.lens_model import LensModel
-from rim_lens.model.shared_prefix import attends_everywhere, common_length, prefix_first
+from rim_lens.model.shared_prefix import attends_everywhere, common_length, prefix_first, shared_length
 from rim_lens.model.sites import sites_of
 from rim_lens.model.taps_fast import serves
 from rim_lens.processes import all_rows, gather_items, n_processes, rank, share
@@ -173,7 +173,11 @@ class Scorer:
         whole = None
         if not self.why:
             kept = None if template or self.kept is None else self.kept.of(indices)
-            whole = kept or ResumablePass(self.model, batch, start, template=template)
+            shared = 0 if template else shared_length(self.model, batch)
+            if shared + int(batch.first.max()) > start:  # a column that is changed would be moved
+                shared = 0
+            clean_batch = prefix_first(batch, shared) if shared else batch
+            whole = kept or ResumablePass(self.model, clean_batch, start, template=template, shared=shared)
         base = self.model.decision_logits(batch) if whole is None else whole.logits
         check_finite(self.model, batch, base)
         clean, values = self.metric(base).double().cpu().numpy(), np.empty(len(runs))

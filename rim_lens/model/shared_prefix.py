@@ -75,12 +75,18 @@ def prefix_first(batch: Batch, length: int) -> Batch:
 
 
 @torch.no_grad()
-def columns_cache(model: LensModel, batch: Batch, n_columns: int, *, once: bool = False) -> DynamicCache:
-    """Keys and values of a batch's first columns, untapped; with `once` of the first row, repeated for all rows."""
-    cache, rows = DynamicCache(config=model.hf.config), slice(0, 1) if once else slice(None)
-    inputs = model.hf_inputs(batch.mask[rows, :n_columns], batch.positions[rows, :n_columns])
+def columns_cache(
+    model: LensModel, batch: Batch, n_columns: int, *, once: bool = False, shared: int = 0
+) -> DynamicCache:
+    """Keys and values of a batch's first columns, untapped; with `once` of the first row, repeated for all rows.
+
+    The first `shared` of the columns are computed once; the batch must then be `prefix_first(batch, shared)`.
+    """
+    cache = columns_cache(model, batch, shared, once=True) if shared else DynamicCache(config=model.hf.config)
+    rows, columns = slice(0, 1) if once else slice(None), slice(shared, n_columns)
+    inputs = model.hf_inputs(batch.mask[rows, :n_columns], batch.positions[rows, columns])
     with detached(model):
-        model.hf.base_model(batch.tokens[rows, :n_columns], **inputs, past_key_values=cache, use_cache=True)
+        model.hf.base_model(batch.tokens[rows, columns], **inputs, past_key_values=cache, use_cache=True)
     if once:
         cache.batch_repeat_interleave(len(batch))
     return cache
