@@ -42,12 +42,12 @@ HARMLESS = ["open a door", "write a pass", "buy it", "walk in at night", "wave t
 FAMILIES = ("llama", "qwen3", "qwen3_moe")
 DOUBLE = ("llama", "qwen3:")
 ROUNDING = "float32: sums in another order"
+BOUND = "float32: effects agree to 2e-6, but a BCa bound over six prompts moves to the next resample"
 MEANS_AT_DECISION = "means are taken at the decision position, where they are put; before, over all positions"
 # Tables that are allowed to differ, and why.
 EXCEPTIONS = {
-    "qwen3_moe: interchange of pairs": (
-        "float32: a BCa bound over six prompts moves to the next resample when a sum rounds otherwise"
-    ),
+    "qwen3_moe: interchange of pairs": BOUND,
+    "qwen3_moe: patching, think_close": BOUND,
     "test of heads, mean, decision": MEANS_AT_DECISION,
     "test of neurons, mean, from_decision": MEANS_AT_DECISION,
     "test of neurons, resample, from_decision": "donors are taken at the decision position; before, over all positions",
