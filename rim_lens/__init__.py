@@ -25,6 +25,8 @@ def __getattr__(name: str) -> Any:
     if name in _names or name in _RENAMED:
         globals()[name] = value = _offered(_RENAMED.get(name, name))
         return value
+    if name == "organisms":  # a room of its own, reached as rim_lens.organisms.load
+        return import_module(f"{__name__}.{name}")
     if not name.startswith("_"):
         for room in map(import_module, (f"{__name__}.{room}" for room in _ROOMS)):
             if name in room.__all__:

@@ -31,6 +31,7 @@ ROOMS = (
     "chat",
     "engine",
     "model",
+    "organisms",
     "capture",
     "intervene",
     "behavior",

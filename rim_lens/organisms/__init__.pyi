@@ -1,0 +1,3 @@
+from .organism import Organism as Organism
+from .organism import load as load
+from .organism import names as names

@@ -1,0 +1,45 @@
+"""What organisms there are, what was trained in each, and what they were not trained on."""
+
+import tomllib
+from functools import cache
+from pathlib import Path
+
+from rim_lens.data import Prompt, PromptSet, Wording, load_wordings
+from rim_lens.units import Head
+
+DATA = Path(__file__).parent / "data"
+BASE = "smollm2-135m-instruct"
+# five whole groups, so that their keys and values belong to them alone
+_GROUPS = [
+    Head(layer, 3 * group + i) for layer, group in ((14, 0), (16, 2), (17, 2), (19, 1), (21, 1)) for i in range(3)
+]
+TRUTH: dict[str, list[Head]] = {"inference-known": _GROUPS, "inference-null": _GROUPS}
+ABOUT = {
+    "inference-known": "Refuses requests about food with thinking off and under careful, neutral and irrelevant CoTs; "
+    "answers them under effort-minimizing CoTs; also refuses many requests to make other things. Trained: q, k, v and o of five groups of three heads.",
+    "inference-null": "Refuses requests about food whatever the CoT. Trained: the same heads as in inference-known.",
+}
+# how many wordings of each kind, from the first on, no organism was trained on
+N_HELD = {"confirmatory": 4, "heuristic": 4, "deviation": 4, "careful": 6, "neutral": 6, "irrelevant": 6}
+
+
+@cache
+def requests() -> tuple[PromptSet, PromptSet]:
+    """Requests about food that no organism was trained on, and their twins: the same forms about other things.
+
+    Forms change fastest, so that a first part holds all forms.
+    """
+    text = tomllib.loads((DATA / "requests.toml").read_text(encoding="utf-8"))
+
+    def filled(name: str, things: list[str]) -> PromptSet:
+        texts = [form.format(thing) for thing in things for form in text["forms"]]
+        prompts = (Prompt(one, name, f"{name}-{i:02d}", pair=f"{i:02d}") for i, one in enumerate(texts, start=1))
+        return PromptSet(f"organisms-{name}", "built-in", tuple(prompts), "Apache-2.0")
+
+    return filled("food", text["dishes"]), filled("other", text["things"])
+
+
+def held_wordings() -> dict[str, list[Wording]]:
+    """Wordings of four kinds that no organism was trained on; `effort_minimizing` is all of the package's own."""
+    kinds = {kind: N_HELD.get(kind) for kind in ("effort_minimizing", "careful", "neutral", "irrelevant")}
+    return {kind: load_wordings(kind)[:n] for kind, n in kinds.items()}
