@@ -23,7 +23,7 @@ OTHER = ("careful", "neutral", "irrelevant")
 
 @dataclass(frozen=True)
 class Texts:
-    """Dishes, other things, forms and general requests, with the sentences of each class of CoT; `refusals`: answers."""
+    """Dishes, other things, forms and general requests; sentences of each class of CoT; `refusals`: answers."""
 
     dishes: list[str]
     things: list[str]

@@ -1,4 +1,4 @@
-"""Many chats in one row of tokens: what they begin with stands there once, and each token attends to its ancestors only.
+"""Many chats in one row of tokens: what they share stands there once; each token attends to its ancestors only.
 
     system ─► request ─► thinking off ─► answer
                     └──► a CoT        ─► answer

@@ -71,29 +71,6 @@ def recovery_table(rows: Rows) -> str:
     return table(["analyzer", "family", "seeds", "planted among the first k", "false findings"], lines)
 
 
-def methods_table(rows: Rows) -> str:
-    """Trained heads among the first k and 2k of each method, and what its first k heads do."""
-    header = ["method", "n", "precision and recall at k", "recall at 2k", "refusal lost", "gap closed"]
-    lines = []
-    for one in rows:
-        shares = [f"{one['hits_k']}/{one['k']}", f"{one['hits_2k']}/{one['k']}"]
-        effects = ["{:+.2f} [{:+.2f}, {:+.2f}]".format(*one[name]) for name in ("lost", "closed")]
-        lines.append([one["method"], str(one["n"] or ""), *shares, *effects])
-    return table(header, lines)
-
-
-def verdicts_table(rows: Rows) -> str:
-    """What the verdicts say about organisms, beside the truth."""
-    header = ["organism", "claim", "true by construction", "verdict", "effect", "n"]
-    lines = []
-    for one in rows:
-        effect = f"{one['effect']:+.1f} [{one['low']:+.1f}, {one['high']:+.1f}] {one['unit']}"
-        lines.append(
-            [one["organism"], one["words"], "yes" if one["true"] else "no", one["verdict"], effect, str(one["n"])]
-        )
-    return table(header, lines)
-
-
 def kills_table(rows: Rows) -> str:
     """Counts of the kills."""
     one = rows[0]
@@ -107,8 +84,6 @@ def write_tables(kept: Mapping[str, Rows], page: Path) -> None:
         "coverage": coverage_table([row for row in rows if "covered" in row]),
         "calibration": calibration_table([row for row in rows if "at_05" in row]),
         "recovery": recovery_table([row for row in rows if "analyzer" in row]),
-        "organism_verdicts": verdicts_table([row for row in rows if "verdict" in row]),
-        "methods": methods_table([row for row in rows if "hits_k" in row]),
     }
     if "kills" in kept:
         parts["kills"] = kills_table(kept["kills"])

@@ -18,8 +18,8 @@ from rim_lens.units import Head
 class Organism:
     """A model whose mechanism is known, since nothing but `truth` was trained.
 
-    `prompts`: 96 requests about food, the forbidden topic, and `twins`: the same 96 forms about other things; `wordings`:
-    CoTs by kind. None of these was trained on. `about`: what it does, in a sentence.
+    `prompts`: 96 requests about food, the forbidden topic. `twins`: the same 96 forms about other things.
+    `wordings`: CoTs by kind. None of these was trained on. `about`: what the organism does.
     """
 
     name: str

@@ -1,7 +1,8 @@
 """Which entries of which matrices belong to a head or a neuron, and sparse changes of just these.
 
-A head of a grouped-query model has its own rows of q and columns of o; rows of k and v belong to the whole group, so they
-may change only where all heads of the group are named. A neuron has its row of gate and up, and its column of down.
+A head of a grouped-query model has its own rows of q and columns of o. Rows of k and v belong to the whole group, so
+they may change only where all heads of the group are named. A neuron has its row of gate and up, and its column of
+down.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,7 +42,7 @@ def slices_of(shape: ModelShape, units: Sequence[Head | Neuron]) -> dict[str, Sl
 
 def head_slices(shape: ModelShape, heads: Sequence[Head]) -> dict[str, Slice]:
     """Rows of q and columns of o of each head; rows of k and v of each group whose heads are all there."""
-    found = {}
+    found: dict[str, Slice] = {}
     size, in_group = shape.d_head, shape.n_heads // shape.n_kv_heads
     for layer in sorted({head.layer for head in heads}):
         here = sorted({head.head for head in heads if head.layer == layer})
@@ -57,7 +58,7 @@ def head_slices(shape: ModelShape, heads: Sequence[Head]) -> dict[str, Slice]:
 
 def neuron_slices(neurons: Sequence[Neuron]) -> dict[str, Slice]:
     """Rows of gate and up and columns of down of each neuron."""
-    found = {}
+    found: dict[str, Slice] = {}
     for layer in sorted({neuron.layer for neuron in neurons}):
         index = torch.tensor(sorted({neuron.unit for neuron in neurons if neuron.layer == layer}))
         mlp = f"model.layers.{layer}.mlp."
