@@ -1,6 +1,6 @@
 """Rows of a local JSONL, JSON, CSV or Parquet file, with the line named when the file is broken.
 
-Text is UTF-8, or UTF-16 or UTF-32 where its first bytes say so, with any line ends.
+Text is UTF-8 with any line ends. UTF-16 and another separator than a comma are refused, not guessed.
 """
 
 import codecs
@@ -14,12 +14,7 @@ from typing import Any
 from rim_lens.errors import RimLensError
 
 Row = dict[str, Any]
-MARKS = {  # UTF-32's begin like UTF-16's, so they come first
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # those of UTF-32 begin alike
 _LINE_END = re.compile(r"\r\n|\r|\n")
 LONGEST_CELL = 2**31 - 1  # characters; csv's own limit of 131,072 is less than a many-shot prompt
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -29,8 +24,8 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of a table file, as one dict a row.
 
     Raises:
-        RimLensError: the file is missing, of an unknown kind, empty, in another encoding, malformed, or has two columns
-            of one name.
+        RimLensError: the file is missing, of an unknown kind, empty, not UTF-8 or malformed, or has two columns of one
+            name.
 
     """
     suffix = path.suffix.lower()
@@ -46,7 +41,7 @@ def read_rows(path: Path) -> list[Row]:
         return _json_lines(text, path)
     if suffix == ".json":
         return _json(text, path)
-    return _csv(text, path, _delimiter(text, "\t" if suffix == ".tsv" else ","))
+    return _csv(text, path, "\t" if suffix == ".tsv" else ",")
 
 
 def _content(path: Path) -> bytes:
@@ -61,14 +56,11 @@ def _content(path: Path) -> bytes:
 
 
 def _decoded(content: bytes, path: Path) -> str:
-    encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8-sig")
+    if content.startswith(UTF16_MARKS):
+        raise RimLensError(f"{path} is UTF-16, not UTF-8; save it as UTF-8.")
     try:
-        return content.decode(encoding)
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        if encoding != "utf-8-sig":
-            raise RimLensError(
-                f"{path} begins as {encoding.upper()} and does not go on so; save it as UTF-8."
-            ) from error
         line = content.count(b"\n", 0, error.start) + 1
         raise RimLensError(f"{path} is not UTF-8 at line {line}; save it as UTF-8.") from error
 
@@ -117,12 +109,6 @@ def _row(value: Any, path: Path, place: str) -> Row:
     if not isinstance(value, dict):
         raise RimLensError(f"{path}: {place} is {type(value).__name__}; every prompt must be an object or a text.")
     return value
-
-
-def _delimiter(text: str, usual: str) -> str:
-    """What separates the names in the first line; spreadsheets also write tabs and semicolons under the name .csv."""
-    header = (text.splitlines() or [""])[0]
-    return usual if usual in header else next((mark for mark in ("\t", ";", ",") if mark in header), usual)
 
 
 def _csv(text: str, path: Path, delimiter: str) -> list[Row]:
