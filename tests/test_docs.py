@@ -126,6 +126,29 @@ def test_first_example_of_the_readme_runs(monkeypatch, tmp_path):
     assert names["table"].table["n"].eq(2).all()
 
 
+def numbers_and_words(text):
+    """The cells of a printed table: numbers as floats, all else as text."""
+    return [float(cell) if re.fullmatch(r"-?[\d.]+(e-?\d+)?", cell) else cell for cell in text.split()]
+
+
+@pytest.mark.real_model
+@pytest.mark.slow
+def test_the_readme_s_sweep_prints_what_stands_below_it(monkeypatch, capsys, tmp_path):
+    """As printed, on the model of the block above; figures may differ by rounding of another processor."""
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    ((block, output),) = re.findall(r"^```python\n([^`]*)^```\n\n```text\n([^`]*)^```", text, re.MULTILINE)
+    first = blocks_of(ROOT / "README.md")[0]
+    (loading,) = [line for line in first.splitlines() if "load_model(" in line]
+    script = tmp_path / "sweep.py"
+    script.write_text(f"from rim_lens import load_model\n{loading}\n{block}")
+    runpy.run_path(str(script))
+    printed, expected = numbers_and_words(capsys.readouterr().out), numbers_and_words(output)
+    assert [cell for cell in printed if isinstance(cell, str)] == [cell for cell in expected if isinstance(cell, str)]
+    numbers = [[cell for cell in cells if isinstance(cell, float)] for cells in (printed, expected)]
+    assert numbers[0] == pytest.approx(numbers[1], rel=0.02, abs=0.003)
+
+
 def test_the_measurement_of_your_own_runs_and_is_short(monkeypatch, tmp_path):
     """The worked example of the architecture page, against rows of attention and with either backend."""
     from families import tiny_model
