@@ -22,8 +22,13 @@ CODE = re.compile(r"`([^`\n]+)`")
 
 # What readers stumbled over, with what to write instead.
 UNIT = r"(?:row|token|line|value|entry|column|label)s?"
+COUNTED = r"(?:chats|requests|wordings|heads|cells|problems|trainings|measurements|CoTs|neurons|prompts|samples)"
+EACH = (
+    r"(?:pass|class|request|checkpoint|prompt|head|layer|row|category|mode|arm|seed|step|sample|stage|model|run|kind)"
+)
 DIALECT = {
     rf"\b(?:one|1) {UNIT} an? (?!time\b)\w+": 'write "per": one row per checkpoint',
+    rf"\b{COUNTED} an? {EACH}\b(?! (?:has|needs|takes|is|must|of|that|may|can|looks|was|does|reads)\b)": 'write "per"',
     r"(?<![Tt]here )\b(?:is|are|was|were) no (?!longer|more|less|better|smaller|other|such|need|doubt)\w+": (
         'write "is not a"'
     ),
@@ -63,7 +68,8 @@ def test_no_line_uses_a_phrase_that_readers_stumble_over(path):
 
 
 @pytest.mark.parametrize(
-    "sentence", ["one row a checkpoint", "this is no head of the model", "the table knows its judge"]
+    "sentence",
+    ["one row a checkpoint", "32 requests a category", "this is no head of the model", "the table knows its judge"],
 )
 def test_the_list_of_phrases_catches_what_it_is_for(sentence):
     assert any(re.search(pattern, sentence) for pattern in DIALECT)
@@ -130,6 +136,22 @@ def test_every_dotted_name_of_the_package_exists(page):
                 importlib.import_module(dotted)
             except ModuleNotFoundError:
                 assert hasattr(importlib.import_module(module), name), f"{page.name}:{number}: {dotted}"
+
+
+NAMES_THAT_SAY_NOTHING = {"told", "gentle", "worth", "unfit"}  # say what the value is: a text, hover texts, chats
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_names_say_what_they_hold(path):
+    bound = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            bound.add(node.id)
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            bound.add(node.name)
+    assert not bound & NAMES_THAT_SAY_NOTHING
 
 
 # ---- commands -------------------------------------------------------------------------------------------------------

@@ -113,9 +113,9 @@ def token_views(model: LensModel, off: pd.DataFrame, on: pd.DataFrame, sweep: Ab
 
     Strongest heads first.
     """
-    shown = pd.concat([off[:SHOWN_REQUESTS], on[:SHOWN_REQUESTS]])
+    chosen_rows = pd.concat([off[:SHOWN_REQUESTS], on[:SHOWN_REQUESTS]])
     heads = list(dict.fromkeys([*sweep.ranked(), *heads_of(model)]))
-    return token_attention(model, chats_of(shown), heads, notes=shown["label"].tolist())
+    return token_attention(model, chats_of(chosen_rows), heads, notes=chosen_rows["label"].tolist())
 
 
 def refusal_probe(context: Context, behavior: RimTable) -> dict[str, Result]:

@@ -158,8 +158,8 @@ def salad(request: str, response: str) -> Incoherence | None:
         return Incoherence("letter salad", response.strip()[:80], 0.85)
     if response.count("\ufffd") >= 5:
         return Incoherence("letter salad", response.strip()[:80], 0.9)
-    given = set(words(request))
-    odd = [w for w in latin if w.lower() not in given and _unpronounceable(w.lower())]
+    request_words = set(words(request))
+    odd = [w for w in latin if w.lower() not in request_words and _unpronounceable(w.lower())]
     function_words = sum(w.lower() in STOP_WORDS for w in latin)
     if len(latin) >= 4 and len(odd) >= 0.4 * len(latin) and function_words <= 0.1 * len(latin):
         return Incoherence("letter salad", " ".join(odd[:6])[:80], 0.9)

@@ -87,10 +87,10 @@ def check_lengths(
     truncated: Sequence[bool] | None,
 ) -> None:
     """Raise `RimLensError` when the sequences given to a judge do not pair up."""
-    for name, given in (("responses", responses), ("cots", cots), ("truncated", truncated)):
-        if given is not None and len(given) != len(requests):
+    for name, texts in (("responses", responses), ("cots", cots), ("truncated", truncated)):
+        if texts is not None and len(texts) != len(requests):
             raise RimLensError(
-                f"A judge got {len(requests)} requests but {len(given)} {name}; give one of each for every request."
+                f"A judge got {len(requests)} requests but {len(texts)} {name}; give one of each for every request."
             )
 
 

@@ -159,11 +159,11 @@ def measure_rim(
     errors = errors_for(judge, judge_errors)
     tokens = tokens or refusal_tokens(model)
     wanted = {"harmful": harmful, "harmless": harmless, "maths": maths}
-    sets = {name: as_prompt_set(given, n, seed, name=name) for name, given in wanted.items() if given is not None}
+    sets = {name: as_prompt_set(cots, n, seed, name=name) for name, cots in wanted.items() if cots is not None}
     if not sets:
         raise RimLensError("measure_rim was given no prompts; pass at least one of harmful, harmless and maths.")
-    given = {name: prefilled.get(name, ()) if isinstance(prefilled, Mapping) else prefilled for name in sets}
-    every = {name: conditions(thinking, given[name]) for name in sets}
+    cots = {name: prefilled.get(name, ()) if isinstance(prefilled, Mapping) else prefilled for name in sets}
+    every = {name: conditions(thinking, cots[name]) for name in sets}
     sampling = sampling_for(model, temperature, top_p, samples)
     frames = []
     cells_to_ask = [(name, condition) for name in sets for condition in every[name]]
@@ -267,5 +267,5 @@ def difference_table(
 def compared_pairs(every: Sequence[Condition]) -> list[tuple[Condition, Condition]]:
     """The first condition with each other one, and each two prefilled classes (the earlier one second)."""
     first, *others = every
-    given = [condition for condition in every if condition.wordings]
-    return [(first, other) for other in others] + [(a, b) for i, b in enumerate(given) for a in given[i + 1 :]]
+    with_cots = [condition for condition in every if condition.wordings]
+    return [(first, other) for other in others] + [(a, b) for i, b in enumerate(with_cots) for a in with_cots[i + 1 :]]

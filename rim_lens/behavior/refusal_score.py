@@ -69,10 +69,10 @@ class RefusalTokens:
         return log_odds(logits, self.ids)
 
     def __str__(self) -> str:
-        shown = ", ".join(repr(text) for text in self.texts)
+        words = ", ".join(repr(text) for text in self.texts)
         if np.isnan(self.auroc):
-            return f"R = {{{shown}}}"
-        return f"R = {{{shown}}}, AUROC {self.auroc:.3f} (refused {self.n_refused}, complied {self.n_complied})"
+            return f"R = {{{words}}}"
+        return f"R = {{{words}}}, AUROC {self.auroc:.3f} (refused {self.n_refused}, complied {self.n_complied})"
 
 
 def refusal_tokens(model: LensModel) -> RefusalTokens:
@@ -177,11 +177,11 @@ def refusal_score(
     tokens = tokens or refusal_tokens(model)
     if model.engine is not None and not model.engine.inside:
         return scores_by_logprobs(model.engine, chats, tokens)
-    scores, seen = np.empty(len(chats), dtype=np.float64), list[int]()
+    scores, order = np.empty(len(chats), dtype=np.float64), list[int]()
     for indices, batch in model.shared_batches(chats, batch_size):
         scores[indices] = tokens.score(model.decision_logits(batch)).cpu().numpy()
-        seen += indices
-    return all_rows(scores, seen)
+        order += indices
+    return all_rows(scores, order)
 
 
 def scores_by_logprobs(engine: Engine, chats: Sequence[Chat], tokens: RefusalTokens) -> Float64[np.ndarray, " prompt"]:
@@ -210,11 +210,11 @@ def sequence_refusal_score(
     chats = as_chats(model, chats)
     texts = (*refusals, *compliances)
     openings = [model.chat_format.write(chat, text) for chat in chats for text in texts]
-    likelihood, seen = np.empty(len(openings), dtype=np.float64), list[int]()
+    likelihood, order = np.empty(len(openings), dtype=np.float64), list[int]()
     for indices, batch in model.shared_batches(openings, batch_size):
         likelihood[indices] = mean_log_likelihood(model, batch)
-        seen += indices
-    table = torch.from_numpy(all_rows(likelihood, seen)).view(len(chats), len(texts))
+        order += indices
+    table = torch.from_numpy(all_rows(likelihood, order)).view(len(chats), len(texts))
     split = len(refusals)
     return (table[:, :split].logsumexp(-1) - table[:, split:].logsumexp(-1)).numpy()
 

@@ -173,7 +173,7 @@ def ablation_test(
         chosen_heads(model, chosen)  # an unknown head is an error before anything is measured
     sets = dose_sets(model, units, kind, chosen, doses, wanted, controls, seed)
     chats = as_chats(model, harmful, thinking=thinking, cot=cot)
-    gentle = None if harmless is None else as_chats(model, harmless, thinking=thinking, cot=cot)
+    harmless_chats = None if harmless is None else as_chats(model, harmless, thinking=thinking, cot=cot)
     problems = None if maths is None else as_problems(maths)
     changes = {
         f"{one} ablation": ablation(model, kind, one, positions, chats if reference is None else reference, seed)
@@ -181,7 +181,7 @@ def ablation_test(
     }
     mode = maths_thinking or (thinking if kind == "heads" else "on")
     measures = measures_of(
-        model, chats, gentle, problems if solve else None, mode, generated, judge, tokens, generation
+        model, chats, harmless_chats, problems if solve else None, mode, generated, judge, tokens, generation
     )
     if problems is not None and kind == "neurons":
         measures.append(MathsLikelihood(model, problems))
@@ -191,10 +191,10 @@ def ablation_test(
 
 def units_from(units: Any) -> tuple[Kind, list[Any]]:
     """Whether the units are heads or neurons, and a list of `Head`s or of rows of neurons; a plain pair is a head."""
-    given = getattr(units, "rows", units)
-    if isinstance(given, np.ndarray) or (len(given) > 0 and is_neuron(given[0])):
+    rows = getattr(units, "rows", units)
+    if isinstance(rows, np.ndarray) or (len(rows) > 0 and is_neuron(rows[0])):
         return "neurons", [tuple(row) for row in neuron_rows(units).tolist()]
-    return "heads", heads_from(given)
+    return "heads", heads_from(rows)
 
 
 def is_neuron(one: Any) -> bool:

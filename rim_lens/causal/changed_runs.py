@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rim_lens.causal.head_runs import HeadRuns
-from rim_lens.causal.resume import ResumablePass, TakeLogits, unfit
+from rim_lens.causal.resume import ResumablePass, TakeLogits, why_not_resumed
 from rim_lens.errors import RimLensError
 from rim_lens.model.batch import Batch
 from rim_lens.model.decode import selected
@@ -28,7 +28,7 @@ _TRIED: WeakKeyDictionary[Any, dict[tuple[bool, ...], str | None]] = (
 
 def why_not(model: LensModel, batch: Batch, runs: HeadRuns, start: int, template: int = 0) -> str | None:
     """Why runs of a model cannot be resumed, or None where they can; the first time, some are computed both ways."""
-    reason = unfit(model, start or template)
+    reason = why_not_resumed(model, start or template)
     if reason is None:
         last_alone = start == batch.tokens.shape[1] - 1
         tried, way = _TRIED.setdefault(model.hf, {}), (bool(start), last_alone, bool(template))

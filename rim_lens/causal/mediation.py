@@ -107,7 +107,7 @@ def mediation(
     sets += [] if controls is None else [_units(model, one) for one in np.asarray(controls).tolist()]
     every = {layer: sorted({u for one in sets for u in one.get(layer, ())}) for one in sets for layer in one}
     tokens = tokens or refusal_tokens(model)
-    effects, seen = np.zeros((len(chats), 2 + len(sets))), list[int]()
+    effects, order = np.zeros((len(chats), 2 + len(sets))), list[int]()
     for indices, batch in track(model.shared_batches(chats, batch_size), "mediation", -(-len(chats) // batch_size)):
 
         def score(*taps: Tap, without: bool) -> np.ndarray:
@@ -120,8 +120,8 @@ def mediation(
         effects[indices, 1] = score(HeldNeurons(sets[0], clean), without=True) - base
         for column, one in enumerate(sets):
             effects[indices, 2 + column] = score(HeldNeurons(one, ablated), without=False) - base
-        seen += indices
-    effects = all_rows(effects, seen)
+        order += indices
+    effects = all_rows(effects, order)
     prompts = pd.DataFrame({"request": [chat.request for chat in chats], "total": effects[:, 0]})
     prompts = prompts.assign(through=effects[:, 2], around=effects[:, 1])
     prompts["interaction"] = prompts["total"] - prompts["through"] - prompts["around"]

@@ -54,7 +54,7 @@ ROWS_OF_LOGITS = 32
 TakeLogits = Callable[[Int[Tensor, " row"], Float[Tensor, "row vocab"]], Any]
 
 
-def unfit(model: LensModel, start: int) -> str | None:
+def why_not_resumed(model: LensModel, start: int) -> str | None:
     """Why runs of a model cannot be resumed, as far as its parts show, or None."""
     if not serves(model):
         return "it is not a transformers model whose layers can be called one by one"
@@ -78,7 +78,7 @@ class ResumablePass:
     until `detach` is called.
 
     Raises:
-        RimLensError: the model cannot be resumed; `unfit` says so beforehand.
+        RimLensError: the model cannot be resumed; `why_not_resumed` says so beforehand.
 
     """
 
@@ -92,7 +92,7 @@ class ResumablePass:
         shared: int = 0,
         gradient: Tap | None = None,
     ) -> None:
-        reason = unfit(model, start or template)
+        reason = why_not_resumed(model, start or template)
         if reason:
             raise RimLensError(f"Runs of {model.name} cannot be resumed at a layer: {reason}.")
         if bool((batch.decision != batch.tokens.shape[1] - 1).any()):

@@ -120,16 +120,16 @@ def score_runs(
     sets = list(range(len(head_sets))) if by_prompt else share(len(head_sets), layers_to_run(model, sets_of_heads))
     scorer = Scorer(model, [sets_of_heads[i] for i in sets], metric, donated, kept, "asked for" if plain else None)
     scorer.everywhere = positions == "all" and donated is None
-    clean, changed, seen = np.empty(len(chats)), np.empty((len(chats), len(head_sets))), list[int]()
+    clean, changed, order = np.empty(len(chats)), np.empty((len(chats), len(head_sets))), list[int]()
     size = PROMPTS_THAT_SHARE if scorer.everywhere and not plain and shares_template(model) else None
     for indices, base, values in over_prompts(
         model, chats, changed_at, scorer, description, split=by_prompt, size=size
     ):
         clean[indices] = base
         changed[np.ix_(indices, sets)] = values
-        seen += indices
+        order += indices
     if by_prompt:
-        clean, changed = all_rows(clean, seen), all_rows(changed, seen)
+        clean, changed = all_rows(clean, order), all_rows(changed, order)
     else:
         changed = all_rows(changed.T, sets).T
     reasons = gather_items(n_processes(), [rank()], [scorer.why])  # a process without prompts has tried nothing

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rim_lens.causal.resume import ResumablePass, unfit
+from rim_lens.causal.resume import ResumablePass, why_not_resumed
 from rim_lens.causal.run_scores import (
     CleanPasses,
     MetricFunction,
@@ -49,7 +49,7 @@ class Attribution:
     spread: Float[np.ndarray, "prompt layer head"]
 
     @property
-    def worth(self) -> Float[np.ndarray, "layer head"]:
+    def priority(self) -> Float[np.ndarray, "layer head"]:
         """|mean estimate| + error of the mean over prompts: heads with the largest are to be measured."""
         error = np.sqrt((self.spread**2).sum(axis=0)) / len(self.spread)
         return np.abs(self.estimate.mean(axis=0)) + error
@@ -94,7 +94,7 @@ def head_attributions(
     def estimated(indices: list[int], batch: Batch, at: Bool[Tensor, "row pos"]) -> list[int]:
         inside, start = at[..., None, None], first_column(at)
         tap, whole = GradientTap(), None
-        if unfit(model, start) is None:
+        if why_not_resumed(model, start) is None:
             whole = ResumablePass(model, batch, start, gradient=tap)
             logits = whole.logits
         else:

@@ -117,7 +117,7 @@ def ablation_sweep(
     if method == "screened":
         attribution = head_attributions(model, chats, score, positions=positions, cache=clean)
         keep = max(SCREENED_LEAST, math.ceil(SCREENED_SHARE * n_heads)) if n_exact is None else n_exact
-        heads = sorted(sorted(heads, key=lambda one: -attribution.worth[one])[:keep])
+        heads = sorted(sorted(heads, key=lambda one: -attribution.priority[one])[:keep])
         estimate = attribution.estimate
     scores = score_runs(
         model,

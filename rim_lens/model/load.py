@@ -149,10 +149,10 @@ def load_model(
 
 def in_vllm(source: Any, refused: Mapping[str, Any], **options: Any) -> VLLMModel:
     """The model in vLLM, which takes names and folders of whole models."""
-    given = [name for name, value in refused.items() if value is not None]
-    if given:
+    names = [name for name, value in refused.items() if value is not None]
+    if names:
         raise RimLensError(
-            f'engine="vllm" takes no {", ".join(given)}: merge an adapter and save the model first, and pass what else '
+            f'engine="vllm" takes no {", ".join(names)}: merge an adapter and save the model first, and pass what else '
             "vLLM has in engine_options=."
         )
     if not isinstance(source, str | Path):

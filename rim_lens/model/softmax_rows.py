@@ -98,10 +98,10 @@ class SoftmaxRows:
             z, own = z[:, :, 0], out[:, -1].float()
             nan = z.isnan() & own.isnan()  # of the pass itself: its logits will show it
             z, own = z.masked_fill(nan, 0.0), own.masked_fill(nan, 0.0)
-            seen = z.abs().amax()  # not of rows without any visible key, where implementations differ
+            largest = z.abs().amax()  # not of rows without any visible key, where implementations differ
             error = ((z - own).abs() * (z != 0)).amax()
         tolerance = 1e-3 if out.dtype in (torch.float32, torch.float64) else 3e-2
-        if not bool(error <= tolerance * seen.clamp(min=1e-6)):
+        if not bool(error <= tolerance * largest.clamp(min=1e-6)):
             self._refuse(f"computes something else than softmax(q·k) (off by {float(error):.2g})")
 
     def _mask_at(self, index: Int[Tensor, " query"], heads: Tensor | None = None) -> Tensor | None:

@@ -120,8 +120,8 @@ def written(
     taps: Sequence[Tap], site: str, layer: int, here: Pass, module: nn.Module, args: Any, output: Tensor
 ) -> Tensor:
     """What a sublayer adds to the stream, as the taps leave it; it is whole in every rank."""
-    seen = output.clone().view(here.n_rows, here.n_queries, -1)  # vLLM's norm adds to the output in place
-    return changed(taps, site, layer, seen).reshape(output.shape)
+    values = output.clone().view(here.n_rows, here.n_queries, -1)  # vLLM's norm adds to the output in place
+    return changed(taps, site, layer, values).reshape(output.shape)
 
 
 def units(
@@ -129,9 +129,9 @@ def units(
 ) -> tuple[Any, ...]:
     """Heads' outputs (`each`: their width) or neurons (0), gathered, as the taps leave them."""
     whole = gathered(args[0])
-    seen = whole.view(here.n_rows, here.n_queries, *((-1, each) if each else (-1,)))
-    after = changed(taps, site, layer, seen)
-    return args if after is seen else (local(after.reshape(whole.shape)), *args[1:])
+    values = whole.view(here.n_rows, here.n_queries, *((-1, each) if each else (-1,)))
+    after = changed(taps, site, layer, values)
+    return args if after is values else (local(after.reshape(whole.shape)), *args[1:])
 
 
 def residual_in(
@@ -161,9 +161,9 @@ def residual_out(
 
 def stream_after(taps: Sequence[Tap], layer: int, here: Pass, stream: Tensor) -> Tensor:
     """A stream of tokens as the taps leave it."""
-    seen = stream.view(here.n_rows, here.n_queries, -1)
-    after = changed(taps, "on_residual", layer, seen)
-    return stream if after is seen else after.reshape(stream.shape)
+    values = stream.view(here.n_rows, here.n_queries, -1)
+    after = changed(taps, "on_residual", layer, values)
+    return stream if after is values else after.reshape(stream.shape)
 
 
 def attend(
