@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks.trust import coverage, neuron_coverage, pattern_coverage, probe_coverage, pvalues, series_coverage
 from benchmarks.trust.kills import kills
+from benchmarks.trust.methods import methods
 from benchmarks.trust.recovery import recoveries
 from benchmarks.trust.simulated import calibration_studies, coverage_studies
 from benchmarks.trust.tables import write_tables
@@ -87,6 +88,7 @@ def studies() -> dict[str, Callable[[], list[dict[str, Any]]]]:
             f"recovery_{seed}": lambda s=seed: [dataclasses.asdict(row) for row in recoveries([s])]
             for seed in range(SEEDS)
         },
+        "methods": lambda: [dataclasses.asdict(row) for row in methods("inference-known")],
         "kills": killed_audits,
         "fuzz": fuzz,
     }

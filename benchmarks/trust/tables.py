@@ -71,6 +71,17 @@ def recovery_table(rows: Rows) -> str:
     return table(["analyzer", "family", "seeds", "planted among the first k", "false findings"], lines)
 
 
+def methods_table(rows: Rows) -> str:
+    """Trained heads among the first k and 2k of each method, and what its first k heads do."""
+    header = ["method", "n", "precision and recall at k", "recall at 2k", "refusal lost", "gap closed"]
+    lines = []
+    for one in rows:
+        shares = [f"{one['hits_k']}/{one['k']}", f"{one['hits_2k']}/{one['k']}"]
+        effects = ["{:+.2f} [{:+.2f}, {:+.2f}]".format(*one[name]) for name in ("lost", "closed")]
+        lines.append([one["method"], str(one["n"] or ""), *shares, *effects])
+    return table(header, lines)
+
+
 def kills_table(rows: Rows) -> str:
     """Counts of the kills."""
     one = rows[0]
@@ -84,6 +95,7 @@ def write_tables(kept: Mapping[str, Rows], page: Path) -> None:
         "coverage": coverage_table([row for row in rows if "covered" in row]),
         "calibration": calibration_table([row for row in rows if "at_05" in row]),
         "recovery": recovery_table([row for row in rows if "analyzer" in row]),
+        "methods": methods_table([row for row in rows if "hits_k" in row]),
     }
     if "kills" in kept:
         parts["kills"] = kills_table(kept["kills"])
