@@ -6,6 +6,7 @@ RUN := $(BIN)/rim-lens
 .PHONY: demo test test-fast test-compat test-engine families lint bench bench-gpu trust docs notebooks clean
 
 demo: .venv/.installed
+	$(RUN) organism inference-known
 	$(RUN) audit smollm2-135m-instruct --checkpoints assets/organism/demo.json --n-controls 50 --out runs/demo
 
 test: lint

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from rim_lens import __version__
-from rim_lens.cli_look import compare, doctor, plan
+from rim_lens.cli_look import compare, doctor, organism, plan
 from rim_lens.cli_options import ModelArgument, ModelsArgument, TagsOption, VariablesOption
 from rim_lens.errors import RimLensError
 
@@ -267,7 +267,7 @@ def prompts(
     Console().print(table)
 
 
-for command in (plan, compare, doctor):
+for command in (plan, organism, compare, doctor):
     app.command()(command)
 
 

@@ -1,4 +1,4 @@
-"""Commands that look before an audit and after several: doctor, plan, compare."""
+"""Commands that look before an audit and after several: doctor, plan, organism, compare."""
 
 from pathlib import Path
 from typing import Annotated
@@ -54,6 +54,18 @@ def plan(
     lines = preview(asked)
     print_rows([(line.part, line.words) for line in lines], marked=[line.warning for line in lines])
     typer.echo(f"rim-lens audit {model} starts it.")
+
+
+def organism(
+    name: Annotated[str, typer.Argument(help="A model with a known mechanism.")] = "inference-known",
+    n: Annotated[int, typer.Option(help="Requests, all about food.")] = 32,
+    device: Annotated[str | None, typer.Option(help="cuda, cpu, …; CUDA where there is one by default.")] = None,
+) -> None:
+    """Try the verdicts on a model whose mechanism is known: what was trained into it should be supported."""
+    from rim_lens.audit.known import audit_known
+    from rim_lens.organisms import load
+
+    typer.echo("\n".join(audit_known(load(name, device=device), n=n).lines()))
 
 
 def compare(

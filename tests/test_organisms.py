@@ -9,6 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rim_lens import RefusalJudge, RimLensError, generate, load_wordings, organisms
+from rim_lens.audit.known import audit_known
 from rim_lens.model.shape import shape_of
 from rim_lens.organisms.registry import held_wordings, requests
 from rim_lens.organisms.slices import add_changes, changes, slices_of
@@ -225,3 +226,13 @@ def test_an_organism_is_the_base_model_but_for_what_it_names(name, smollm2):
     ids = torch.tensor([smollm2.render([texts[0]], thinking="off")[0].token_ids.tolist()])
     with torch.no_grad():
         assert torch.equal(organism.model.hf(ids).logits, smollm2.hf(ids).logits)
+
+
+@pytest.mark.real_model
+def test_verdicts_on_a_known_mechanism_are_right_and_its_answers_are_shown():
+    audit = audit_known(organisms.load("inference-known"), n=16, n_controls=20)
+    assert audit.verdicts.of("heads")["verdict"] == "supported"
+    assert audit.verdicts.of("effort_cot")["effect"] > 20
+    lines = audit.lines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split(":")[0].strip() for line in lines[-3:]] == ["request", "off", "effort_minimizing"]
