@@ -65,6 +65,7 @@ CALLS = {
         lambda f, m, given: f(m, given, ["refused", "complied"]),
         lambda f, m, given: f(m, TEXTS, ["refused", "complied"], pairs=(given, TEXTS)),
     ],
+    "on_other_chats": [lambda f, m, given: f(m, None, given, np.zeros(2))],
     "trace_refusal": [lambda f, m, given: f(m, given, None)],
     "series_behavior": [lambda f, m, given: f(m, None, given)],
     "series_maths": [lambda f, m, given: f(m, None, given)],

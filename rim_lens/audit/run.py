@@ -63,9 +63,10 @@ def run_audit(plan: AuditPlan, out: Path, *, processes: int = 1) -> Audit:
     once(lambda: claim_folder(plan, out))
     context = Context(plan)
     try:
-        if is_writer() and not places_of(out):
-            print(size_line(plan), file=sys.stderr, flush=True)
+        is_new = not places_of(out)
         run_stages(plan, context, out, only=FIRST)
+        if is_writer() and is_new:
+            print(size_line(plan), file=sys.stderr, flush=True)
         if processes > 1 and worth_two(plan):
             with second_lane(run_lane, plan, out):
                 run_stages(plan, context, out, without=SECOND_LANE)

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
 from rim_lens.claims.claims import CLAIMS, margins_of
 from rim_lens.errors import RimLensError
 from rim_lens.results import Manifest, Result
-from rim_lens.stats import mcnemar
 
 WANTED = 0.8
 AGAINST = 0.05  # share of prompts that change against the claim
@@ -237,16 +237,10 @@ def mcnemar_power(difference: float, n: int, level: float = 0.05, discordant: fl
     both = min(1.0, difference + 2 * AGAINST) if discordant is None else discordant
     if not difference <= both <= 1:
         raise RimLensError(f"A difference of {difference} does not go with {both} of the prompts changing.")
-    share, total = (1 + difference / both) / 2, 0.0
-    for d in range(1, n + 1):
-        weight = float(stats.binom.pmf(d, n, both))
-        if weight < 1e-9:
-            continue
-        fewest = int(stats.binom.isf(level / 2, d, 0.5)) + 1
-        if fewest > d or mcnemar(fewest, d - fewest) > level:
-            fewest += 1
-        total += weight * float(stats.binom.sf(fewest - 1, d, share))
-    return total
+    changing = np.arange(1, n + 1)
+    fewest = stats.binom.isf(level / 2, changing, 0.5) + 1  # of so many changing prompts, for p <= level
+    found = stats.binom.sf(fewest - 1, changing, (1 + difference / both) / 2)
+    return float((stats.binom.pmf(changing, n, both) * found).sum())
 
 
 def mean_power(effect: float, n: int, level: float = 0.05) -> float:
