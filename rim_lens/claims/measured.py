@@ -218,7 +218,7 @@ def ras(results: Results, margins: Mapping[str, float]) -> Evidence:
     trainings = table.fillna({"arm": "", "seed": 0}).sort_values("step").groupby(["arm", "seed"], sort=False)
     last = trainings.tail(1)
     if len(last) < FEWEST:
-        raise RimLensError(f"{len(last)} trainings; a correlation takes {FEWEST}")
+        raise RimLensError(f"{len(last)} trainings, where {FEWEST} are needed")
     if last["ras_safety"].nunique() == 1 or last["refusals_lost"].nunique() == 1:
         raise RimLensError("RAS or refusals lost do not vary")
     return rank_correlation(
