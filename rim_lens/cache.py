@@ -92,6 +92,6 @@ def locked(folder: Path) -> FileLock | None:
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
-    except (Timeout, OSError, NotImplementedError):
+    except (Timeout, OSError, NotImplementedError):  # the last where the platform has no locks
         return None
     return lock

@@ -46,7 +46,7 @@ class Found:
 
 
 def prefilled(organism: Organism, numbers: Sequence[int], half: int) -> list[Chat]:
-    """A chat a request, with effort-minimizing and other CoTs in turn, of one half of the wordings of each kind."""
+    """One chat per request, with effort-minimizing and other CoTs in turn, of one half of the wordings of each kind."""
     chats = []
     for place, number in enumerate(numbers):
         kind = "effort_minimizing" if place % 2 == 0 else OTHER[place // 2 % 3]

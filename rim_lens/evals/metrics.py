@@ -1,6 +1,6 @@
 """Rates with their 95 % intervals as Inspect's metrics.
 
-Wilson's interval for one answer a prompt. Where prompts are asked several times (wordings of a prefilled CoT, epochs)
+Wilson's interval for one answer per prompt. Where prompts are asked several times (wordings of a prefilled CoT, epochs)
 answers are not independent trials: the interval is then the bootstrap's over prompts and wordings, as in `measure_rim`.
 """
 

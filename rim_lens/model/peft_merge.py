@@ -51,6 +51,7 @@ def merge_adapter(model: Any, folder: Path) -> Any:
         expected = probe_logits(wrapped, probe)
         try:
             merged = wrapped.merge_and_unload()
+        # PEFT raises any of these for a kind or a layer that it cannot merge
         except (AttributeError, NotImplementedError, ValueError, TypeError, RuntimeError) as error:
             raise RimLensError(
                 f"The adapter {folder} is {kind}, which PEFT cannot merge into this model ({first_line(error)}); "
