@@ -107,10 +107,10 @@ def audit(
 
 @app.command()
 def serve(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished audit.")],
+    run: Annotated[Path, typer.Argument(help="Folder of an audit, finished or running.")],
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; any free one by default.")] = 0,
 ) -> None:
-    """Show an audit's page with its model behind it, on this machine alone.
+    """Show an audit's page with its model behind it, on this machine alone; the page of a running audit grows.
 
     Ablate heads, ask again, read new prompts.
     """

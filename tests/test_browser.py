@@ -7,6 +7,7 @@ import re
 import shutil
 import struct
 import threading
+from functools import partial
 
 import pytest
 from families import shared_model, tiny_tokenizer
@@ -15,7 +16,7 @@ from made_neurons import made_training
 from made_patterns import made_patterns
 from made_results import HOSTILE, MANIFEST, made_behavior, made_series
 
-from rim_lens import ablate_heads, ablation_sweep, refusal_score, token_attention
+from rim_lens import ablate_heads, ablation_sweep, refusal_score, token_attention, verdicts
 from rim_lens.audit.findings import findings_of
 from rim_lens.plots.style import number
 from rim_lens.report.page import report_page
@@ -231,8 +232,8 @@ def served():
     chats = [*model.render([REQUEST, "hello"]), *model.render([REQUEST, "hello"], thinking="on")]
     sweep = ablation_sweep(model, chats[:2], n_permutations=20)
     results = {"ablation": sweep, "tokens": token_attention(model, chats, sweep.ranked())}  # not in layer order
-    html = report_page(results, [], MANIFEST, PLAN)
-    with PageServer(html.encode(), PageModel(model, max_new_tokens=3, cot_budget=4)) as server:
+    html = report_page(results, [], MANIFEST, PLAN).encode()
+    with PageServer(lambda: html, PageModel(model, max_new_tokens=3, cot_budget=4)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
@@ -289,6 +290,28 @@ def test_a_stored_prompt_that_is_read_again_shows_what_python_gives(opened, serv
     assert [share for _, share in shown] == pytest.approx((100 * expected["weight"]).tolist(), abs=0.011)
     page.click("#panel-before")  # back to the prompt that the page came with
     assert shown_tokens(page, 0) == before
+
+
+def test_the_page_of_a_running_audit_reloads_itself(opened):
+    results = {"behavior": made_behavior()}
+    page_of = partial(report_page, results, [], MANIFEST, PLAN, verdicts=verdicts(results).table)
+    stages = [page_of(unfinished=["Heads"]), page_of()]
+    with PageServer(lambda: stages[0].encode(), PageModel(shared_model(), max_new_tokens=3, cot_budget=4)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page, console = opened("about:blank", offline=False)
+        page.clock.install()
+        page.goto(server.url)
+        expect(page.get_by_role("status")).to_contain_text("To come: Heads")
+        stages.pop(0)
+        folded = page.get_by_text("Every finding as a sentence")
+        folded.click()  # whoever reads is not disturbed
+        page.clock.fast_forward(16_000)
+        expect(page.get_by_role("status")).to_be_visible()
+        folded.click()
+        page.clock.fast_forward(16_000)
+        expect(page.get_by_text("The audit is still running")).to_have_count(0)
+        server.shutdown()
+    assert console == []
 
 
 def test_an_error_of_the_server_is_told(opened, served):

@@ -3,14 +3,17 @@
 import base64
 import http.client
 import json
+import queue
 import threading
+import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
-from families import shared_model
+from families import shared_model, tiny_hf, tiny_tokenizer
 
 from rim_lens import RimLensError, ablate_heads, refusal_score
+from rim_lens.audit.plan import AuditPlan, claim_folder
 from rim_lens.capture.attention import attention_rows
 from rim_lens.serve.answers import PageModel
 from rim_lens.serve.http import LARGEST_BODY, PageServer
@@ -27,7 +30,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def server(model):
-    with PageServer(PAGE, PageModel(model, max_new_tokens=3, cot_budget=4)) as running:
+    with PageServer(lambda: PAGE, PageModel(model, max_new_tokens=3, cot_budget=4)) as running:
         thread = threading.Thread(target=running.serve_forever, daemon=True)
         thread.start()
         yield running
@@ -192,12 +195,30 @@ def test_a_failure_is_told_without_its_details(server, monkeypatch, capsys):
     assert "a secret of the machine" in capsys.readouterr().err
 
 
-def test_only_a_finished_audit_is_served(tmp_path):
-    with pytest.raises(RimLensError, match=r"no report\.html"):
+def test_a_folder_without_an_audit_is_not_served(tmp_path):
+    with pytest.raises(RimLensError, match="holds no audit"):
         serve_run(tmp_path)
     (tmp_path / "plan.json").write_text('{"model": "x", "unknown": 1}')
     with pytest.raises(RimLensError, match="not a plan of this version"):
         plan_of(Path(tmp_path))
+
+
+def test_a_running_audit_is_served_as_it_grows(tmp_path):
+    folder, run = tmp_path / "tiny", tmp_path / "run"
+    tiny_hf("llama").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    claim_folder(AuditPlan(model=str(folder)), run)
+    address = queue.SimpleQueue()
+    threading.Thread(target=serve_run, args=(run,), kwargs={"announce": address.put}, daemon=True).start()
+    url = address.get(timeout=60)
+    with urllib.request.urlopen(url) as reply:
+        waiting = reply.read()
+    assert b"No stage of this audit is done yet" in waiting
+    assert b'http-equiv="refresh"' in waiting
+    for page in (PAGE, PAGE + b"<p>grown"):
+        (run / "report.html").write_bytes(page)
+        with urllib.request.urlopen(url) as reply:
+            assert reply.read() == page
 
 
 def test_relative_paths_of_a_plan_are_found_from_any_folder(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import json
 import secrets
 import sys
 import traceback
+from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -39,12 +40,12 @@ class Refused(Exception):
 
 
 class PageServer(ThreadingHTTPServer):
-    """Serves one page and its model on 127.0.0.1; `url` holds the token."""
+    """Serves one page and its model on 127.0.0.1; `url` holds the token. `page` is asked anew at every request."""
 
     daemon_threads = True
     allow_reuse_address = False
 
-    def __init__(self, page: bytes, model: PageModel, port: int = 0) -> None:
+    def __init__(self, page: Callable[[], bytes], model: PageModel, port: int = 0) -> None:
         super().__init__((ADDRESS, port), PageHandler)
         self.page, self.model, self.token = page, model, secrets.token_urlsafe(32)
 
@@ -121,7 +122,7 @@ class PageHandler(BaseHTTPRequestHandler):
     def got(self, path: str) -> tuple[bytes, str]:
         """The page or the model's name."""
         if path == "":
-            return self.server.page, "text/html; charset=utf-8"
+            return self.server.page(), "text/html; charset=utf-8"
         if path == "api/about":
             return as_json(self.server.model.about())
         raise Refused(HTTPStatus.NOT_FOUND, "There is no such page here.")

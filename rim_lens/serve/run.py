@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ from rim_lens.errors import RimLensError
 from rim_lens.serve.answers import PageModel
 from rim_lens.serve.http import PageServer
 
+# What is shown before the first stage of a running audit is done; it asks again every five seconds.
+WAITING = b"""<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="5">
+<title>rim_lens: no stage is done yet</title><p>No stage of this audit is done yet. The page appears after the first."""
+
 
 def serve_run(folder: Path, *, port: int = 0, announce: Callable[[str], None] = print) -> None:
-    """Serve an audit's page on 127.0.0.1 until interrupted.
+    """Serve an audit's page on 127.0.0.1 until interrupted; the page of a running audit grows as its stages end.
 
     Args:
         folder: the audit's folder, as `rim-lens audit --out` made it.
@@ -22,12 +27,12 @@ def serve_run(folder: Path, *, port: int = 0, announce: Callable[[str], None] = 
         announce: called with the page's address when it can be opened.
 
     Raises:
-        RimLensError: the folder holds no finished audit, its model cannot be loaded, or the port is taken.
+        RimLensError: the folder holds no audit, its model cannot be loaded, or the port is taken.
     """
-    page, plan = page_of(folder), plan_of(folder)
+    plan = plan_of(folder)
     model = PageModel(Context(plan).model, max_new_tokens=plan.max_new_tokens, cot_budget=plan.cot_budget)
     try:
-        server = PageServer(page, model, port)
+        server = PageServer(partial(page_of, folder), model, port)
     except OSError as error:
         raise RimLensError(f"Port {port} cannot be used ({error.strerror}); choose another --port.") from error
     with server:
@@ -36,11 +41,9 @@ def serve_run(folder: Path, *, port: int = 0, announce: Callable[[str], None] = 
 
 
 def page_of(folder: Path) -> bytes:
-    """The report of a finished audit."""
+    """The report as it is now, or a page that waits for it."""
     path = folder / "report.html"
-    if not path.is_file():
-        raise RimLensError(f"{folder} holds no report.html; run rim-lens audit with --out {folder} to the end first.")
-    return path.read_bytes()
+    return path.read_bytes() if path.is_file() else WAITING
 
 
 def at_home(plan: AuditPlan, folder: Path) -> AuditPlan:
@@ -59,6 +62,8 @@ def at_home(plan: AuditPlan, folder: Path) -> AuditPlan:
 def plan_of(folder: Path) -> AuditPlan:
     """The plan that an audit's folder was made for."""
     path = folder / PLAN_FILE
+    if not path.is_file():
+        raise RimLensError(f"{folder} holds no audit; run rim-lens audit with --out {folder} first.")
     try:
         fields = json.loads(path.read_text())
         plan: dict[str, Any] = {

@@ -31,6 +31,8 @@ const rim = {};
     for (let folded = element.closest("details"); folded; folded = folded.parentElement.closest("details")) folded.open = true;
   };
 
+  const unfolded = new Set(document.querySelectorAll("main details[open]")); // before the reader opens any
+
   // A link into a folded part unfolds it.
   function unfold() {
     const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
@@ -43,11 +45,12 @@ const rim = {};
   window.addEventListener("hashchange", unfold);
   unfold();
 
-  // While the audit runs the page grows; who reads a head, or has left the top, is not disturbed.
+  // While the audit runs the page grows; who reads a head, or has unfolded a part, is not disturbed.
   if (document.body.dataset.unfinished) {
     setInterval(() => {
       const panel = document.getElementById("panel");
-      if ((!panel || panel.hidden) && !document.querySelector("main details[open]")) location.reload();
+      const opened = [...document.querySelectorAll("main details[open]")].some((one) => !unfolded.has(one));
+      if ((!panel || panel.hidden) && !opened) location.reload();
     }, 15_000);
   }
 
