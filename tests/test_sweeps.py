@@ -1,5 +1,7 @@
 """Sweeps against naive loops: one whole pass per head, with the interventions and with TransformerLens' own hooks."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from families import FAMILIES, shared_model, tiny_model
 from planted import planted_model
 
 from rim_lens.behavior.refusal_score import RefusalTokens, log_odds
+from rim_lens.causal.run_scores import score_runs
 from rim_lens.errors import RimLensError
 from rim_lens.inference_time.interchange import interchange_sweep
 from rim_lens.inference_time.patching import patching_sweep
@@ -63,6 +66,29 @@ def test_decision_only_sweep_equals_a_loop_of_ablations(family):
     assert sweep.why_plain == ""
     by_hand = naive(model, chats, lambda h: ablate_heads(model, [h], positions="decision"))
     np.testing.assert_allclose(sweep.effect, by_hand, atol=1e-5)
+
+
+@pytest.mark.parametrize("positions", ["all", "suffix", "decision"])
+def test_sets_that_begin_with_the_same_heads_share_layers_and_equal_a_loop(positions):
+    model = shared_model("llama")
+    chats, later = some_chats(model), [(1, 0), (1, 2), (2, 1)]
+    sets = [[], [(0, 1)], *([(0, 1), one] for one in later), *([(0, 0), one] for one in later), [later[0]]]
+
+    def runs_and_tokens_of_layer_0(sets):
+        n_tokens, queries = [], model.hf.model.layers[0].self_attn.q_proj
+        handle = queries.register_forward_pre_hook(lambda module, args: n_tokens.append(args[0][..., 0].numel()))
+        try:
+            return score_runs(model, chats, sets, TOKENS.score, positions=positions), sum(n_tokens)
+        finally:
+            handle.remove()
+
+    score_runs(model, chats, sets, TOKENS.score, positions=positions)  # once per model some runs are computed both ways
+    runs, n_tokens = runs_and_tokens_of_layer_0(sets)
+    assert runs.how == "resumed"
+    for heads, changed in zip(sets, runs.changed.T, strict=True):
+        with ablate_heads(model, heads, positions=positions) if heads else nullcontext():
+            np.testing.assert_allclose(changed, score(model, chats), atol=1e-5)
+    assert n_tokens == runs_and_tokens_of_layer_0([[(0, 0)], [(0, 1)]])[1]
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])

@@ -40,8 +40,7 @@ class HeadRuns:
 
     def entry_layers(self) -> Int[Tensor, " run"]:
         """First changed layer of each run; the last layer for a run that changes nothing."""
-        last = self.changed.shape[1] - 1
-        return torch.where(self.changed.any(1), self.changed.to(torch.uint8).argmax(1), last)
+        return first_layers(self.changed)
 
     def change(
         self, layer: int, runs: Int[Tensor, " row"], z: Float[Tensor, "row pos head d_head"]
@@ -56,6 +55,36 @@ class HeadRuns:
         donated = torch.zeros_like(z)
         donated[:, -width:] = self.donated[prompt, layer].to(z)
         return torch.where(where, donated, z)
+
+
+def first_layers(changed: Bool[Tensor, "run layer"]) -> Int[Tensor, " run"]:
+    """First changed layer of each run; the last layer for a run that changes nothing."""
+    return torch.where(changed.any(1), changed.to(torch.uint8).argmax(1), changed.shape[1] - 1)
+
+
+class Branches:
+    """Runs of one prompt are one state until their changes differ, so that what they share is computed once.
+
+    `state` is each run's state after the layers so far; -1 - prompt while the run is still the clean pass. The last
+    layer is computed for all of them. `first`: the first layer that has states.
+    """
+
+    def __init__(self, heads: Bool[Tensor, "run layer head"], prompt: Int[Tensor, " run"]) -> None:
+        self.heads = heads.to(torch.long)
+        self.begins = first_layers(heads.any(-1))
+        self.first = int(self.begins.min())
+        self.state = -1 - prompt
+
+    def at(self, layer: int) -> tuple[Int[Tensor, " state"], Int[Tensor, " state"]]:
+        """Of each state at a layer: the state that it comes from, and a run that is in it. Layer after layer."""
+        begun = (self.begins <= layer).nonzero()[:, 0]
+        keys = torch.cat([self.state[begun, None], self.heads[begun, layer]], dim=1)
+        distinct, state = keys.unique(dim=0, return_inverse=True)
+        example = torch.empty(len(distinct), dtype=torch.long)
+        example[state] = begun
+        self.state = self.state.clone()
+        self.state[begun] = state
+        return distinct[:, 0], example
 
 
 def one_hot(heads: Sequence[Sequence[AnyHead]], n_layers: int, n_heads: int) -> Bool[Tensor, "run layer head"]:

@@ -22,6 +22,20 @@ class Call:
     kwargs: dict[str, Any]
 
 
+def entering(
+    call: Call, stream: Float[Tensor, "state pos d_model"] | None, parent: Int[Tensor, " row"]
+) -> Float[Tensor, "row pos d_model"]:
+    """What enters a layer in rows that come from these states of the layer before, or from the clean pass.
+
+    `parent`: a row of `stream`, or -1 - prompt for what entered in the clean pass.
+    """
+    if stream is None:
+        return call.entering[-1 - parent]
+    rows, new = stream[parent.clamp(min=0)].to(call.entering.device), (parent < 0).nonzero()[:, 0]
+    rows[new] = call.entering[-1 - parent[new]]
+    return rows
+
+
 class Prefix:
     """Stands for the KV cache in one layer's attention.
 

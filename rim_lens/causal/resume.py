@@ -4,7 +4,8 @@
    Columns before `start`, which no run changes, go into a KV cache once.
 2. Layers are then run one after the other over the runs that have begun: at each layer those whose change begins there
    join with the clean stream. A run whose change begins at layer l thus costs the layers from l on, over the columns
-   from `start` on, and weights are read once for all runs. Tokens that all prompts begin with (the template and its
+   from `start` on, and weights are read once for all runs. Runs that have made the same changes so far are one row
+   (`Branches`). Tokens that all prompts begin with (the template and its
    system prompt) do not depend on the prompt, whatever is changed at all positions: where they are shared, they are
    computed once per change and not once per run (`template`).
    Runs that change the last column only are laid side by side as columns of one row (`side_by_side`).
@@ -25,12 +26,13 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from rim_lens.causal import side_by_side
-from rim_lens.causal.head_runs import HeadRuns
+from rim_lens.causal.head_runs import Branches, HeadRuns
 from rim_lens.causal.layer_calls import (
     AttentionReached,
     Call,
     Prefix,
     changed_heads,
+    entering,
     for_rows,
     reached,
     replaced_forward,
@@ -48,7 +50,7 @@ from rim_lens.model.taps_fast import serves
 # Of the widest tensor: larger ones are mapped afresh by malloc, page faults cost 10-15 %.
 CPU_ACTIVATION_BYTES = 2 << 20
 MIN_TOKENS, GPU_TOKENS = 128, 16384
-STATE_BYTES = 256 << 20  # residual streams of the runs kept at once
+STATE_BYTES = 128 << 20  # residual streams of the runs kept at once
 ROWS_OF_LOGITS = 32
 # Takes the indices of some runs and their decision logits.
 TakeLogits = Callable[[Int[Tensor, " row"], Float[Tensor, "row vocab"]], Any]
@@ -163,11 +165,10 @@ class ResumablePass:
 
         def climb(some: Sequence[int]) -> None:
             group = torch.tensor(some)
-            layers = entry[group].tolist()
             if together and side_by_side.is_grid(self, runs, group):
-                last = side_by_side.climb(self, runs, group, layers)
+                last = side_by_side.climb(self, runs, group)
             else:
-                last = self._climb(runs, group, layers)
+                last = self._climb(runs, group)
             for rows in torch.arange(len(group)).split(ROWS_OF_LOGITS):
                 take(group[rows], self._unembedded(last[rows]))
 
@@ -176,31 +177,26 @@ class ResumablePass:
         for _ in room.parts(order.tolist(), climb, most):
             pass
 
-    def _climb(self, runs: HeadRuns, group: Int[Tensor, " run"], entry: list[int]) -> Float[Tensor, "run one d_model"]:
-        """Residual stream of the runs after the last layer, at the last column; `entry` is sorted."""
-        example = self.calls[0].entering
-        stream = example.new_empty(len(group), *example.shape[1:])
-        prompts, changed = runs.prompt[group], runs.changed[group].tolist()
-        n_begun, top = 0, len(self.layers) - 1
-        template = TemplateRuns(self, runs, group, entry) if self.template else None
-        for index in range(entry[0], top + 1):
-            begun = sum(layer <= index for layer in entry)
-            stream[n_begun:begun] = self.calls[index].entering[prompts[n_begun:begun]]
-            n_begun = begun
+    def _climb(self, runs: HeadRuns, group: Int[Tensor, " run"]) -> Float[Tensor, "run one d_model"]:
+        """Residual stream of the runs after the last layer, at the last column."""
+        branches, top, stream = Branches(runs.heads[group], runs.prompt[group]), len(self.layers) - 1, None
+        template = TemplateRuns(self, runs, group) if self.template else None
+        for index in range(branches.first, top + 1):
+            parent, example = branches.at(index)
             shared = None if template is None else template.keys_values(index)
-            for first in range(0, n_begun, self._rows_at_once):
-                rows = slice(first, min(first + self._rows_at_once, n_begun))
-                changing = any(one[index] for one in changed[rows])
-                change = partial(runs.change, index, group[rows]) if changing else None
+            layer, after = self.layer if index < top else self._last_layer, list[Tensor]()
+            for rows in torch.arange(len(parent)).split(self._rows_at_once):
+                some = group[example[rows]]
+                change = partial(runs.change, index, some) if bool(runs.changed[some, index].any()) else None
                 if template is not None and shared is not None:
-                    cache: Prefix | None = shared.of(template.place[rows])
+                    cache: Prefix | None = shared.of(template.branches.state[example[rows]])
                 else:
-                    cache = self.cached(index, prompts[rows])
-                if index < top:
-                    stream[rows] = self.layer(index, stream[rows], prompts[rows], change, cache)
-                else:
-                    stream[rows, -1:] = self._last_layer(stream[rows], prompts[rows], change, cache)
-        return stream[:, -1:]
+                    cache = self.cached(index, runs.prompt[some])
+                begin = entering(self.calls[index], stream, parent[rows])
+                after.append(layer(index, begin, runs.prompt[some], change, cache))
+            stream = torch.cat(after)
+        assert stream is not None  # there is at least the last layer
+        return stream[branches.state]
 
     def cached(self, index: int, prompts: Int[Tensor, " row"]) -> Prefix | None:
         """Keys and values of the columns before `start`, as the clean pass has them."""
@@ -222,25 +218,26 @@ class ResumablePass:
 
     def _last_layer(
         self,
+        index: int,
         stream: Float[Tensor, "row pos d_model"],
         prompts: Int[Tensor, " row"],
         change: Callable[[Tensor], Tensor] | None,
         cache: "Prefix | None",
     ) -> Float[Tensor, "row one d_model"]:
         """The last layer, whose MLP is run for the last column only."""
-        layer, top = self.layers[-1], len(self.layers) - 1
+        layer = self.layers[index]
         if layer.attention is None:
-            return self.layer(top, stream, prompts, change, cache)[:, -1:]
+            return self.layer(index, stream, prompts, change, cache)[:, -1:]
         with replaced_forward(layer.attention, reached):
             try:
-                self.layer(top, stream, prompts, None, cache)
+                self.layer(index, stream, prompts, None, cache)
             except AttentionReached as here:
                 args, kwargs = here.call
         with changed_heads(layer, self.model.n_heads, change):
             attended = layer.attention(*args, **kwargs)
         last = attended[:, -1:] if isinstance(attended, Tensor) else (attended[0][:, -1:], *attended[1:])
         with replaced_forward(layer.attention, lambda *args, **kwargs: last):
-            return self.layer(top, stream[:, -1:], prompts, None, cache)
+            return self.layer(index, stream[:, -1:], prompts, None, cache)
 
     def layer(
         self,

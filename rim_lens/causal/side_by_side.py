@@ -4,6 +4,7 @@ Keys and values of the columns before are the clean pass's and the same for all 
 column see them and itself, at the same position, so that nothing is copied or computed per run but that column.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rim_lens.causal.head_runs import HeadRuns
-from rim_lens.causal.layer_calls import Prefix
+from rim_lens.causal.head_runs import Branches, HeadRuns
+from rim_lens.causal.layer_calls import Prefix, entering
 
 if TYPE_CHECKING:
     from rim_lens.causal.resume import ResumablePass
@@ -41,28 +42,26 @@ def is_grid(clean: "ResumablePass", runs: HeadRuns, group: Int[Tensor, " run"]) 
     return bool((numbers == numbers[:, :1]).all() and (prompts == torch.arange(n)).all())
 
 
-def climb(
-    clean: "ResumablePass", runs: HeadRuns, group: Int[Tensor, " run"], entry: list[int]
-) -> Float[Tensor, "run one d_model"]:
-    """Residual stream of a grid of runs after the last layer; `entry` is sorted."""
-    n_prompts, example = len(clean.batch), clean.calls[0].entering
-    grid, first = group.view(-1, n_prompts), entry[::n_prompts]
-    stream = example.new_empty(n_prompts, len(grid), example.shape[-1])
-    at_once, n_begun = max(1, clean.tokens_at_once // n_prompts), 0
-    for index in range(first[0], len(clean.layers)):
-        begun = sum(layer <= index for layer in first)
-        stream[:, n_begun:begun] = clean.calls[index].entering
-        n_begun, cache = begun, clean.prefixes[index]
+def climb(clean: "ResumablePass", runs: HeadRuns, group: Int[Tensor, " run"]) -> Float[Tensor, "run one d_model"]:
+    """Residual stream of a grid of runs after the last layer."""
+    n_prompts = len(clean.batch)
+    grid, prompts = group.view(-1, n_prompts), torch.arange(n_prompts)
+    branches = Branches(runs.heads[grid[:, 0]], torch.zeros(len(grid), dtype=torch.long))
+    stream: Tensor | None = None  # [state, prompt, d_model]
+    for index in range(branches.first, len(clean.layers)):
+        parent, example = branches.at(index)
+        call, cache, after = clean.calls[index], clean.prefixes[index], list[Tensor]()
         assert cache is not None  # `fits`
-        for start in range(0, begun, at_once):
-            columns = slice(start, min(start + at_once, begun))
-            rows = grid[columns]
+        column = replace(call, entering=call.entering.transpose(0, 1))
+        for columns in torch.arange(len(parent)).split(max(1, clean.tokens_at_once // n_prompts)):
+            rows = grid[example[columns]]
             change = partial(changed_columns, runs, index, rows) if bool(runs.changed[rows, index].any()) else None
-            mask = mask_of(clean.calls[index].kwargs.get("attention_mask"), cache, n_prompts, len(rows))
-            stream[:, columns] = clean.layer(
-                index, stream[:, columns], torch.arange(n_prompts), change, cache, attention_mask=mask
-            )
-    return stream.transpose(0, 1).reshape(len(group), 1, -1)
+            mask = mask_of(call.kwargs.get("attention_mask"), cache, n_prompts, len(rows))
+            begin = entering(column, stream, parent[columns]).transpose(0, 1).contiguous()
+            after.append(clean.layer(index, begin, prompts, change, cache, attention_mask=mask).transpose(0, 1))
+        stream = torch.cat(after)
+    assert stream is not None  # there is at least the last layer
+    return stream[branches.state].reshape(len(group), 1, -1)
 
 
 def changed_columns(
