@@ -40,6 +40,7 @@ from .intervene.steer import steer as steer
 from .inference_time.sweep import ablation_sweep as ablation_sweep
 from .inference_time.patching import patching_sweep as patching_sweep
 from .causal.ablation_test import ablation_test as ablation_test
+from .causal.ablation_comparison import compare_ablations as compare_ablations
 from .causal.mediation import mediation as mediation
 
 # follow a series

@@ -12,11 +12,21 @@ from datasets import Dataset
 from families import tiny_hf, tiny_tokenizer
 from safetensors.torch import load_file
 
-from rim_lens import Checkpoints, RimLensError, ThinkTags, finetune, load_model, load_prompts, neuron_activations
+from rim_lens import (
+    Checkpoints,
+    RimLensError,
+    ThinkTags,
+    finetune,
+    load_model,
+    load_prompts,
+    neuron_activations,
+    residuals,
+)
 from rim_lens.chat.format import ChatFormat
 from rim_lens.model.adapter import WEIGHTS
 from rim_lens.patterns import TrainingSettings
-from rim_lens.patterns.held_neurons import ShiftPenalty, held_places, hold, read_neurons
+from rim_lens.patterns.held_neurons import held_places, hold, read_neurons
+from rim_lens.patterns.shift_penalty import DirectionShift, NeuronShift
 from rim_lens.patterns.training_plan import read_plan
 from rim_lens.patterns.training_rows import TrainingRow, read_training_rows, tokens_of
 
@@ -230,14 +240,14 @@ def test_tags_of_ones_own_are_what_a_run_learns_to_close_with(place, monkeypatch
 def test_anchor_prompts_are_taken_in_turns(place, monkeypatch):
     """Two of six per step: three steps see all of them, once each."""
     pytest.importorskip("trl")
-    activations, seen = ShiftPenalty.activations, []
+    values, seen = NeuronShift.values, []
 
     def noted(self, model, batch):
         if model.training:
             seen.append([chat.request for chat in batch.chats])
-        return activations(self, model, batch)
+        return values(self, model, batch)
 
-    monkeypatch.setattr(ShiftPenalty, "activations", noted)
+    monkeypatch.setattr(NeuronShift, "values", noted)
     run(place, "turns", freeze_neurons=place / "held.json", penalize_shift=0.1)
     assert [len(requests) for requests in seen] == [2, 2, 2]
     assert len({request for requests in seen for request in requests}) == 6
@@ -256,6 +266,40 @@ def test_penalty_keeps_activations_closer(place):
         a, b = (np.array([np.asarray(side)[layer, unit] for layer, unit in HELD]) for side in found)
         shifts.append(np.abs((a - b) / a).mean())
     assert shifts[1] < shifts[0]
+
+
+def test_penalty_keeps_the_stream_along_a_direction_closer(place):
+    """The component behind every layer, read by the package's own capture; another direction is left to move."""
+    direction = np.random.default_rng(0).normal(size=32)
+    run(place, "direction", settings=settings(save_at=(6,)), direction=direction, penalize_direction=100.0)
+    series = Checkpoints.from_folder(place / "direction")
+    model = series.open(device="cpu")
+    chats = model.render(load_prompts(place / "anchors.jsonl").texts)
+    before, after = (residuals(m, chats)[:, 1:].numpy() for _, m in series.loaded(model))
+    along, other = (np.abs((after - before) @ one).mean() for one in (direction, np.roll(direction, 1)))
+    assert 0 < along < 0.5 * other
+
+
+def test_a_directions_values_are_the_stream_behind_every_layer():
+    model, unit = load_model(tiny_hf("llama"), tokenizer=tiny_tokenizer()), torch.zeros(32)
+    unit[3] = 2.0
+    chats = model.render(["Add 1 and 2.", "Hi"])
+    penalty = DirectionShift(unit, model.hf, chats, model.batch, 1.0, 2)
+    streams = residuals(model, penalty.chats)[:, 1:, 0, 3]
+    torch.testing.assert_close(penalty.before, streams, atol=1e-5, rtol=0)
+    assert sum(penalty.addends(model.hf, 2)) < 1e-6
+
+
+def test_what_cannot_be_penalized_is_refused(place):
+    for options, message in (
+        ({"penalize_direction": 1.0}, "needs a direction"),
+        ({"direction": np.ones(32)}, "nothing without a penalty"),
+        ({"direction": np.ones(5), "penalize_direction": 1.0}, "5 numbers"),
+        ({"direction": np.zeros(32), "penalize_direction": 1.0}, "not a direction"),
+        ({"direction": np.ones(32), "penalize_direction": -1.0}, "not be negative"),
+    ):
+        with pytest.raises(RimLensError, match=message):
+            run(place, f"no-{message[:5]}", **options)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "phi3", "gpt_neox"])

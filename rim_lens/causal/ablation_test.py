@@ -1,9 +1,9 @@
-"""What becomes of refusal, and of other tasks, without these heads or neurons?
+"""What becomes of refusal, and of other tasks, without these heads or neurons, or without this direction?
 
 A set of units is changed, and so are matched random sets.
 
 1. The first k units of a list (a *dose*; by default all of them) are ablated, and so are control sets: as many heads in
-   each layer, or as many neurons in each layer and decile of base activation.
+   each layer, as many neurons in each layer and decile of base activation, or random directions.
 2. Refusal score for every set; judged answers, refusals of harmless requests and maths for the set and as many control
    sets as asked.
 3. Effect = changed − untouched model, with its interval over prompts, its place among the control sets (percentile, p),
@@ -21,10 +21,10 @@ from torch import Tensor
 
 from rim_lens.behavior.judge import Judge, RefusalJudge
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_tokens
-from rim_lens.capture.neuron_sets import matched_controls, neuron_rows
 from rim_lens.causal.ablation import Kind, Method, ablation
 from rim_lens.causal.measures import AnswerMeasure, Change, MathsLikelihood, MathsMeasure, ScoreMeasure
 from rim_lens.causal.set_effects import alternative_for, recovered_share, set_effect
+from rim_lens.causal.tested_sets import Units, dose_sets, units_from
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.positions import Positions, words_of
 from rim_lens.chat.segments import Thinking
@@ -37,12 +37,11 @@ from rim_lens.model.as_chats import as_chats
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.requests import Prompts
 from rim_lens.results import Manifest, Result
-from rim_lens.stats import benjamini_hochberg, count_head_sets, matched_head_sets
+from rim_lens.stats import benjamini_hochberg
 from rim_lens.stats.controls import Alternative
-from rim_lens.units import Head, Neuron, heads_from
+from rim_lens.units import Head, Neuron
 
 SHORT_ANSWER, MATHS_ANSWER = 24, 64  # tokens
-Units = Sequence[Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +53,7 @@ class AblationTest(Result):
     (`control_mean`, `control_low` and `control_high`: their 2.5 and 97.5 % quantiles, `percentile`, `p`, `q`); and,
     after `restore_refusal`, the share `recovered` of the gap to thinking off, with its interval. Refused, complied and
     incoherent answers are rows of their own. `controls`: every control set with its effect. `prompts`: every prompt
-    before and after, and the mean after the control sets (`control`). `kind`: "heads" or "neurons".
+    before and after, and the mean after the control sets (`control`). `kind`: "heads", "neurons" or "direction".
     """
 
     figure: ClassVar = "set_effects:ablation_figure"
@@ -111,7 +110,7 @@ def ablation_test(
     method: Method | Sequence[Method] = "zero",
     positions: Positions = "all",
     reference: Prompts | HeadRecording | Float[Tensor, "layer head d_head"] | None = None,
-    controls: Int[np.ndarray, "set neuron index"] | None = None,
+    controls: Int[np.ndarray, "set neuron index"] | Float[np.ndarray, "set d_model"] | None = None,
     n_controls: int = 100,
     n_generated_controls: int = 20,
     n_maths_controls: int = 20,
@@ -126,22 +125,24 @@ def ablation_test(
     seed: int = 0,
     **generation: Any,
 ) -> AblationTest:
-    """Ablate heads or neurons and measure what becomes of refusal, and of maths.
+    """Ablate heads, neurons or a direction and measure what becomes of refusal, and of maths.
 
     Args:
         model: the model.
         units: heads: names ("L12H3"), pairs (layer, head) or `Head`s; neurons: `SafetyNeurons`, an array of rows
             (layer, unit) or (layer, expert, unit), names ("L12N345") or `Neuron`s. A ranked list if `doses` are given.
+            Or a direction: a `RefusalDirection`, anything else with a `vector`, or a vector [d_model].
         harmful: requests (rendered for `thinking`), or chats up to the decision position.
         harmless: the same for harmless requests, where refusals are a cost.
-        maths: problems with answers: how many are solved and, for neurons, the log-likelihood of the right answer.
+        maths: problems with answers: how many are solved, and the log-likelihood of the right answer.
         doses: how many of the first units to ablate, a test each; larger ones than the list are left out. Default: all.
         method: "zero", "mean" over `reference`, "resample" (another prompt's), or several of them; neurons of experts
-            are changed at the tokens sent to their expert.
+            are changed at the tokens sent to their expert. A direction is zeroed in all that is written to the stream.
         positions: "all" (generated tokens included), "decision", or "from_decision" (that position and all later ones).
         reference: prompts or chats that "mean" and "resample" take values from, at the positions where they are put;
             the harmful ones by default. For heads also what `ablate_heads` takes.
         controls: random sets of neurons; by default matched ones, which need `SafetyNeurons` for their base activation.
+            Or other directions; by default random ones, even over all.
         n_controls: random sets for the refusal score, at least 1; of heads fewer where fewer exist (see `n_controls` in
             the table).
         n_generated_controls: random sets for whatever is generated; 0 for none.
@@ -149,7 +150,7 @@ def ablation_test(
         generated: whether to generate at all; False leaves scores and likelihoods.
         solve: whether generation includes the maths problems.
         thinking: mode of requests that are not rendered yet; "prefilled" needs `cot`.
-        maths_thinking: mode of the maths problems; for heads as `thinking` by default, for neurons "on".
+        maths_thinking: mode of the maths problems; "on" for neurons by default, else as `thinking`.
         cot: the CoT to prefill, one for all or one per request.
         judge: labels the answers; `RefusalJudge` by default.
         tokens: the refusal tokens; `refusal_tokens(model)` by default.
@@ -168,7 +169,7 @@ def ablation_test(
             "p < 0.05."
         )
     kind, chosen = units_from(units)
-    wanted = max(n_controls, n_generated_controls, n_maths_controls if kind == "neurons" else 0)
+    wanted = max(n_controls, n_generated_controls, 0 if maths is None else n_maths_controls)
     if kind == "heads":
         chosen_heads(model, chosen)  # an unknown head is an error before anything is measured
     sets = dose_sets(model, units, kind, chosen, doses, wanted, controls, seed)
@@ -179,63 +180,14 @@ def ablation_test(
         f"{one} ablation": ablation(model, kind, one, positions, chats if reference is None else reference, seed)
         for one in ([method] if isinstance(method, str) else method)
     }
-    mode = maths_thinking or (thinking if kind == "heads" else "on")
+    mode = maths_thinking or ("on" if kind == "neurons" else thinking)
     measures = measures_of(
         model, chats, harmless_chats, problems if solve else None, mode, generated, judge, tokens, generation
     )
-    if problems is not None and kind == "neurons":
+    if problems is not None:
         measures.append(MathsLikelihood(model, problems))
     limits = {"score": n_controls, "answers": n_generated_controls, "likelihood": n_maths_controls}
     return SetTest(model, chosen, kind, positions, sets, limits, alternative, seed).result(changes, measures)
-
-
-def units_from(units: Any) -> tuple[Kind, list[Any]]:
-    """Whether the units are heads or neurons, and a list of `Head`s or of rows of neurons; a plain pair is a head."""
-    rows = getattr(units, "rows", units)
-    if isinstance(rows, np.ndarray) or (len(rows) > 0 and is_neuron(rows[0])):
-        return "neurons", [tuple(row) for row in neuron_rows(units).tolist()]
-    return "heads", heads_from(rows)
-
-
-def is_neuron(one: Any) -> bool:
-    """Whether one unit is a neuron by its type, its name or its number of indices."""
-    return (
-        isinstance(one, Neuron) or (isinstance(one, str) and "N" in one) or (not isinstance(one, str) and len(one) == 3)
-    )
-
-
-def dose_sets(
-    model: LensModel,
-    units: Any,
-    kind: Kind,
-    chosen: list[Any],
-    doses: Sequence[int] | None,
-    n_controls: int,
-    controls: Int[np.ndarray, "set neuron index"] | None = None,
-    seed: int = 0,
-) -> dict[int, list[Units]]:
-    """For each dose the first units, and after them their control sets."""
-    if not chosen:
-        raise RimLensError("There are no heads or neurons to test; pass at least one, such as L12H3.")
-    wanted = [len(chosen)] if doses is None else sorted({int(k) for k in doses})
-    fitting = [k for k in wanted if 1 <= k <= len(chosen)]
-    if not fitting:
-        raise RimLensError(f"None of the doses {wanted} fits a list of {len(chosen)} {kind}; doses count {kind}.")
-    sets: dict[int, list[Units]] = {}
-    for k in fitting:
-        drawn: Any
-        if kind == "heads":
-            possible = count_head_sets(chosen[:k], model.n_heads)
-            drawn = matched_head_sets(chosen[:k], model.n_heads, min(n_controls, possible), seed) if n_controls else []
-        elif controls is not None:
-            drawn = np.asarray(controls)[:, :k].tolist()
-        else:
-            base = getattr(units, "base", None)
-            drawn = (
-                matched_controls(np.array(chosen[:k]), n_controls, base=base, seed=seed).tolist() if n_controls else []
-            )
-        sets[k] = [chosen[:k], *([one if isinstance(one, Head) else tuple(one) for one in row] for row in drawn)]
-    return sets
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,7 +236,7 @@ class SetTest:
                         prompt_tables.append(pd.DataFrame({**where, "prompt": prompt, **columns}))
         table = pd.DataFrame(rows)
         table["q"] = table.groupby("measure", sort=False)["p"].transform(lambda p: benjamini_hochberg(p.to_numpy()))
-        named = self.units if self.kind == "heads" else [Neuron.parse(one) for one in self.units]
+        named = [Neuron.parse(one) for one in self.units] if self.kind == "neurons" else self.units
         return AblationTest(
             table=table,
             controls=pd.DataFrame(control_rows, columns=["change", "k", "measure", "units", "effect"]),
@@ -297,6 +249,8 @@ class SetTest:
         )
 
     def _named(self, units: Units) -> str:
+        if self.kind == "direction":
+            return "another direction"
         parse = Head.parse if self.kind == "heads" else Neuron.parse
         return " ".join(str(parse(one)) for one in units)
 

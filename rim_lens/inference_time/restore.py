@@ -12,8 +12,9 @@ from typing import Any, Literal
 from rim_lens.behavior.generate import generate
 from rim_lens.behavior.judge import Judge
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_score, refusal_tokens
-from rim_lens.causal.ablation_test import AblationTest, SetTest, dose_sets, measures_of
+from rim_lens.causal.ablation_test import AblationTest, SetTest, measures_of
 from rim_lens.causal.measures import Change
+from rim_lens.causal.tested_sets import dose_sets
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import Thinking
 from rim_lens.data.prompts import Prompts as ProblemSet

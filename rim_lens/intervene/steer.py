@@ -151,7 +151,8 @@ class Clamped(SteerTap):
     """x ← x − (x · u) u + clamp · u."""
 
     def __init__(self, vectors: Tensor, where: Positions, layers: frozenset[int] | None, clamp: float) -> None:
-        super().__init__(vectors / vectors.norm(dim=-1, keepdim=True), where, layers)
+        lengths = vectors.norm(dim=-1, keepdim=True)
+        super().__init__(vectors / torch.where(lengths > 0, lengths, 1.0), where, layers)  # zeros: an unchanged row
         self.clamp = clamp
 
     def new(self, stream: Tensor, vectors: Tensor) -> Tensor:

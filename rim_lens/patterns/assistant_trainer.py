@@ -1,6 +1,6 @@
 """trl's SFTTrainer with four additions.
 
-These are a loss averaged per example, held neurons, a penalty on their shift, and steps in parts.
+These are a loss averaged per example, held neurons, penalties on shifts, and steps in parts.
 
     loss = mean over tokens of −log p   (trl's own)
          | mean over examples of the mean over the example's tokens
@@ -21,7 +21,8 @@ from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from rim_lens.model.fitting import AtOnce
-from rim_lens.patterns.held_neurons import ShiftPenalty, Slice
+from rim_lens.patterns.held_neurons import Slice
+from rim_lens.patterns.shift_penalty import ShiftPenalty
 from rim_lens.patterns.training_plan import TrainingSettings
 from rim_lens.patterns.training_rows import IGNORED
 
@@ -29,12 +30,12 @@ LOGGED = 12  # points of the loss curve
 
 
 class AssistantTrainer(SFTTrainer):
-    """SFTTrainer with `per_example` loss, a `penalty`, and as many examples `at_once` as fit into memory."""
+    """SFTTrainer with `per_example` loss, `penalties`, and as many examples `at_once` as fit into memory."""
 
     loss_is_scaled_for_ga: Any = True  # parts of a step are weighted here
     at_once: AtOnce
     per_example = False
-    penalty: ShiftPenalty | None = None
+    penalties: Sequence[ShiftPenalty] = ()
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Gradients of one step, in parts where it does not fit as a whole; returns its loss."""
@@ -51,14 +52,15 @@ class AssistantTrainer(SFTTrainer):
             ]
             self.current_gradient_accumulation_steps = len(parts)  # what trl averages a router's own loss over
             losses = [super(AssistantTrainer, self).training_step(model, part, whole) for part in parts]
-            for addend in [] if self.penalty is None else self.penalty.addends(model, size):
-                self.accelerator.backward(addend)
-                losses.append(addend.detach())
+            for penalty in self.penalties:
+                for addend in penalty.addends(model, size):
+                    self.accelerator.backward(addend)
+                    losses.append(addend.detach())
             return torch.stack(losses).sum()
 
         loss = self.at_once.try_with(backward, n_examples)
-        if self.penalty is not None:
-            self.penalty.turn += 1
+        for penalty in self.penalties:
+            penalty.turn += 1
         return loss
 
     def compute_loss(
@@ -110,7 +112,7 @@ def trained(
     folder: str,
     *,
     slices: Sequence[Slice] = (),
-    penalty: ShiftPenalty | None = None,
+    penalties: Sequence[ShiftPenalty] = (),
     save: Callable[[int], None],
 ) -> list[dict[str, float]]:
     """Train the model in place; returns trl's log, one entry per logged step."""
@@ -146,7 +148,7 @@ def trained(
         processing_class=tokenizer,
         callbacks=[AfterStep(slices, steps, save)],
     )
-    trainer.per_example, trainer.penalty = settings.loss_mean == "example", penalty
+    trainer.per_example, trainer.penalties = settings.loss_mean == "example", penalties
     trainer.at_once = AtOnce(settings.batch_size, "finetune", "examples")
     torch.manual_seed(seed)
     trainer.train()

@@ -8,17 +8,12 @@ projection.
     LoRA, ΔW=BA   rows of B (into the hidden layer) and columns of A (down projection) are zero and stay so: ΔW is
     exactly 0 there
 
-The neuron's activation can still shift, because what flows into it does; `ShiftPenalty` adds
-
-    λ · mean over prompts and held neurons of ((a − a₀) / s)²,  s = mean |a₀| over the prompts, a at the decision
-    position
+The neuron's activation can still shift, because what flows into it does: see `shift_penalty`.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from rim_lens.chat.chat import Chat
 from rim_lens.errors import RimLensError
-from rim_lens.model.batch import Batch
-from rim_lens.model.fitting import AtOnce
 from rim_lens.model.sites import find_sites
 
 Rows = Int[np.ndarray, "neuron 2"]
@@ -184,71 +176,3 @@ def slices_of(model: nn.Module, place: Held, prefix: str) -> Iterator[Slice]:
         bias = getattr(module, "bias", None)
         if not is_down and bias is not None and bias.requires_grad:
             yield Slice.of(bias, 0, rows)
-
-
-class ShiftPenalty:
-    """λ times the mean squared relative shift of the held neurons on `batch_size` anchor prompts per step, in turns."""
-
-    def __init__(
-        self,
-        model: Any,
-        places: Sequence[Held],
-        chats: Sequence[Chat],
-        batched: Callable[[Sequence[Chat]], Batch],
-        weight: float,
-        batch_size: int,
-        prefix: str = "",
-    ) -> None:
-        self.places, self.prefix = places, prefix
-        self.batched, self.batch_size, self.weight = batched, batch_size, weight
-        self.chats = sorted(chats, key=len, reverse=True)  # a lack of memory shows at once
-        self.turn = 0
-        with torch.no_grad():
-            values = AtOnce(batch_size, "finetune").parts(
-                self.chats, lambda some: self.activations(model, batched(some))
-            )
-            self.before: Float[Tensor, "chat held"] = torch.cat(list(values))
-        self.scale = self.before.abs().mean(dim=0).clamp(min=1e-6)
-
-    def activations(self, model: Any, batch: Batch) -> Float[Tensor, "row held"]:
-        """The held neurons at the decision position."""
-        with recorded(model, [self.prefix + place.down for place in self.places]) as inputs:
-            model(
-                input_ids=batch.tokens, attention_mask=batch.mask.long(), position_ids=batch.positions, use_cache=False
-            )
-        rows = torch.arange(len(batch), device=batch.tokens.device)
-        return torch.cat(
-            [seen[rows, batch.decision][:, list(place.units)] for seen, place in zip(inputs, self.places, strict=True)],
-            1,
-        ).float()
-
-    def addends(self, model: Any, size: int) -> Iterator[Float[Tensor, ""]]:
-        """Parts of this turn's penalty, `size` anchor prompts each; their sum is the penalty."""
-        first = self.turn % ceil(len(self.chats) / self.batch_size) * self.batch_size
-        last = min(first + self.batch_size, len(self.chats))
-        for begin in range(first, last, size):
-            rows = slice(begin, min(begin + size, last))
-            shift = (self.activations(model, self.batched(self.chats[rows])) - self.before[rows]) / self.scale
-            yield self.weight * shift.square().sum() / ((last - first) * shift.shape[1])
-
-
-@contextmanager
-def recorded(model: nn.Module, names: Sequence[str]) -> Iterator[list[Tensor]]:
-    """The inputs of the named modules in the passes inside the block, in the order of the names, with gradients."""
-    inputs: dict[str, Tensor] = {}
-    recordings: list[Tensor] = []
-
-    def keep(name: str) -> Any:
-        def hook(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            inputs[name] = arguments[0]
-            if len(inputs) == len(names):
-                recordings[:] = [inputs[one] for one in names]
-
-        return hook
-
-    handles = [model.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names]
-    try:
-        yield recordings
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -28,7 +28,7 @@ from rim_lens.plots.routing import expert_loads
 from rim_lens.plots.series import maths_over_series, refusal_over_series
 from rim_lens.plots.series_heads import head_order, heads_by_checkpoint
 from rim_lens.plots.series_shift import shift_by_layer_and_checkpoint, shift_over_series
-from rim_lens.plots.set_effects import ablation_figure, dose_curve, set_effects
+from rim_lens.plots.set_effects import ablation_figure, compared_effects, dose_curve, set_effects
 from rim_lens.plots.sweeps import ablation_map, interchange_map, patching_map, patching_together
 from rim_lens.plots.tokens import token_view
 
@@ -39,6 +39,7 @@ __all__ = [
     "attention_contrast",
     "attribution_map",
     "cliff_heads",
+    "compared_effects",
     "cost_by_category",
     "cost_by_class",
     "direct_against_total",

@@ -10,11 +10,12 @@ import plotly.graph_objects as go
 from rim_lens.plots import style
 
 if TYPE_CHECKING:
+    from rim_lens.causal.ablation_comparison import AblationComparison
     from rim_lens.causal.ablation_test import AblationTest
 
 
 def ablation_figure(test: AblationTest, **options: str) -> go.Figure:
-    """The dose curve of heads; every rate of a set of neurons."""
+    """The dose curve of heads; every rate under neurons or a direction."""
     return dose_curve(test, **options) if test.kind == "heads" else set_effects(test, **options)
 
 
@@ -64,13 +65,28 @@ def set_effects(test: AblationTest, change: str | None = None) -> go.Figure:
     rows = test.table[(test.table["change"] == change) & ~test.table["measure"].map(in_nats)]
     rows = rows[rows["k"] == rows["k"].max()]
     what = f"{change} of {rows['k'].max()} {test.kind}{test.where}" if len(rows) else change
+    return _beside_controls(rows, [style.text(name) for name in rows["measure"]], f"What changes under {what}")
+
+
+def compared_effects(comparison: AblationComparison, nats: bool = False) -> go.Figure:
+    """Every share (or, with `nats`, every score) under each ablation, measure by measure, beside the controls."""
+    rows = comparison.table[comparison.table["measure"].map(in_nats) == nats]
+    order = {name: i for i, name in enumerate(rows["measure"].unique())}
+    rows = rows.sort_values("measure", key=lambda names: names.map(order), kind="stable")
+    labels = [style.text(f"{row['measure']} · {row['units']}") for _, row in rows.iterrows()]
+    return _beside_controls(rows, labels, "What ablating each of them changes", nats)
+
+
+def _beside_controls(rows: pd.DataFrame, labels: list[str], title: str, nats: bool = False) -> go.Figure:
+    """Effects from top to bottom, each beside the range of its control sets."""
     y = list(range(len(rows)))
     figure = style.blank(
-        f"What changes under {what}",
+        title,
         f"n = {style.one_or_range(rows['n']) if len(rows) else 0} prompts; bars are 95 % intervals; grey: 95 % of "
         f"{style.one_or_range(rows['n_controls']) if len(rows) else 0} matched random sets",
-        xaxis={"title": {"text": "change of the share of answers"}, "tickformat": "+.0%", "zerolinewidth": 2},
-        yaxis={"tickvals": y, "ticktext": [style.text(name) for name in rows["measure"]], "showgrid": False}
+        xaxis={"title": {"text": "change (nats)" if nats else "change of the share of answers"}, "zerolinewidth": 2}
+        | ({} if nats else {"tickformat": "+.0%"}),
+        yaxis={"tickvals": y, "ticktext": labels, "showgrid": False}
         | {"range": [len(rows) - 0.5, -0.5], "zeroline": False},
         height=150 + 44 * max(2, len(rows)),
     )
@@ -86,7 +102,7 @@ def set_effects(test: AblationTest, change: str | None = None) -> go.Figure:
         error_x=style.error_bars(rows["effect"], rows["low"], rows["high"]),
         mode="markers",
         marker={"color": style.BLUE, "size": 9},
-        customdata=[hover_of(row, style.text(row["measure"])) for _, row in rows.iterrows()],
+        customdata=[hover_of(row, label) for label, (_, row) in zip(labels, rows.iterrows(), strict=True)],
         hovertemplate="%{customdata}<extra></extra>",
         showlegend=False,
     )

@@ -16,6 +16,7 @@ from rim_lens.plots.attention import CONTRASTS, attention_contrast, by_outcome, 
 from rim_lens.plots.probe import cliff_heads, probe_map, trace_curve
 from rim_lens.plots.set_effects import dose_curve, in_nats, sentence, set_effects
 from rim_lens.plots.style import interval, number, percent
+from rim_lens.report import directions
 from rim_lens.report.blocks import Block, Drawing, Folded, Grid, Section, Token, Tokens, Words, excerpt
 from rim_lens.report.effects import effect_grid, effect_sentence
 from rim_lens.report.wording import counted
@@ -164,7 +165,9 @@ def token_block(attention: TokenAttention, chat: int, head: AnyHead) -> Tokens:
 
 
 def test_section(anchor: str, test: AblationTest) -> Section:
-    """Causal test of heads: dose curve, rates beside controls, all effects."""
+    """Causal test of heads: dose curve, rates beside controls, all effects; of a direction without a curve."""
+    if test.kind == "direction":
+        return directions.test_section(anchor, test)
     changes = list(dict.fromkeys(test.table["change"]))
     names = ", ".join(str(Head.parse(head)) for head in test.units)
     returns = "recovered" in test.table

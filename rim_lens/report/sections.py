@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from rim_lens.behavior.measure import RimTable
+from rim_lens.causal.ablation_comparison import AblationComparison
 from rim_lens.causal.ablation_test import AblationTest
 from rim_lens.inference_time.interchange import InterchangeSweep
 from rim_lens.inference_time.patching import PatchingSweep
@@ -23,6 +24,7 @@ from rim_lens.patterns.own_cots import OwnPatterns
 from rim_lens.report import (
     arms,
     behavior,
+    directions,
     heads,
     methods,
     neuron_series,
@@ -99,6 +101,7 @@ CHAPTERS = (
             InterchangeSweep: sweeps.interchange_section,
             TokenAttention: heads.token_section,
             AblationTest: heads.test_section,
+            AblationComparison: directions.comparison_section,
             RefusalProbe: heads.probe_section,
             RefusalTrace: heads.trace_section,
         },
@@ -123,7 +126,7 @@ CHAPTERS = (
         methods.NEURONS,
     ),
 )
-CHAPTER_OF_TESTED = {"heads": "inference", "neurons": "training"}
+CHAPTER_OF_TESTED = {"heads": "inference", "direction": "inference", "neurons": "training"}
 OTHER = Chapter("more", "More results", "Results that have no figures of their own yet, as tables.", {}, ())
 
 
