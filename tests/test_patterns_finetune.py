@@ -271,7 +271,8 @@ def test_penalty_keeps_activations_closer(place):
 def test_penalty_keeps_the_stream_along_a_direction_closer(place):
     """The component behind every layer, read by the package's own capture; another direction is left to move."""
     direction = np.random.default_rng(0).normal(size=32)
-    run(place, "direction", settings=settings(save_at=(6,)), direction=direction, penalize_direction=100.0)
+    more = {"direction": direction, "penalize_direction": 3.0}
+    run(place, "direction", settings=settings(save_at=(12,), epochs=3, learning_rate=3e-3), **more)
     series = Checkpoints.from_folder(place / "direction")
     model = series.open(device="cpu")
     chats = model.render(load_prompts(place / "anchors.jsonl").texts)
