@@ -2,8 +2,10 @@
 
 import numpy as np
 import pandas as pd
+from made_heads import made_head_test
 from made_results import HOSTILE, MANIFEST
 
+from rim_lens.causal.ablation_comparison import AblationComparison
 from rim_lens.causal.mediation import Mediation, path_table
 from rim_lens.causal.set_effects import set_effect
 from rim_lens.chat.segments import SEGMENTS
@@ -104,6 +106,16 @@ def made_mediation(seed=0, n=20):
     return Mediation(path_table(prompts, null, 0), prompts, null, [Head(1, 2)], 5, 0.5, "R", manifest=MANIFEST)
 
 
+def made_comparison():
+    """A direction and heads under the largest dose of the made test."""
+    test = made_head_test(doses=(4,))
+    parts = [
+        [getattr(test, part).assign(units=name, kind=kind) for name, kind in ((HOSTILE, "direction"), ("h", "heads"))]
+        for part in ("table", "prompts")
+    ]
+    return AblationComparison(*(pd.concat(one, ignore_index=True) for one in parts), manifest=MANIFEST)
+
+
 def made_receivers():
     """The heads of the attribution with a kurtosis."""
     table = made_attribution().table.iloc[1:].reset_index(drop=True)
@@ -129,5 +141,5 @@ def made_directions():
     return (
         first
         | {"importance": made_importance(), "loads": made_loads(), "mediation": made_mediation()}
-        | {"receivers": made_receivers(), "drift": made_drift()}
+        | {"receivers": made_receivers(), "drift": made_drift(), "comparison": made_comparison()}
     )
