@@ -152,12 +152,13 @@ def stratified_half(refused: np.ndarray, seed: int) -> np.ndarray:
 
 
 def log_odds(logits: Float[Tensor, "... vocab"], ids: Sequence[int]) -> Float[Tensor, "..."]:
-    """Log p(R) − log(1 − p(R)) in float64; differentiable."""
-    inside = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-    inside[list(ids)] = True
-    wide = logits.double()
-    refusal = wide.masked_fill(~inside, -torch.inf).logsumexp(-1)
-    return refusal - wide.masked_fill(inside, -torch.inf).logsumexp(-1)
+    """Log p(R) − log(1 − p(R)), summed in float64; differentiable."""
+    index = torch.tensor(list(ids), device=logits.device)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    others = logits.index_fill(-1, index, -torch.inf)
+    largest = others.amax(-1, keepdim=True).detach()
+    rest = (others - largest).exp().sum(-1, dtype=torch.float64).log() + largest[..., 0]
+    return logits[..., index].double().logsumexp(-1) - rest
 
 
 @halves_batches

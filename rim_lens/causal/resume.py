@@ -51,7 +51,7 @@ from rim_lens.model.taps_fast import serves
 CPU_ACTIVATION_BYTES = 2 << 20
 MIN_TOKENS, GPU_TOKENS = 128, 16384
 STATE_BYTES = 128 << 20  # residual streams of the runs kept at once
-ROWS_OF_LOGITS = 32
+ROWS_OF_LOGITS = 64
 # Takes the indices of some runs and their decision logits.
 TakeLogits = Callable[[Int[Tensor, " row"], Float[Tensor, "row vocab"]], Any]
 
