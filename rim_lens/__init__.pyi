@@ -42,6 +42,7 @@ from .inference_time.patching import patching_sweep as patching_sweep
 from .causal.ablation_test import ablation_test as ablation_test
 from .causal.ablation_comparison import compare_ablations as compare_ablations
 from .causal.mediation import mediation as mediation
+from .causal.path_patching import path_patching as path_patching
 
 # follow a series
 from .training_time.checkpoints import Checkpoints as Checkpoints

@@ -7,6 +7,7 @@ from made_results import HOSTILE, MANIFEST
 
 from rim_lens.causal.ablation_comparison import AblationComparison
 from rim_lens.causal.mediation import Mediation, path_table
+from rim_lens.causal.path_patching import PathPatching
 from rim_lens.causal.set_effects import set_effect
 from rim_lens.chat.segments import SEGMENTS
 from rim_lens.inference_time.cot_importance import CotImportance
@@ -106,6 +107,15 @@ def made_mediation(seed=0, n=20):
     return Mediation(path_table(prompts, null, 0), prompts, null, [Head(1, 2)], 5, 0.5, "R", manifest=MANIFEST)
 
 
+def made_paths(seed=0, n=20):
+    """Half of the effect is direct, and one head of two carries the rest."""
+    effects = np.random.default_rng(seed).normal((-4, -2, -2, -2, 0), 0.5, (n, 5))
+    mean, names = effects.mean(0), ["total", "direct", "response", "L3H1", HOSTILE]
+    table = pd.DataFrame({"path": names, "n": n, "effect": mean, "low": mean - 0.3, "high": mean + 0.3, "p": 0.01})
+    table["q"] = [np.nan, np.nan, np.nan, 0.01, 0.5]
+    return PathPatching(table, effects, [Head(1, 2)], "R", manifest=MANIFEST)
+
+
 def made_comparison():
     """A direction and heads under the largest dose of the made test."""
     test = made_head_test(doses=(4,))
@@ -141,5 +151,5 @@ def made_directions():
     return (
         first
         | {"importance": made_importance(), "loads": made_loads(), "mediation": made_mediation()}
-        | {"receivers": made_receivers(), "drift": made_drift(), "comparison": made_comparison()}
+        | {"receivers": made_receivers(), "drift": made_drift(), "comparison": made_comparison(), "paths": made_paths()}
     )

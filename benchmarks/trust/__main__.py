@@ -24,6 +24,7 @@ from benchmarks.trust import coverage, neuron_coverage, pattern_coverage, probe_
 from benchmarks.trust.kills import kills
 from benchmarks.trust.methods import methods
 from benchmarks.trust.recovery import recoveries
+from benchmarks.trust.side_by_side import side_by_side
 from benchmarks.trust.simulated import calibration_studies, coverage_studies
 from benchmarks.trust.tables import write_tables
 
@@ -89,6 +90,10 @@ def studies() -> dict[str, Callable[[], list[dict[str, Any]]]]:
             for seed in range(SEEDS)
         },
         "methods": lambda: [dataclasses.asdict(row) for row in methods("inference-known")],
+        **{
+            f"side_by_side {name}": lambda s=name: [dataclasses.asdict(row) for row in side_by_side(s)]
+            for name in ("aligned", "inference-known")
+        },
         "kills": killed_audits,
         "fuzz": fuzz,
     }

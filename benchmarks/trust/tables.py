@@ -82,6 +82,33 @@ def methods_table(rows: Rows) -> str:
     return table(header, lines)
 
 
+def side_by_side_table(rows: Rows) -> str:
+    """What each ablation does to each measure, beside the mean of its control sets; one line per measure."""
+    header = ["model", "ablated", "measure", "n", "before → after", "effect", "control sets: mean (number)", "p"]
+    lines = []
+    for one in rows:
+        in_nats = one["measure"].startswith(("refusal score", "log-likelihood"))
+        scale, digits = (1, 2) if in_nats else (100, 0)
+        before, after, effect, low, high, control = (
+            f"{scale * one[name]:{sign}.{digits}f}"
+            for name, sign in zip(
+                ("before", "after", "effect", "low", "high", "control_mean"), ("", "", "+", "+", "+", "+"), strict=True
+            )
+        )
+        unit = "nats" if in_nats else "points"
+        lines.append(
+            [
+                *(one[name] for name in ("model", "units", "measure")),
+                str(one["n"]),
+                f"{before} → {after}",
+                f"{effect} [{low}, {high}] {unit}",
+                f"{control} ({one['n_controls']})",
+                f"{one['p']:.2g}",
+            ]
+        )
+    return table(header, lines)
+
+
 def kills_table(rows: Rows) -> str:
     """Counts of the kills."""
     one = rows[0]
@@ -96,6 +123,7 @@ def write_tables(kept: Mapping[str, Rows], page: Path) -> None:
         "calibration": calibration_table([row for row in rows if "at_05" in row]),
         "recovery": recovery_table([row for row in rows if "analyzer" in row]),
         "methods": methods_table([row for row in rows if "hits_k" in row]),
+        "side by side": side_by_side_table([row for row in rows if "control_mean" in row]),
     }
     if "kills" in kept:
         parts["kills"] = kills_table(kept["kills"])

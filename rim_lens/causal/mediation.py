@@ -103,8 +103,8 @@ def mediation(
     chats, zeroed = as_chats(model, chats), heads_from(listed(heads))
     if not zeroed:
         raise RimLensError("mediation needs at least one head whose effect could run through neurons.")
-    sets = [_units(model, neuron_rows(neurons).tolist())]
-    sets += [] if controls is None else [_units(model, one) for one in np.asarray(controls).tolist()]
+    sets = [units_by_layer(model, neuron_rows(neurons).tolist())]
+    sets += [] if controls is None else [units_by_layer(model, one) for one in np.asarray(controls).tolist()]
     every = {layer: sorted({u for one in sets for u in one.get(layer, ())}) for one in sets for layer in one}
     tokens = tokens or refusal_tokens(model)
     effects, order = np.zeros((len(chats), 2 + len(sets))), list[int]()
@@ -165,7 +165,7 @@ class HeldNeurons(Tap):
         return post
 
 
-def _units(model: LensModel, rows: Sequence[Sequence[int]]) -> Units:
+def units_by_layer(model: LensModel, rows: Sequence[Sequence[int]]) -> Units:
     """Neurons by layer."""
     if model.is_moe:
         raise RimLensError(f"{model.name} is a mixture of experts; the paths through its neurons are not measured.")

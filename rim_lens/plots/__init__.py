@@ -18,7 +18,7 @@ from rim_lens.plots.forgetting import forgetting_scatter, predictors, ras_by_lay
 from rim_lens.plots.head_map import head_map
 from rim_lens.plots.images import image_bytes, save_image
 from rim_lens.plots.judge import judge_errors
-from rim_lens.plots.mediation import mediated_effects
+from rim_lens.plots.mediation import mediated_effects, patched_paths
 from rim_lens.plots.neurons import neuron_means, neurons_by_layer, ras_variants, shift_by_layer
 from rim_lens.plots.paper import thinking_table
 from rim_lens.plots.patterns import cost_by_category, cost_by_class, own_shares, shares_by_arm
@@ -62,6 +62,7 @@ __all__ = [
     "neuron_means",
     "neurons_by_layer",
     "own_shares",
+    "patched_paths",
     "patching_map",
     "patching_together",
     "predicted_against_actual",

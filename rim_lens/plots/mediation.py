@@ -1,15 +1,17 @@
-"""Figure of a mediation: what heads do to refusal, through some neurons and around them."""
+"""Figures of paths: what heads do to refusal directly, through other units, and around them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from rim_lens.plots import style
 
 if TYPE_CHECKING:
     from rim_lens.causal.mediation import Mediation
+    from rim_lens.causal.path_patching import PathPatching
 
 WORDS = {
     "total": "heads zeroed",
@@ -17,6 +19,7 @@ WORDS = {
     "around": "around the neurons",
     "interaction": "interaction",
 }
+PATH_WORDS = {"total": "in all", "direct": "directly to the logits", "response": "later layers' response"}
 
 
 def mediated_effects(mediation: Mediation) -> go.Figure:
@@ -47,6 +50,40 @@ def mediated_effects(mediation: Mediation) -> go.Figure:
         customdata=[
             f"<b>{WORDS[row['path']]}</b><br>{style.number(row['effect'], sign=True)} nats "
             f"{style.interval(row['low'], row['high'])} {style.p_value(row['p'])}"
+            for _, row in table.iterrows()
+        ],
+        hovertemplate="%{customdata}<extra></extra>",
+        showlegend=False,
+    )
+    return figure
+
+
+def patched_paths(paths: PathPatching, top: int = 20) -> go.Figure:
+    """What zeroing the senders does in all, directly, and through the `top` receivers of largest effect."""
+    first, rest = paths.table.iloc[:3], paths.table.iloc[3:]
+    rest = rest.loc[rest["effect"].abs().sort_values(ascending=False, kind="stable").index].head(top)
+    table = pd.concat([first, rest])
+    y = list(range(len(table)))
+    figure = style.blank(
+        "Along which paths these heads act on refusal",
+        f"{len(paths.senders)} heads zeroed; n = {len(paths.effects)} prompts; bars are 95 % intervals; "
+        f"{len(rest)} of {len(paths.table) - 3} receivers; filled: q < 0.05",
+        xaxis={"title": {"text": "change of the refusal score (nats)"}, "zerolinewidth": 2},
+        yaxis={"tickvals": y, "ticktext": [style.text(PATH_WORDS.get(one, f"→ {one} →")) for one in table["path"]]}
+        | {"range": [len(y) - 0.5, -0.5], "zeroline": False, "showgrid": False},
+        height=190 + 24 * len(y),
+    )
+    filled = table["q"].isna() | (table["q"] < 0.05)
+    figure.add_scatter(
+        x=table["effect"],
+        y=y,
+        error_x=style.error_bars(table["effect"], table["low"], table["high"]),
+        mode="markers",
+        marker={"color": style.BLUE, "size": 9, "symbol": ["circle" if one else "circle-open" for one in filled]},
+        customdata=[
+            f"<b>{style.text(PATH_WORDS.get(row['path'], row['path']))}</b><br>"
+            f"{style.number(row['effect'], sign=True)} nats {style.interval(row['low'], row['high'])}, "
+            f"{style.p_value(row['p'])}" + (f", q = {row['q']:.2g}" if row["q"] == row["q"] else "")
             for _, row in table.iterrows()
         ],
         hovertemplate="%{customdata}<extra></extra>",
