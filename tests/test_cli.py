@@ -14,14 +14,25 @@ from typer.testing import CliRunner
 from rim_lens import RimLensError, ThinkTags
 from rim_lens.audit.plan import AuditPlan
 from rim_lens.check import doctor
-from rim_lens.cli import app
+from rim_lens.cli import app, main
 from rim_lens.patterns import TrainingSettings
 
 
-def run(*arguments: str, **options) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "rim_lens.cli", *arguments], capture_output=True, text=True, check=False, **options
-    )
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "rim_lens.cli", *arguments], capture_output=True, text=True)
+
+
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """`rim-lens` in this process, where torch is imported already: (status, stdout, stderr)."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["rim-lens", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, *capsys.readouterr()
+
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -51,34 +62,28 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.strip().endswith("[]")
 
 
-@pytest.mark.slow
-def test_version_and_models_and_prompts():
+def test_version_and_models_and_prompts(here):
     assert run("--version").stdout.strip() == "0.1.0"
-    assert "smollm2-135m-instruct" in run("models").stdout
-    assert "harmful" in run("prompts").stdout
-    shown = run("prompts", "maths", "--n", "2").stdout
-    assert "2 of 64" in shown
+    assert "smollm2-135m-instruct" in here("models")[1]
+    assert "harmful" in here("prompts")[1]
+    assert "2 of 64" in here("prompts", "maths", "--n", "2")[1]
 
 
-@pytest.mark.slow
-def test_chat_segments_shows_every_segment(folder):
-    done = run(
-        "chat-segments", str(folder), "A question with </think> inside", "--thinking", "prefilled", "--cot", "Hm."
-    )
-    assert done.returncode == 0, done.stderr
+def test_chat_segments_shows_every_segment(folder, here):
+    question = "A question with </think> inside"
+    status, shown, errors = here("chat-segments", str(folder), question, "--thinking", "prefilled", "--cot", "Hm.")
+    assert status == 0, errors
     for segment in ("system", "user", "assistant_tag", "think_open", "cot", "think_close"):
-        assert segment in done.stdout
+        assert segment in shown
 
 
-@pytest.mark.slow
-def test_think_tags_of_ones_own(folder):
-    written = run(
-        "chat-segments", str(folder), "Hi", "--thinking", "on", "--think-tags", r"<reason>\n", r"\n</reason>\n"
-    )
-    assert written.returncode == 0
-    assert "<reason>" in written.stdout
-    assert "<think>" not in written.stdout
-    assert run("chat-segments", str(folder), "Hi", "--think-tags", "<reason>").returncode == 2
+def test_think_tags_of_ones_own(folder, here):
+    tags = ("--think-tags", r"<reason>\n", r"\n</reason>\n")
+    status, shown, _ = here("chat-segments", str(folder), "Hi", "--thinking", "on", *tags)
+    assert status == 0
+    assert "<reason>" in shown
+    assert "<think>" not in shown
+    assert here("chat-segments", str(folder), "Hi", "--think-tags", "<reason>")[0] == 2
 
 
 @pytest.mark.parametrize(
@@ -91,11 +96,20 @@ def test_think_tags_of_ones_own(folder):
         (["audit", "./nowhere", "--device", "cuda:99"], "cuda:99"),
     ],
 )
+def test_errors_are_one_sentence_and_status_2(arguments, words, here, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _, errors = here(*arguments)
+    assert status == 2
+    sentences = [line for line in errors.splitlines() if line.startswith("rim-lens: ")]
+    assert len(sentences) == 1
+    assert words in sentences[0]
+
+
 @pytest.mark.slow
-def test_errors_are_one_sentence_and_status_2(arguments, words, tmp_path):
-    done = run(*arguments, cwd=tmp_path)
+def test_an_error_of_a_process_of_its_own_shows_no_traceback():
+    done = run("chat-segments", "./nowhere", "Hi")
     assert done.returncode == 2
-    assert words in done.stderr
+    assert "There is no folder or file" in done.stderr
     assert "Traceback" not in done.stderr
 
 
