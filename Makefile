@@ -10,7 +10,7 @@ demo: .venv/.installed
 	$(RUN) audit smollm2-135m-instruct --checkpoints assets/organism/demo.json --n-controls 50 --out runs/demo
 
 test: lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The last release of TransformerLens with HookedTransformer, in an environment of its own.
 test-compat: .venv35/.installed
@@ -24,7 +24,7 @@ families: .venv/.installed-dev
 	$(BIN)/python tests/family_table.py
 
 test-fast: .venv/.installed-dev
-	$(BIN)/python -m pytest -n 2 -m "not real_model and not gpu and not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not real_model and not gpu and not slow"
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

@@ -73,6 +73,7 @@ def plan(tmp_path_factory) -> AuditPlan:
         max_new_tokens=2,
         cot_budget=3,
         n_controls=20,
+        maths_tokens=4,
     )
 
 
