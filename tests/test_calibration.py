@@ -16,7 +16,7 @@ from benchmarks.trust.simulated import calibration_studies, coverage_studies
 
 pytestmark = pytest.mark.slow
 
-RUNS = 100
+RUNS = 50
 SLOW = {
     "reciprocal_shifts",
     "jaccard_of_a_choice",

@@ -139,7 +139,8 @@ def test_every_option_of_fine_tuning_reaches_the_run(monkeypatch):
         "save_at": (3, 9),
     }  # fmt: skip
     options = {
-        "adapter": "start", "freeze_neurons": "held.json", "penalize_shift": 0.5, "safety_prompts": "mine.jsonl",
+        "adapter": "start", "freeze_neurons": "held.json", "penalize_shift": 0.5, "direction": "along",
+        "penalize_direction": 0.25, "safety_prompts": "mine.jsonl",
         "device": "cpu",
     }  # fmt: skip
     seen = []

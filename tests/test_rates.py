@@ -105,18 +105,18 @@ def test_intervals_hold_both_sources_of_error():
 
 @pytest.mark.slow
 def test_coverage_over_many_settings():
-    """2,000 studies a setting; the standard error of a coverage of 95 % is 0.5 points."""
+    """400 studies per setting; the standard error of a coverage of 95 % is 1.1 points, of their mean 0.2."""
     rng = np.random.default_rng(1)
     found = [
-        coverage(*judge, n, truth, 2000, rng)
+        coverage(*judge, n, truth, 400, rng)
         for judge in [(0.95, 0.97, 650, 573), (0.64, 0.98, 650, 573), (0.9, 0.9, 40, 40), (0.8, 0.95, 100, 100)]
         for n in (32, 128)
-        for truth in (0.0, 0.02, 0.1, 0.3, 0.5, 0.8, 1.0)
+        for truth in (0.0, 0.1, 0.5, 1.0)
     ]
     print(
         f"coverage of the rate: {min(found):.3f} to {max(found):.3f}, mean {np.mean(found):.3f}, {len(found)} settings"
     )
-    assert min(found) > 0.93
+    assert min(found) > 0.92
     assert 0.945 < np.mean(found) < 0.98
 
 
@@ -125,7 +125,7 @@ def test_coverage_of_corrected_differences():
     rng, found = np.random.default_rng(2), []
     for se, sp, m in ((0.95, 0.97, 600), (0.64, 0.98, 300), (0.9, 0.9, 60)):
         for before, after in ((0.8, 0.8), (0.8, 0.5), (0.9, 0.2), (0.1, 0.05)):
-            hits, runs, n = 0, 600, 100
+            hits, runs, n = 0, 200, 100
             for _ in range(runs):
                 hard = rng.random(n)  # the same prompts: an answer refused after was mostly refused before
                 truths = [hard < rate for rate in (before, after)]
@@ -137,9 +137,10 @@ def test_coverage_of_corrected_differences():
             found.append(hits / runs)
     print(
         f"coverage of the difference: {min(found):.3f} to {max(found):.3f}, mean {np.mean(found):.3f}, 12 settings x "
-        "600"
+        "200"
     )
-    assert min(found) > 0.92
+    assert min(found) > 0.9
+    assert np.mean(found) > 0.935
 
 
 @pytest.mark.slow
