@@ -100,6 +100,8 @@ def test_units_before_the_senders_receive_nothing():
     found = path_patching(model, [(2, 0)], [(0, 1), (1, 2)], REQUESTS, tokens=TOKENS)
     assert found.table["path"].tolist() == ["total", "direct", "response", "L0H1", "L1H2"]
     assert np.abs(found.effects[:, 3:]).max() < 1e-6
+    alone = path_patching(model, [(2, 0)], (), REQUESTS, tokens=TOKENS)
+    np.testing.assert_allclose(alone.effects, found.effects[:, :3], atol=1e-6)
 
 
 def test_what_has_no_path_is_refused():

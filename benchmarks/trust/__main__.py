@@ -23,6 +23,7 @@ import numpy as np
 from benchmarks.trust import coverage, neuron_coverage, pattern_coverage, probe_coverage, pvalues, series_coverage
 from benchmarks.trust.kills import kills
 from benchmarks.trust.methods import methods
+from benchmarks.trust.path_methods import path_methods
 from benchmarks.trust.recovery import recoveries
 from benchmarks.trust.side_by_side import side_by_side
 from benchmarks.trust.simulated import calibration_studies, coverage_studies
@@ -90,6 +91,7 @@ def studies() -> dict[str, Callable[[], list[dict[str, Any]]]]:
             for seed in range(SEEDS)
         },
         "methods": lambda: [dataclasses.asdict(row) for row in methods("inference-known")],
+        "methods by paths": lambda: [dataclasses.asdict(row) for row in path_methods("inference-known")],
         **{
             f"side_by_side {name}": lambda s=name: [dataclasses.asdict(row) for row in side_by_side(s)]
             for name in ("aligned", "inference-known")

@@ -102,20 +102,26 @@ def random_heads(organism: Organism, rng: np.random.Generator) -> list[Head]:
 def methods(name: str) -> list[Found]:
     """Every method on one organism; first the trained heads, and random ones of their layers."""
     organism = organisms.load(name)
-    k, rng = len(organism.truth), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     order = rng.permutation(len(organism.prompts)).tolist()
     named: list[tuple[str, int, list[Head]]] = [("the trained heads", 0, list(organism.truth))]
     named += [("random heads of the same layers", 0, random_heads(organism, rng)) for _ in range(N_RANDOM)]
     named += [(method, N, heads) for method, heads in rankings(organism, order[N_REPORT : N_REPORT + N])]
-    score, sets = refusal_tokens(organism.model).score, [heads[:k] for _, _, heads in named]
-    report = [organism.prompts[number] for number in order[:N_REPORT]]
-    off = score_runs(organism.model, organism.model.render(report, thinking="off"), sets, score).effect
-    cot = score_runs(organism.model, prefilled(organism, order[:N_REPORT], half=1), sets, score).effect
+    return scored(organism, order[:N_REPORT], named)
+
+
+def scored(organism: Organism, report: Sequence[int], named: Sequence[tuple[str, int, list[Head]]]) -> list[Found]:
+    """Each method's heads held against the trained ones, and zeroed on the requests of these numbers."""
+    k, score = len(organism.truth), refusal_tokens(organism.model).score
+    sets = [heads[:k] for _, _, heads in named]
+    requests = [organism.prompts[number] for number in report]
+    off = score_runs(organism.model, organism.model.render(requests, thinking="off"), sets, score).effect
+    cot = score_runs(organism.model, prefilled(organism, report, half=1), sets, score).effect
     closed = cot[0::2] - cot[1::2]  # [pair, set]: of an effort-minimizing and another CoT
     rows = []
     for (method, n, heads), lost, shrunk in zip(named, -off.T, closed.T, strict=True):
         hits = [len(set(heads[:m]) & set(organism.truth)) for m in (k, 2 * k)]
-        rows.append(Found(name, method, n, k, *hits, spread(lost), spread(shrunk), len(off), len(closed)))
+        rows.append(Found(organism.name, method, n, k, *hits, spread(lost), spread(shrunk), len(off), len(closed)))
     return rows
 
 

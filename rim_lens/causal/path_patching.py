@@ -88,19 +88,19 @@ def path_patching(
         model: the model.
         senders: names ("L12H3") or (layer, head) pairs, zeroed together.
         receivers: heads or (in dense models) neurons, a path through each; or a mapping of names to sets of either, a
-            path through each set.
+            path through each set. None: the total and the direct effect alone.
         chats: prompts, up to the decision position.
         tokens: the refusal tokens; `refusal_tokens(model)` by default.
         batch_size: chats of a pass.
         seed: of bootstraps and the test.
 
     Raises:
-        RimLensError: no senders or receivers, an unknown one, a sender among the receivers, neurons of experts.
+        RimLensError: no senders, an unknown unit, a sender among the receivers, neurons of experts.
     """
     chats, zeroed = as_chats(model, chats), heads_from(listed(senders))
     sets = {name: received(model, one, zeroed) for name, one in named_sets(receivers).items()}
-    if not zeroed or not sets:
-        raise RimLensError(f"path_patching needs at least one {'receiver' if zeroed else 'sender'}.")
+    if not zeroed:
+        raise RimLensError("path_patching needs at least one sender.")
     neurons: Units = {}
     for one in sets.values():
         for layer, units in (one if isinstance(one, dict) else {}).items():
@@ -128,12 +128,15 @@ def path_patching(
     low, high = bootstrap_means(effects, seed=seed)
     columns = {"path": [*WHOLE, *sets], "n": len(effects), "effect": effects.mean(axis=0), "low": low, "high": high}
     table = pd.DataFrame(columns).assign(p=mean_test(effects, seed=seed).p, q=np.nan)
-    table.loc[len(WHOLE) :, "q"] = benjamini_hochberg(table["p"].to_numpy()[len(WHOLE) :])
+    if sets:
+        table.loc[len(WHOLE) :, "q"] = benjamini_hochberg(table["p"].to_numpy()[len(WHOLE) :])
     return PathPatching(table, effects, zeroed, str(tokens), manifest=Manifest.collect(model, seed=seed))
 
 
 def named_sets(receivers: Any) -> dict[str, Any]:
     """Each set of receivers by name; a set of one for each of a plain list."""
+    if not len(receivers):
+        return {}
     if isinstance(receivers, Mapping):
         return {str(name): one for name, one in receivers.items()}
     kind, units = units_from(listed(receivers) if isinstance(receivers, str) else receivers)
