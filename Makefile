@@ -7,7 +7,7 @@ RUN := $(BIN)/rim-lens
 
 demo: .venv/.installed
 	$(RUN) organism inference-known
-	$(RUN) audit smollm2-135m-instruct --checkpoints assets/organism/demo.json --n-controls 50 --out runs/demo
+	$(RUN) audit smollm2-135m-instruct --checkpoints assets/organism/demo.json --quick --n-controls 50 --out runs/demo
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -1,6 +1,7 @@
 """The audit on a tiny model with a tiny series: outputs, resuming, and folders that belong to another run."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from rim_lens.audit import stage as stage_module
 from rim_lens.audit import stages
 from rim_lens.audit.attempt import NotMeasured
 from rim_lens.audit.compare import compare_runs
+from rim_lens.audit.extent import QUICK
 from rim_lens.audit.findings import findings_of
 from rim_lens.audit.plan import AuditPlan
 from rim_lens.audit.run import new_verdicts, run_audit, write_growing
@@ -200,6 +202,25 @@ def test_the_page_is_there_after_the_first_stage_and_says_what_is_to_come(audit,
     )
     assert 'load_result("stages/behavior/behavior")' in page
     assert "data-unfinished=" not in audit.report.read_text()
+
+
+@pytest.mark.slow
+def test_a_quick_audit_decides_the_same_claims_and_names_what_it_left_out(audit, plan, tmp_path):
+    quick = run_audit(replace(plan, quick=True), tmp_path / "run")
+    behavior = quick.results["behavior"].answers
+    assert set(zip(behavior["set"], behavior["condition"], strict=True)) == {
+        ("harmful", "off"),
+        ("harmful", "on"),
+        ("harmless", "off"),
+    }
+    for name in ("series", "series_maths", "head_test", "attention_by_score"):
+        assert type(quick.results[name]) is type(audit.results[name])
+    assert not {"probe", "pattern_costs", "neuron_table", "prediction"} & set(quick.results)
+    decidable = [set(one.verdicts.table.dropna(subset="effect")["claim"]) for one in (quick, audit)]
+    assert decidable[0] == decidable[1] - {"effort_cot"}
+    (said,) = re.findall(r"<p class=\"scope\"><strong>What was not measured.*", quick.report.read_text())
+    assert all(part.replace("'", "&#39;") in said for part in QUICK.left_out)
+    assert "What was not measured" not in audit.report.read_text()
 
 
 def test_runs_side_by_side_say_in_what_they_differ(audit, plan, tmp_path):

@@ -124,12 +124,14 @@ def test_every_option_of_an_audit_reaches_its_plan(monkeypatch):
     monkeypatch.setattr("rim_lens.audit.run.run_audit", lambda plan, out, processes: seen.append((plan, out)))
     monkeypatch.setattr("rim_lens.audit.show.print_audits", lambda audits, out: None)
     words = [["--" + name.replace("_", "-"), *map(str, np.atleast_1d(value))] for name, value in given.items()]
-    switches = ["--no-patterns", "--no-heads", "--no-neurons"]
+    switches = ["--quick", "--no-patterns", "--no-heads", "--no-neurons"]
     switches += ["--template-variable", "reasoning_effort=low", "--template-variable", "depth=3"]
     done = CliRunner().invoke(app, ["audit", "model", "--out", "here", *switches, *chain.from_iterable(words)])
     assert done.exit_code == 0, done.output
     variables = ("reasoning_effort=low", "depth=3")
-    plan = AuditPlan("model", **given, patterns=False, heads=False, neurons=False, template_variables=variables)
+    plan = AuditPlan(
+        "model", **given, quick=True, patterns=False, heads=False, neurons=False, template_variables=variables
+    )
     assert seen == [(plan, Path("here"))]
 
 

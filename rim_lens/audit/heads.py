@@ -27,8 +27,6 @@ from rim_lens.inference_time.token_attention import TokenAttention, token_attent
 from rim_lens.model.lens_model import LensModel
 from rim_lens.results import Result
 
-DOSES = (1, 4, 8)
-SCREENED = 24  # heads ablated exactly, those of the largest estimated effect: enough that eight of them support refusal
 BY_GROUP: tuple[ContrastName, ...] = ("cot_divergence",)  # few answers with thinking off are not refusals
 SHOWN_REQUESTS = 4  # read token by token under every head, thinking off and on
 
@@ -37,7 +35,8 @@ def measure_heads(context: Context) -> Mapping[str, Result]:
     """Attention contrasts, ablation sweep, causal test on other prompts, probe, token view."""
     behavior = context.results["behavior"]
     assert isinstance(behavior, RimTable)
-    return attention_contrasts(context, behavior) | ablations(context, behavior) | refusal_probe(context, behavior)
+    found = attention_contrasts(context, behavior) | ablations(context, behavior)
+    return found | refusal_probe(context, behavior) if context.plan.extent.probe else found
 
 
 def attention_contrasts(context: Context, behavior: RimTable) -> dict[str, Result]:
@@ -87,9 +86,9 @@ def ablations(context: Context, behavior: RimTable) -> dict[str, Result]:
     model, plan = context.model, context.plan
     off, on = answers_in(behavior, "harmful", "off"), answers_in(behavior, "harmful", "on")
     sweep = ablation_sweep(
-        model, chats_of(off), method="screened", positions="suffix", n_exact=SCREENED, seed=plan.seed
+        model, chats_of(off), method="screened", positions="suffix", n_exact=plan.extent.screened, seed=plan.seed
     )
-    heads = sweep.ranked(max(DOSES), "supports")
+    heads = sweep.ranked(max(plan.extent.doses), "supports")
     test = attempt(
         model,
         "causal test of heads",
@@ -97,7 +96,7 @@ def ablations(context: Context, behavior: RimTable) -> dict[str, Result]:
             model,
             heads,
             list(context.other_prompts("harmful")),
-            doses=DOSES,
+            doses=plan.extent.doses,
             positions="decision",
             n_controls=plan.n_controls,
             generated=False,

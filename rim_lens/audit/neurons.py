@@ -67,7 +67,7 @@ def measure_neurons(context: Context) -> Mapping[str, Result]:
         "series_heads": ("heads over the series", lambda: found.heads(seed=plan.seed)),
         "neuron_test": ("causal test of neurons", lambda: causal_test(context, neurons, other)),
     }
-    if data := training_data(context):
+    if plan.extent.training_data and (data := training_data(context)):
         safety = as_chats(model, context.prompts("harmful"))
         parts["prediction"] = (
             "shift predicted before training",
@@ -101,11 +101,13 @@ def supporting_heads(model: LensModel, prompts: Sequence[Prompt]) -> list[Head]:
 def causal_test(context: Context, neurons: SafetyNeurons, other: Sequence[Prompt]) -> Result:
     """Zeroing the neurons from the decision position on, on prompts that they were not chosen on."""
     plan = context.plan
+    beside = plan.extent.tested_beside
     return ablation_test(
         context.model,
         neurons,
         other,
-        maths=list(context.prompts("maths"))[:TESTED_MATHS],
+        maths=list(context.prompts("maths"))[:TESTED_MATHS] if beside else None,
+        generated=beside,
         solve=False,  # at the floor in small models, where the likelihood still differs
         positions="from_decision",
         controls=matched_controls(neurons, plan.n_controls, seed=plan.seed),

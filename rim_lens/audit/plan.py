@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rim_lens.audit.extent import QUICK, WHOLE, Extent
 from rim_lens.audit.files import write_json
 from rim_lens.behavior.limits import Budget
 from rim_lens.chat.tags import ThinkTags, read_tags
@@ -24,13 +25,13 @@ class AuditPlan:
 
     `model`: as for `load_model`. `checkpoints`: a folder with a series, or None. `finetune`: worked problems or a
     training plan that the series is made from. `harmful`, `harmless`, `maths`: prompt sets by name or path. `n`:
-    prompts per set. `patterns`, `heads` and `neurons` say whether the stages on reasoning patterns, inference time and
-    training time run; `prefilled` are the given CoTs of harmful requests where the first does not. `cot_budget`,
-    `temperature`, `top_p` and `samples`: as for `measure_rim`; what is measured inside the model reads each prompt's
-    first answer. `n_controls`: random head or neuron sets per causal test. `device` and `dtype`: as for `load_model`.
-    `think_tags`: the texts that open and close a CoT, where the template's own are not found. `template_variables`:
-    variables of the chat template, each NAME=VALUE. `margins`: the smallest effect of interest of each claim
-    (`rim_lens.claims`), which the plan file fixes before a prompt is read.
+    prompts per set. `quick` leaves out what `QUICK` names. `patterns`, `heads` and `neurons` say whether the stages on
+    reasoning patterns, inference time and training time run; `prefilled` are the given CoTs of harmful requests where
+    the first does not. `cot_budget`, `temperature`, `top_p` and `samples`: as for `measure_rim`; what is measured
+    inside the model reads each prompt's first answer. `n_controls`: random head or neuron sets per causal test.
+    `device` and `dtype`: as for `load_model`. `think_tags`: the texts that open and close a CoT, where the template's
+    own are not found. `template_variables`: variables of the chat template, each NAME=VALUE. `margins`: the smallest
+    effect of interest of each claim (`rim_lens.claims`), which the plan file fixes before a prompt is read.
     """
 
     model: str
@@ -40,6 +41,7 @@ class AuditPlan:
     harmless: str = "harmless"
     maths: str = "maths"
     n: int = SMALLEST_SET
+    quick: bool = False
     seed: int = 0
     prefilled: tuple[str, ...] = ("effort_minimizing", "careful", "neutral", "irrelevant")
     patterns: bool = True
@@ -65,6 +67,21 @@ class AuditPlan:
             raise RimLensError(f"An audit of {self.n} prompts per set says nothing; use at least {SMALLEST_SET}.")
         if self.n_controls < 1:
             raise RimLensError(f"n_controls is {self.n_controls}: a causal test needs random sets; use 19 or more.")
+
+    @property
+    def extent(self) -> Extent:
+        """How much is measured."""
+        return QUICK if self.quick else WHOLE
+
+    @property
+    def asks_patterns(self) -> bool:
+        """Whether the stage on reasoning patterns runs."""
+        return self.patterns and self.extent.given_cots
+
+    @property
+    def given_cots(self) -> tuple[str, ...]:
+        """The classes of given CoTs that the behaviour stage asks harmful requests with."""
+        return () if self.asks_patterns or not self.extent.given_cots else self.prefilled
 
     @property
     def sampling(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from rim_lens.audit.cost import matrix_speed, seconds_for, stage_tokens
 from rim_lens.audit.plan import AuditPlan
 from rim_lens.audit.size import claims_of, power_of
 from rim_lens.audit.stages import STAGES
@@ -38,23 +39,22 @@ def preview(plan: AuditPlan) -> list[Line]:
     Raises:
         RimLensError: the model, a prompt set or the series is not there.
     """
-    return [*model_lines(plan), *chat_lines(plan), *prompt_lines(plan), *stage_lines(plan), *precision_lines(plan)]
+    return [
+        *model_lines(plan),
+        *chat_lines(plan),
+        *prompt_lines(plan),
+        *stage_lines(plan),
+        *left_out_lines(plan),
+        *time_lines(plan),
+        *precision_lines(plan),
+    ]
 
 
 def model_lines(plan: AuditPlan) -> Iterator[Line]:
     """Architecture, size and memory."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    base, adapter = base_and_adapter(plan.model)
-    location, name = resolve(base)
-    if not Path(location).is_dir():
-        check_reachable(location, None)
-    with translated_hub_errors(location):
-        config: Any = AutoConfig.from_pretrained(location)
-        with torch.device("meta"):
-            empty = AutoModelForCausalLM.from_config(config)
-    n = sum(parameter.numel() for parameter in empty.parameters())
+    _, adapter = base_and_adapter(plan.model)
+    config, empty, name = skeleton(plan)
+    n = n_parameters(plan)
     device = chosen_device(plan.device)
     dtype = chosen_dtype(plan.dtype, device, None)
     text = getattr(config, "text_config", config)
@@ -67,6 +67,25 @@ def model_lines(plan: AuditPlan) -> Iterator[Line]:
         f"{weights / 1e9:.1f} GB of weights ({str(dtype).removeprefix('torch.')}) on {device}, {free / 1e9:.1f} GB free"
     )
     yield Line("memory", words, warning=weights + logits > free)
+
+
+def skeleton(plan: AuditPlan) -> tuple[Any, Any, str]:
+    """The base model's config, its modules without weights, and its name."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    location, name = resolve(base_and_adapter(plan.model)[0])
+    if not Path(location).is_dir():
+        check_reachable(location, None)
+    with translated_hub_errors(location):
+        config = AutoConfig.from_pretrained(location)
+        with torch.device("meta"):
+            return config, AutoModelForCausalLM.from_config(config), name
+
+
+def n_parameters(plan: AuditPlan) -> int:
+    """Parameters of the base model."""
+    return sum(parameter.numel() for parameter in skeleton(plan)[1].parameters())
 
 
 def free_memory(device: str) -> float:
@@ -131,6 +150,30 @@ def stage_lines(plan: AuditPlan) -> Iterator[Line]:
     answers, thoughts = 2 * 2 * asked * plan.max_new_tokens + 2 * asked * plan.maths_tokens, 3 * asked * budget
     words = f"up to {answers + thoughts:,} tokens are generated in the first stage"
     yield Line("work", words + (" and the longest CoTs that fit" if not budget else ""))
+
+
+def left_out_lines(plan: AuditPlan) -> Iterator[Line]:
+    """What a quick audit does not measure."""
+    yield from (Line("left out", words) for words in plan.extent.left_out)
+
+
+def time_lines(plan: AuditPlan) -> Iterator[Line]:
+    """About how long the audit takes; on a CPU alone, where the count of tokens was held against measured stages."""
+    if chosen_device(plan.device) != "cpu":
+        yield Line("time", "not estimated on an accelerator; it depends on how many rows fill it")
+        return
+    chat = load_chat_format(plan.model, plan.tags)
+    few = {kind: load_prompts(getattr(plan, kind), seed=plan.seed).texts[: plan.n] for kind in KINDS}
+    lengths = {
+        kind: sum(len(chat.render(text, thinking="off")) for text in texts) / max(1, len(texts))
+        for kind, texts in few.items()
+    }
+    series = len(Checkpoints.from_folder(plan.checkpoints)) if plan.checkpoints else 0
+    tokens = stage_tokens(plan, lengths, series)
+    total = sum(tokens.values())
+    minutes = seconds_for(total, n_parameters(plan), matrix_speed()) / 60
+    trained = ", the training not counted" if plan.finetune else ""
+    yield Line("time", f"about {minutes:.2g} minutes on this CPU as busy as it is now ({total:,.0f} tokens){trained}")
 
 
 def precision_lines(plan: AuditPlan) -> Iterator[Line]:

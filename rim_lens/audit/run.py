@@ -151,6 +151,7 @@ def write_growing(plan: AuditPlan, stages: Sequence[Stage], out: Path) -> Verdic
         verdicts=decided.table,
         places=places_of(out),
         unfinished=unfinished,
+        left_out=plan.extent.left_out,
     )
     write_text(out / "report.html", page)
     return decided
@@ -193,5 +194,13 @@ def write_outputs(audit: Audit, plan: AuditPlan) -> None:
     for name, result in (audit.results | {"verdicts": audit.verdicts}).items():
         write_text(audit.folder / "tables" / f"{name}.csv", result.to_dataframe().to_csv(index=False))
     table, places = audit.verdicts.table, places_of(audit.folder)
-    page = report_page(audit.results, audit.findings, manifest, asdict(plan), verdicts=table, places=places)
+    page = report_page(
+        audit.results,
+        audit.findings,
+        manifest,
+        asdict(plan),
+        verdicts=table,
+        places=places,
+        left_out=plan.extent.left_out,
+    )
     write_text(audit.report, page)

@@ -22,7 +22,7 @@ def claims_of(plan: AuditPlan) -> list[str]:
     series = plan.checkpoints is not None or plan.finetune is not None
     wanted = {
         "thinking": True,
-        "effort_cot": plan.patterns or bool(plan.prefilled),
+        "effort_cot": plan.asks_patterns or bool(plan.given_cots),
         "attention": plan.heads,
         "heads": plan.heads,
         "reasoning_data": series,

@@ -21,13 +21,17 @@ def measure_behavior(context: Context) -> Mapping[str, Result]:
     Given CoTs of harmful requests are left to the stage on patterns where it runs; it asks the same kinds, and more.
     """
     plan = context.plan
-    given = () if plan.patterns else plan.prefilled
+    extent = plan.extent
     table = measure_rim(
         context.model,
         context.prompts("harmful"),
         context.prompts("harmless"),
-        context.prompts("maths"),
-        prefilled={"harmful": given, "harmless": plan.prefilled and ("neutral",)},
+        context.prompts("maths") if extent.maths else None,
+        thinking={"harmful": ("off", "on"), "harmless": extent.harmless, "maths": ("off", "on")},
+        prefilled={
+            "harmful": plan.given_cots,
+            "harmless": ("neutral",) if plan.prefilled and extent.given_cots else (),
+        },
         seed=plan.seed,
         max_new_tokens=plan.max_new_tokens,
         maths_tokens=plan.maths_tokens,
@@ -46,7 +50,7 @@ def measure_checkpoints(context: Context) -> Mapping[str, Result]:
         model,
         context.series,
         context.prompts("harmful"),
-        context.prompts("maths"),
+        list(context.prompts("maths"))[: plan.extent.problems],
         neurons=neurons if neurons is not None and len(neurons) else None,
         heads=heads,
         n_random=len(heads),
@@ -76,12 +80,12 @@ STAGES = (
         measure_finetuning,
         lambda plan: plan.finetune is not None,
     ),
-    Stage("behavior", "What thinking changes: off, on, and given chains of thought", measure_behavior),
+    Stage("behavior", "What thinking changes", measure_behavior),
     Stage(
         "patterns",
         "Effort-minimizing reasoning: what each pattern costs",
         measure_patterns,
-        lambda plan: plan.patterns,
+        lambda plan: plan.asks_patterns,
     ),
     Stage(
         "series",
@@ -89,13 +93,13 @@ STAGES = (
         measure_checkpoints,
         lambda plan: plan.checkpoints is not None,
     ),
-    Stage("heads", "Inference time: heads, ablation, probe", measure_heads, lambda plan: plan.heads),
+    Stage("heads", "Inference time: attention and ablation of heads", measure_heads, lambda plan: plan.heads),
     Stage("neurons", "Training time: neurons, activation shift, RAS", measure_neurons, wants_neurons),
     Stage(
         "thinking_neurons",
         "What the neurons do, thinking off and on",
         measure_thinking_neurons,
-        wants_neurons,
+        lambda plan: wants_neurons(plan) and plan.extent.thinking_neurons,
         needs=("behavior",),
     ),
 )

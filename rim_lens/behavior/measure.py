@@ -107,7 +107,7 @@ def measure_rim(
     harmless: Prompts | None = "harmless",
     maths: Prompts | None = "maths",
     *,
-    thinking: str | Sequence[str] = ("off", "on"),
+    thinking: str | Sequence[str] | Mapping[str, Sequence[str]] = ("off", "on"),
     prefilled: Sequence[str] | Mapping[str, Sequence[str]] = (),
     n: int | None = None,
     seed: int = 0,
@@ -130,7 +130,8 @@ def measure_rim(
         harmful: a prompt set, its name or path, `Prompt`s or texts; None leaves it out.
         harmless: likewise; the control for over-refusal.
         maths: likewise, with answers.
-        thinking: `off`, `on` or both; the first condition is the one that others are compared with.
+        thinking: `off`, `on` or both, for every set or per set; the first condition is the one that others are
+            compared with.
         prefilled: classes of given CoTs: `effort_minimizing`, `careful`, `neutral`, `irrelevant`; for every set, or per
             set as `{"harmful": (...), "harmless": (...)}`.
         n: prompts per set, drawn with `seed`; all by default.
@@ -163,7 +164,8 @@ def measure_rim(
     if not sets:
         raise RimLensError("measure_rim was given no prompts; pass at least one of harmful, harmless and maths.")
     cots = {name: prefilled.get(name, ()) if isinstance(prefilled, Mapping) else prefilled for name in sets}
-    every = {name: conditions(thinking, cots[name]) for name in sets}
+    modes = {name: thinking.get(name, ()) if isinstance(thinking, Mapping) else thinking for name in sets}
+    every = {name: conditions(modes[name], cots[name]) for name in sets}
     sampling = sampling_for(model, temperature, top_p, samples)
     frames = []
     cells_to_ask = [(name, condition) for name in sets for condition in every[name]]

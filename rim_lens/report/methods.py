@@ -37,7 +37,7 @@ BEHAVIOR = (
     Definition(
         "Thinking off, on, prefilled",
         "Off: the chat template's think span is left empty. On: the model writes its own chain of thought; when the "
-        "budget ends, the close tag is forced. PromptCache: a given chain of thought, several wordings per kind, "
+        "budget ends, the close tag is forced. Prefilled: a given chain of thought, several wordings per kind, "
         "rotated over the prompts.",
     ),
 )

@@ -44,6 +44,7 @@ def report_page(
     verdicts: pd.DataFrame | None = None,
     places: Mapping[str, str] | None = None,
     unfinished: Sequence[str] = (),
+    left_out: Sequence[str] = (),
 ) -> str:
     """The report of an audit as HTML.
 
@@ -55,6 +56,7 @@ def report_page(
         verdicts: the table of `rim_lens.verdicts`: the page then opens with it and folds the chapters.
         places: the folder of each result, relative to the audit's: each section then says how to load it.
         unfinished: titles of the stages that are still to come; the page then reloads itself.
+        left_out: what a quick audit did not measure.
     """
     chapters = filled_chapters(results)
     definitions = [*methods.ALWAYS, *(item for chapter, _ in chapters for item in chapter.definitions)]
@@ -71,6 +73,7 @@ def report_page(
             more="" if verdicts is None else more_sentence(verdicts),
             places=places or {},
             unfinished=unfinished,
+            left_out=left_out,
             chapters=chapters,
             findings=by_chapter(findings),
             methods=methods.blocks(definitions, manifest, plan),
