@@ -1,4 +1,4 @@
-"""Draw the pictures of README and documentation from an audit without --quick: `python docs/make_pictures.py runs/whole`.
+"""Draw the pictures of README and documentation from a whole audit: `python docs/make_pictures.py runs/whole`.
 
 Refusal over the series is drawn by `assets/make_series/report_series.py --picture`, on more requests.
 """

@@ -54,7 +54,7 @@ def audit(
     device: Annotated[str | None, typer.Option(help="cuda, cpu, …; CUDA where there is one by default.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     patterns: Annotated[bool, typer.Option(help="Effort-minimizing reasoning: what each pattern costs.")] = True,
-    heads: Annotated[bool, typer.Option(help="Inference time: heads, ablation, probe.")] = True,
+    heads: Annotated[bool, typer.Option(help="Inference time: attention, ablation, probe.")] = True,
     neurons: Annotated[bool, typer.Option(help="Training time: neurons, activation shift, RAS.")] = True,
     temperature: Annotated[
         float | None, typer.Option(help="Of sampled answers, 0 for greedy; the model's own where it thinks natively.")

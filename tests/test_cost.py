@@ -26,5 +26,5 @@ def test_a_quick_audit_costs_less_than_half():
 
 
 def test_seconds_are_those_of_the_products():
-    assert seconds_for(100, 10**6, 1e9) == pytest.approx(100 * 2e6 / (0.8 * 1e9))
+    assert seconds_for(100, 10**6, 1e9) == pytest.approx(100 * 2e6 / (0.95 * 1e9))
     assert matrix_speed(0.05) > 1e8

@@ -54,7 +54,7 @@ def model_lines(plan: AuditPlan) -> Iterator[Line]:
     """Architecture, size and memory."""
     _, adapter = base_and_adapter(plan.model)
     config, empty, name = skeleton(plan)
-    n = n_parameters(plan)
+    n = n_parameters(empty)
     device = chosen_device(plan.device)
     dtype = chosen_dtype(plan.dtype, device, None)
     text = getattr(config, "text_config", config)
@@ -83,9 +83,9 @@ def skeleton(plan: AuditPlan) -> tuple[Any, Any, str]:
             return config, AutoModelForCausalLM.from_config(config), name
 
 
-def n_parameters(plan: AuditPlan) -> int:
-    """Parameters of the base model."""
-    return sum(parameter.numel() for parameter in skeleton(plan)[1].parameters())
+def n_parameters(empty: Any) -> int:
+    """Parameters of a model."""
+    return sum(parameter.numel() for parameter in empty.parameters())
 
 
 def free_memory(device: str) -> float:
@@ -171,7 +171,10 @@ def time_lines(plan: AuditPlan) -> Iterator[Line]:
     series = len(Checkpoints.from_folder(plan.checkpoints)) if plan.checkpoints else 0
     tokens = stage_tokens(plan, lengths, series)
     total = sum(tokens.values())
-    minutes = seconds_for(total, n_parameters(plan), matrix_speed()) / 60
+    _, empty, _ = skeleton(plan)
+    tables = {empty.get_input_embeddings().weight, empty.get_output_embeddings().weight}
+    multiplied = n_parameters(empty) - sum(table.numel() for table in tables)
+    minutes = seconds_for(total, multiplied, matrix_speed()) / 60
     trained = ", the training not counted" if plan.finetune else ""
     yield Line("time", f"about {minutes:.2g} minutes on this CPU as busy as it is now ({total:,.0f} tokens){trained}")
 
