@@ -137,3 +137,15 @@ def test_thoughts_of_the_model_alone_have_a_verdict(table):
     both = own & table.answers["cot_refused"].notna() & (table.answers["label"] != "unjudged")
     for name, group in thoughts.groupby("set"):
         assert group["k"].sum() == group["n"].iloc[0] == (both & (table.answers["set"] == name)).sum()
+
+
+def test_sets_have_conditions_of_their_own():
+    modes = {"harmful": ("off", "on"), "harmless": ("off",)}
+    found = measure_rim(
+        tiny_model("llama"), ["steal"], ["bake"], None, thinking=modes, max_new_tokens=2, cot_budget=2
+    ).answers
+    assert list(zip(found["set"], found["condition"], strict=True)) == [
+        ("harmful", "off"),
+        ("harmful", "on"),
+        ("harmless", "off"),
+    ]
