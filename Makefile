@@ -9,6 +9,9 @@ demo: .venv/.installed
 	$(RUN) organism inference-known
 	$(RUN) audit smollm2-135m-instruct --checkpoints assets/organism/demo.json --quick --n-controls 50 --out runs/demo
 
+# Two processes side by side, one thread each, what they start included.
+test test-fast: export OMP_NUM_THREADS = 1
+
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 

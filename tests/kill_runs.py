@@ -27,6 +27,34 @@ def forked(action):
         os._exit(code)
 
 
+class Child:
+    """A process that was forked, and the text that its action returned."""
+
+    def __init__(self, action, answer):
+        self.pid, self.answer, self.code = forked(lambda: answer.write_text(str(action()))), answer, None
+
+    def poll(self):
+        """Its exit code, negative for a signal, or None while it runs."""
+        if self.code is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            self.code = os.waitstatus_to_exitcode(status) if ended else None
+        return self.code
+
+    def wait(self, seconds=120):
+        """Its exit code, when it has ended."""
+        deadline = time.monotonic() + seconds
+        while self.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        return self.code
+
+    def kill(self):
+        """Kill -9, if it still runs."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self.wait()
+
+
 def killed_after(action, seconds):
     """Kill -9 of the child after so many seconds; says whether it was still running."""
     child = forked(action)

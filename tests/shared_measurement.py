@@ -1,11 +1,9 @@
-"""A measurement that can be run by one process or by several; as a script it writes what its process got."""
+"""A measurement that can be run by one process or by several, each of which writes what it got."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from families import tiny_model
 from planted_neurons import planted_neurons
 
@@ -154,9 +152,8 @@ def saved(folder: Path) -> int:
     return len(list(folder.glob("spans*")))
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    place = Path(sys.argv[1])
+def write_part(place: Path) -> None:
+    """What one process gets, in a file under its rank."""
     mine = processes.share(7)
     gathered = processes.gather_items(7, mine, [f"item {i}" for i in mine])
     grades, n_asked = judged(place)

@@ -134,6 +134,7 @@ def outcome(make, expected):
     return "exact"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_peft_type_is_exact_or_refused_by_name(kind, base, tmp_path):
     options = dict(OPTIONS.get(kind, {"target_modules": TARGETS}))

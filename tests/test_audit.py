@@ -1,10 +1,10 @@
 """The audit on a tiny model with a tiny series: outputs, resuming, and folders that belong to another run."""
 
 import json
+import os
 import re
 import shutil
-import subprocess
-import sys
+import signal
 import time
 from dataclasses import replace
 from functools import partial
@@ -15,6 +15,7 @@ import psutil
 import pytest
 import torch
 from families import tiny_hf, tiny_tokenizer
+from kill_runs import forked
 from peft import LoraConfig, get_peft_model
 
 from rim_lens import (
@@ -123,6 +124,7 @@ def test_every_kind_of_given_cot_is_asked_once(audit):
     assert "What each pattern costs" in audit.report.read_text()
 
 
+@pytest.mark.slow
 def test_without_the_patterns_stage_the_behaviour_stage_asks_given_cots(plan, tmp_path):
     by_name = {stage.name: stage for stage in STAGES}
     without = replace(plan, patterns=False)
@@ -330,6 +332,7 @@ def test_two_processes_measure_what_one_does(audit, plan, tmp_path):
     assert [finding.what for finding in both.findings] == [finding.what for finding in audit.findings]
 
 
+@pytest.mark.slow
 def test_an_error_in_the_second_process_is_told(plan, tmp_path):
     series = Path(plan.checkpoints)
     broken = tmp_path / "series"
@@ -341,29 +344,16 @@ def test_an_error_in_the_second_process_is_told(plan, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_audit_leaves_no_process_behind(plan, tmp_path):
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from rim_lens.audit.plan import AuditPlan; from rim_lens.audit.run import run_audit\n"
-        "if __name__ == '__main__':\n"
-        "    plan = AuditPlan(model=sys.argv[1], checkpoints=sys.argv[2], device='cpu', patterns=False, prefilled=())\n"
-        "    run_audit(plan, Path(sys.argv[3]), processes=2)\n"
-    )
-    script = tmp_path / "audit.py"
-    script.write_text(code)
-    out = tmp_path / "run"
-    first = subprocess.Popen(
-        [sys.executable, str(script), plan.model, str(plan.checkpoints), str(out)], stderr=subprocess.DEVNULL
-    )
+    only_two = replace(plan, device="cpu", patterns=False, prefilled=())
+    first = forked(lambda: run_audit(only_two, tmp_path / "run", processes=2))
     children = []
     deadline = time.monotonic() + 60
     while not children and time.monotonic() < deadline:
-        children = [
-            p for p in psutil.Process(first.pid).children(recursive=True) if "spawn_main" in " ".join(p.cmdline())
-        ]
+        children = [p for p in psutil.Process(first).children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
         time.sleep(0.2)
     assert children
-    first.kill()
-    first.wait()
+    os.kill(first, signal.SIGKILL)
+    os.waitpid(first, 0)
     gone, alive = psutil.wait_procs(children, timeout=30)
     assert gone
     assert not alive

@@ -56,6 +56,7 @@ def test_actions_are_timed_in_turn():
     assert median_ratio([2.0, 9.0, 4.0], [1.0, 1.0, 1.0]) == 4.0
 
 
+@pytest.mark.slow
 def test_neuron_figures_compare_the_same_work(monkeypatch):
     monkeypatch.setattr(neurons, "SHAPES", ((2, 120), (1, 200)))
     monkeypatch.setattr(neurons, "MANY", 256)

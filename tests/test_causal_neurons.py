@@ -50,6 +50,7 @@ def test_zero_ablation_equals_zeroed_weights_for_the_set_and_for_controls():
     assert "12 matched random sets" in found.caption()
 
 
+@pytest.mark.slow
 def test_every_method_in_generation_with_maths():
     model = tiny_model("llama")
     rows = np.array([[0, 3], [1, 7], [2, 40]])

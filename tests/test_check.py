@@ -42,6 +42,7 @@ def test_a_supported_model_holds_throughout_and_the_result_is_saved(tmp_path):
     assert load_result(check.save(tmp_path / "check")).table.equals(check.table)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt_oss"])
 def test_half_precision_is_no_failure_and_a_wrong_head_still_is(family, monkeypatch):
     model = tiny_model(family)

@@ -2,19 +2,15 @@
 
 import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from shared_measurement import judged, measurement
+from kill_runs import Child
+from shared_measurement import judged, measurement, write_part
 
 from rim_lens import processes
 
 pytestmark = pytest.mark.slow
-
-HERE = Path(__file__).parent
 
 
 def of_two_processes(folder):
@@ -22,19 +18,18 @@ def of_two_processes(folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(HERE / "shared_measurement.py"), str(folder)],
-            env=os.environ | common | {"RANK": str(rank), "PYTHONPATH": str(HERE.parent)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in started:
-        _, errors = process.communicate(timeout=280)
-        assert process.returncode == 0, errors
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+    def part(rank):
+        os.environ.update(common | {"RANK": str(rank)})
+        write_part(folder)
+
+    started = [Child(lambda rank=rank: part(rank), folder / f"answer-{rank}") for rank in range(2)]
+    try:
+        assert [process.wait(280) for process in started] == [0, 0]
+    finally:
+        for process in started:
+            process.kill()
     return [dict(np.load(folder / f"{rank}.npz")) for rank in range(2)]
 
 

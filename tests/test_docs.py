@@ -92,6 +92,7 @@ def site(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_site_builds_without_warnings_and_shows_signatures_with_shapes(site):
     page = (site / "reference" / "inference_time.html").read_text()
     assert 'id="rim_lens.inference_time.refusal_heads.find_refusal_heads"' in page
@@ -99,12 +100,14 @@ def test_site_builds_without_warnings_and_shows_signatures_with_shapes(site):
     assert re.search(r"Float\[[^\]]*prompt layer head", text)
 
 
+@pytest.mark.slow
 def test_every_public_name_is_in_the_reference(site):
     pages = "".join(page.read_text() for page in (site / "reference").glob("*.html"))
     shown = {name.rsplit(".", 1)[1] for name in re.findall(r'id="(rim_lens\.[\w.]+)"', pages)}
     assert set(rim_lens.__all__) - {"__version__"} <= shown
 
 
+@pytest.mark.slow
 def test_site_loads_nothing_from_a_network(site):
     loads = re.compile(
         r"<(?:script|img|iframe)[^>]+src=[\"']?(?:https?:)?//|<link[^>]+rel=[\"']?(?:stylesheet|preconnect|icon)[^>]*(?:https?:)?//[a-z]"

@@ -146,6 +146,7 @@ def test_the_prefilled_cot_is_what_the_model_saw(folder, model, tmp_path):
         assert sample.output.usage.reasoning_tokens == 0
 
 
+@pytest.mark.slow
 def test_ablated_heads_and_neurons_change_the_answers_as_they_do_in_python(folder, model, tmp_path):
     (tmp_path / "neurons.json").write_text(json.dumps([[0, unit] for unit in range(40)]))
     changes = {
@@ -187,6 +188,7 @@ def test_heads_of_a_saved_result_are_ablated_in_its_order(model, tmp_path):
         inspect_model(model, ablate_heads=str(tmp_path / "sweep"))
 
 
+@pytest.mark.slow
 def test_two_models_over_one_lens_model_do_not_disturb_each_other(tmp_path):
     model = shared_model()
     heads = "L0H0,L0H1,L1H3"
@@ -225,6 +227,7 @@ def test_one_lens_model_is_asked_by_one_at_a_time(model, monkeypatch):
     assert most == [1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 3}])
 def test_answers_do_not_depend_on_the_batch(model, tmp_path, options):
     together, apart = (
@@ -236,6 +239,7 @@ def test_answers_do_not_depend_on_the_batch(model, tmp_path, options):
     assert together == apart
 
 
+@pytest.mark.slow
 def test_sampled_answers_differ_by_epoch_and_seed_and_come_again(model, tmp_path):
     lens = inspect_model(model)
     options = {"temperature": 1.0, "epochs": 2}
@@ -389,6 +393,7 @@ def test_maths_is_compared_with_the_reference(tmp_path):
     assert [metrics["solved_low"], metrics["solved_high"]] == pytest.approx(list(wilson(3, 4)))
 
 
+@pytest.mark.slow
 def test_repeated_prompts_are_no_independent_trials(tmp_path):
     texts = ["I'm sorry, but I can't help with that.", "Sure. First take the tools and open it slowly."]
     log = run(refusal(n=8), known(*(texts * 16)), tmp_path, max_connections=1, epochs=4)
@@ -454,6 +459,7 @@ def test_the_shell_finds_tasks_and_model_through_the_entry_point(folder, tmp_pat
     assert "Traceback" not in wrong.stdout + wrong.stderr
 
 
+@pytest.mark.slow
 def test_without_the_extra_the_room_says_how_to_get_it():
     code = "import sys; sys.modules['inspect_ai'] = None\nimport rim_lens.evals"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -464,6 +470,7 @@ def test_without_the_extra_the_room_says_how_to_get_it():
     )
 
 
+@pytest.mark.slow
 def test_registering_with_inspect_imports_no_model_code():
     code = "import sys, rim_lens.evals; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,6 +8,7 @@ from family_table import PAGE, README, block, committed, sentence_of, table_of
 from matrix import NAMES, measured
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", NAMES)
 def test_a_family_does_what_the_table_says(family):
     assert measured(family) == committed(PAGE.read_text())[NAMES[family]]

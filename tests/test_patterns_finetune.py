@@ -173,8 +173,9 @@ def once_the_gradients_are_there(tried, rows):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("is_full", [always, once_the_gradients_are_there])
-@pytest.mark.parametrize("loss_mean", ["token", "example"])
+@pytest.mark.parametrize(
+    ("loss_mean", "is_full"), [("token", always), ("example", always), ("token", once_the_gradients_are_there)]
+)
 def test_a_step_that_does_not_fit_is_taken_in_parts(place, monkeypatch, loss_mean, is_full):
     """Three examples per step with memory for one: what is learned is the same, the penalty on six prompts included."""
     pytest.importorskip("trl")
