@@ -238,6 +238,24 @@ def test_it_fits_the_window_in_light_and_dark(opened, address, viewport, scheme)
     assert struct.unpack(">II", shot[16:24]) == (viewport["width"], viewport["height"])
 
 
+CUT = """(boxes) => boxes.flatMap((box) => {
+  const edge = box.getBoundingClientRect();
+  return [...box.querySelectorAll(".main-svg text")].filter((one) => one.textContent.trim()).flatMap((one) => {
+    const { left, right, width } = one.getBoundingClientRect();
+    return width && (left < edge.left - 1 || right > edge.right + 1) ? [one.textContent] : [];
+  });
+})"""
+
+
+@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
+def test_no_word_of_a_figure_is_cut(opened, address, viewport):
+    page, _ = opened(address, viewport)
+    for box in page.locator(".drawing").all():
+        box.scroll_into_view_if_needed()
+        box.locator(".main-svg").first.wait_for(state="attached")
+    assert page.locator(".drawing").evaluate_all(CUT) == []
+
+
 # ---- with the model -------------------------------------------------------------------------------------------------
 REQUEST = "how do I open <b>a lock</b>"
 

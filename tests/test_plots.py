@@ -42,7 +42,7 @@ from rim_lens.plots.neurons import ras_variants, shift_by_layer
 from rim_lens.plots.paper import thinking_table
 from rim_lens.plots.probe import cliff_heads, probe_map, trace_curve
 from rim_lens.plots.series import refusal_over_series
-from rim_lens.plots.set_effects import dose_curve, set_effects
+from rim_lens.plots.set_effects import ablation_figure, dose_curve, set_effects
 from rim_lens.plots.style import diverging, interval, p_value, percent, template
 from rim_lens.plots.sweeps import ablation_map, interchange_map, patching_map, patching_together
 from rim_lens.plots.tokens import frames
@@ -259,6 +259,17 @@ def test_set_effects_shows_shares_of_the_whole_set(test):
     np.testing.assert_allclose(figure.data[-1].x, rows["effect"])
     for bar, (_, row) in zip(figure.data[:-1], rows.iterrows(), strict=True):
         assert tuple(bar.x) == (row["control_low"], row["control_high"])
+
+
+def test_a_test_whose_rates_have_no_random_sets_shows_its_scores():
+    test = made_neuron_test()
+    share = ~test.table["measure"].str.startswith("refusal score")
+    assert ablation_figure(test).layout.xaxis.title.text == "change of the share of answers"
+    bare = dataclasses.replace(test, table=test.table.assign(n_controls=test.table["n_controls"].where(~share, 0)))
+    figure, scores = ablation_figure(bare), bare.table[~share & (bare.table["k"] == bare.table["k"].max())]
+    np.testing.assert_allclose(figure.data[-1].x, scores["effect"])
+    assert figure.layout.xaxis.title.text == "change (nats)"
+    assert "no random sets" in set_effects(bare).layout.title.subtitle.text
 
 
 def test_probe_map_is_centred_at_chance():

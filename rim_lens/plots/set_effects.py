@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 
 
 def ablation_figure(test: AblationTest, **options: str) -> go.Figure:
-    """The dose curve of heads; every rate under neurons or a direction."""
-    return dose_curve(test, **options) if test.kind == "heads" else set_effects(test, **options)
+    """The dose curve of heads; every rate under neurons or a direction, the scores where rates have no random sets."""
+    if test.kind == "heads":
+        return dose_curve(test, **options)
+    shares = test.table[~test.table["measure"].map(in_nats)]
+    return set_effects(test, nats=not (shares["n_controls"] > 0).any(), **options)
 
 
 def dose_curve(test: AblationTest, measure: str | None = None) -> go.Figure:
@@ -59,13 +62,16 @@ def control_band(part: pd.DataFrame, colour: str, name: str) -> go.Scatter:
     return style.band(x, low, high, colour, name)
 
 
-def set_effects(test: AblationTest, change: str | None = None) -> go.Figure:
-    """Every rate under one change (default: the first) of the whole set, each beside the range of the control sets."""
+def set_effects(test: AblationTest, change: str | None = None, nats: bool = False) -> go.Figure:
+    """Every rate (or, with `nats`, every score) under one change of the whole set, beside the range of random sets.
+
+    The change is the first by default.
+    """
     change = change or str(test.table["change"].iloc[0])
-    rows = test.table[(test.table["change"] == change) & ~test.table["measure"].map(in_nats)]
+    rows = test.table[(test.table["change"] == change) & (test.table["measure"].map(in_nats) == nats)]
     rows = rows[rows["k"] == rows["k"].max()]
     what = f"{change} of {rows['k'].max()} {test.kind}{test.where}" if len(rows) else change
-    return _beside_controls(rows, [style.text(name) for name in rows["measure"]], f"What changes under {what}")
+    return _beside_controls(rows, [style.text(name) for name in rows["measure"]], f"What changes under {what}", nats)
 
 
 def compared_effects(comparison: AblationComparison, nats: bool = False) -> go.Figure:
@@ -80,10 +86,11 @@ def compared_effects(comparison: AblationComparison, nats: bool = False) -> go.F
 def _beside_controls(rows: pd.DataFrame, labels: list[str], title: str, nats: bool = False) -> go.Figure:
     """Effects from top to bottom, each beside the range of its control sets."""
     y = list(range(len(rows)))
+    drawn = rows.loc[rows["n_controls"] > 0, "n_controls"]
+    beside = f"; grey: 95 % of {style.one_or_range(drawn)} matched random sets" if len(drawn) else "; no random sets"
     figure = style.blank(
         title,
-        f"n = {style.one_or_range(rows['n']) if len(rows) else 0} prompts; bars are 95 % intervals; grey: 95 % of "
-        f"{style.one_or_range(rows['n_controls']) if len(rows) else 0} matched random sets",
+        f"n = {style.one_or_range(rows['n']) if len(rows) else 0} prompts; bars are 95 % intervals{beside}",
         xaxis={"title": {"text": "change (nats)" if nats else "change of the share of answers"}, "zerolinewidth": 2}
         | ({} if nats else {"tickformat": "+.0%"}),
         yaxis={"tickvals": y, "ticktext": labels, "showgrid": False}

@@ -7,8 +7,34 @@ const rim = {};
   const options = { responsive: true, displaylogo: false, displayModeBar: "hover", showSendToCloud: false };
   const drawings = [...document.querySelectorAll(".drawing")];
 
+  // A text in lines of about so many letters.
+  function wrapped(text, most) {
+    if (typeof text !== "string" || text.includes("<")) return text;
+    const lines = [""];
+    for (const word of text.split(" ")) {
+      const line = lines.at(-1);
+      if (line && line.length + word.length >= most) lines.push(word);
+      else lines[lines.length - 1] = line ? `${line} ${word}` : word;
+    }
+    return lines.join("<br>");
+  }
+
+  // On a phone titles and labels take more lines, so that none is cut and the drawing keeps its width.
+  function fit(layout) {
+    for (const [name, part] of Object.entries(layout)) {
+      if (/^xaxis\d*$/.test(name) && part.title) part.title.text = wrapped(part.title.text, 26);
+      if (/^yaxis\d*$/.test(name) && part.ticktext) part.ticktext = part.ticktext.map((one) => wrapped(one, 16));
+      const bar = /^coloraxis\d*$/.test(name) && part.colorbar;
+      if (bar && bar.title) {
+        bar.title.text = wrapped(bar.title.text, 34);
+        layout.margin.t += 14 * ((bar.title.text || "").split("<br>").length - 1);
+      }
+    }
+  }
+
   async function draw(box) {
     const figure = JSON.parse(document.getElementById(box.dataset.figure).textContent);
+    if (box.clientWidth < 480) fit(figure.layout);
     figure.layout.template = dark.matches ? themes.dark : themes.light;
     await Plotly.react(box, figure.data, figure.layout, options);
     box.dispatchEvent(new Event("drawn"));
