@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 
-import click
 import pytest
 from test_docs import PAGES, ROOT
 from typer.main import get_command
@@ -40,13 +39,17 @@ def why_not(words):
         return None if any(path.exists() for path in there) else f"no script {script}"
     if program == "inspect":
         return why_not_inspect(arguments)
-    if len(arguments) == 1 and arguments[0] in get_command(app).commands:
+    name, *rest = arguments
+    sub = get_command(app).commands.get(name)
+    if sub is None:
+        return None if name in ("--help", "--version") else f"no command {name}"
+    if not rest:
         return None  # named in a sentence, without what it takes
     try:
-        command = get_command(app)
-        name, sub, rest = command.resolve_command(click.Context(command), arguments)
-        sub.make_context(name, list(rest))
-    except click.ClickException as error:
+        sub.make_context(name, rest)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # what Click raises, or typer's own copy of it
+            raise
         return error.format_message()
     return None
 

@@ -38,7 +38,7 @@ class KnownAudit:
         return [about, *map(line, rows), f"  request: {request}", *(one[:WIDTH] for one in words)]
 
 
-def audit_known(organism: Organism, *, n: int = 32, n_controls: int = 50, seed: int = 0) -> KnownAudit:
+def audit_known(organism: Organism, *, n: int = 32, n_controls: int = 24, seed: int = 0) -> KnownAudit:
     """Refusal with thinking off and under three kinds of CoT, and the trained heads' ablation against random heads.
 
     Args:
