@@ -82,7 +82,7 @@ def compare_runs(folders: Sequence[str | Path]) -> Comparison:
     first = runs[0]
     table = pd.DataFrame([row_of(run) | {"not comparable": differing(run, first)} for run in runs]).fillna("–")
     numbers = pd.concat([run.rates.assign(run=run.name) for run in runs], ignore_index=True)
-    table["not comparable"] = table.pop("not comparable")  # last, also where a later run has more columns
+    table.insert(1, "not comparable", table.pop("not comparable"))  # where it is seen without scrolling
     manifest = Manifest.collect(runs=[run.name for run in runs])
     return Comparison(table, numbers, [str(folder) for folder in folders], manifest=manifest)
 

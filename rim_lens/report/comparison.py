@@ -32,7 +32,7 @@ PAGE = Markup(
 </table>
 </div>
 <p class="quiet">A run that asked otherwise than the first one (other prompts, judge, budget or number of prompts) is
-marked in the last column: its rates cannot be compared with the first run's.</p>
+marked in the second column: its rates cannot be compared with the first run's.</p>
 </main>
 </div>
 </body>
