@@ -23,7 +23,7 @@ from rim_lens.capture.neuron_values import record_neurons
 from rim_lens.data import Prompt
 from rim_lens.intervene.neurons import ablate_neurons
 from rim_lens.model.mixture_layers import existing
-from rim_lens.stats import activation_deciles, matched_neuron_sets
+from rim_lens.stats import activation_strata, matched_neuron_sets
 from rim_lens.training_time.direct_effect import direct_effects
 
 DENSE, WIDTH = 1, 40  # two blocks of 16 and one of 8
@@ -134,16 +134,16 @@ def test_safety_neurons_and_their_controls_exist(model):
     assert there[tuple(np.moveaxis(controls, -1, 0))].all()
 
 
-def test_deciles_are_of_what_exists():
+def test_strata_are_of_what_exists():
     base = np.random.default_rng(0).exponential(size=(2, 3, 20))
     base[1].ravel()[25:] = np.nan
-    group = activation_deciles(base)
+    group = activation_strata(base)
     assert (group[1].ravel()[25:] == -1).all()
-    assert np.array_equal(group[1].ravel()[:25], activation_deciles(base[1].reshape(1, -1)[:, :25])[0])
+    assert np.array_equal(group[1].ravel()[:25], activation_strata(base[1].reshape(1, -1)[:, :25])[0])
     sets = matched_neuron_sets(np.array([[1, 0, 3], [1, 1, 4]]), base, 5)
     assert not np.isnan(base[tuple(np.moveaxis(sets, -1, 0))]).any()
     with pytest.raises(RimLensError, match="without NaN"):
-        activation_deciles(base[1])
+        activation_strata(base[1])
 
 
 def test_a_dense_layer_may_be_wider_than_all_experts():

@@ -4,14 +4,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planted_neurons import PLANTED, planted_neurons, save_shift
+from planted_neurons import DECOYS, PLANTED, planted_neurons, save_shift
 from scipy import stats as scipy_stats
 
+from rim_lens.behavior.judge import RefusalJudge
+from rim_lens.behavior.refusal_score import RefusalTokens, refusal_score
 from rim_lens.capture.neuron_activations import NeuronActivations
 from rim_lens.capture.neuron_sets import matched_controls
 from rim_lens.capture.neurons import neuron_activations
 from rim_lens.errors import RimLensError
 from rim_lens.results import Manifest, load_result
+from rim_lens.stats import activation_strata
 from rim_lens.training_time.checkpoints import Checkpoints
 from rim_lens.training_time.counterfactuals import (
     REFUSALS,
@@ -23,6 +26,7 @@ from rim_lens.training_time.counterfactuals import (
 from rim_lens.training_time.ras import MEANS, harmonic, ras
 from rim_lens.training_time.safety_neurons import find_safety_neurons
 from rim_lens.training_time.shift import activation_shift, gain_of, loss_of
+from rim_lens.training_time.stability import Choice, GroupSums, counts, spread_within
 
 
 def activations(prompts, tokens=None):
@@ -180,7 +184,7 @@ def test_planted_neurons_are_found_exactly(planted, safety):
     assert safety.jaccard == 1
     assert (safety.n_groups, safety.n_pairs, safety.top) == (3, 24, 8)
     assert set(safety.table.loc[safety.table.n_groups == 1, "neuron"]) >= {"L0N8", "L1N9", "L2N2"}
-    assert "top 8 in 3 of 3 groups" in safety.caption()
+    assert "top 8 by standardized difference in 3 of 3 groups" in safety.caption()
     soft = find_safety_neurons(planted.model, planted.pairs, top=8, share=0.3, n_resamples=20)
     assert len(soft) == 12
     assert len(soft.hard) == 6
@@ -197,6 +201,61 @@ def test_an_unstable_set_says_so(planted):
     found = find_safety_neurons(planted.model, shuffled, top=10, groups=2, n_resamples=60)
     assert not found.stable
     assert "NOT STABLE" in found.caption()
+
+
+@pytest.fixture(scope="module")
+def worded(planted):
+    """Pairs in which forced and neutral wordings share a mark that two more neurons read, and only forced ones "!"."""
+    texts = [prompt.text for prompt in planted.harmful]
+    sides = (texts, [f"{text}!!!! XX" for text in texts], [f"{text}.... XX" for text in texts])
+    harmful, forced, neutral = (tuple(planted.model.render(side)) for side in sides)
+    groups = tuple(prompt.category for prompt in planted.harmful)
+    return CounterfactualPairs(harmful, forced, groups, "rewrite", "user", neutral=neutral)
+
+
+def test_neurons_of_the_wording_are_counted_and_drop_out_against_neutral_wordings(planted, worded):
+    wording = set(DECOYS["X"])
+    found = find_safety_neurons(planted.model, worded, top=8, n_resamples=10)
+    assert {tuple(row) for row in found.rows.tolist()} == planted.neurons | wording
+    assert found.neutral_share == pytest.approx(2 / 8)
+    assert "neutral wordings choose 25% of them too" in found.caption()
+    against = find_safety_neurons(planted.model, worded, top=6, against="neutral", n_resamples=10)
+    assert {tuple(row) for row in against.rows.tolist()} == planted.neurons
+    with pytest.raises(RimLensError, match="no neutral wordings"):
+        find_safety_neurons(planted.model, planted.pairs, top=8, against="neutral")
+
+
+def test_pairs_say_whether_forced_requests_are_refused_more(planted, worded):
+    tokens = RefusalTokens((40, 41, 77), ("a", "b", "c"))
+    judge = RefusalJudge()
+    table = worded.check(planted.model, tokens=tokens, judge=judge, max_new_tokens=3).set_index("side")
+    sides = {"harmful": worded.harmful, "forced": worded.forced, "neutral": worded.neutral}
+    scores = {side: refusal_score(planted.model, chats, tokens) for side, chats in sides.items()}
+    for side, score in scores.items():
+        assert table.loc[side, "score"] == pytest.approx(score.mean())
+        assert table.loc[side, "n"] == len(worded)
+    for side in ("harmful", "neutral"):
+        row, difference = table.loc[f"forced - {side}"], scores["forced"] - scores[side]
+        assert row.score == pytest.approx(difference.mean())
+        assert row.score_low < row.score < row.score_high
+        assert row.refused == pytest.approx(table.loc["forced", "refused"] - table.loc[side, "refused"])
+    answered = teacher_forced_pairs(planted.model, planted.harmful[:4], responses=["First take the rope."] * 4)
+    with pytest.raises(RimLensError, match="written answers"):
+        answered.check(planted.model, tokens=tokens)
+
+
+def test_neurons_are_ranked_by_difference_over_spread_and_within_layers():
+    rng = np.random.default_rng(0)
+    harmful = rng.normal(size=(40, 6))
+    forced = harmful + np.array([3.0, 1.0, 0.5, 2.0, 0.1, 0.0]) + rng.normal(size=(40, 6)) * [9, 0.2, 0.1, 5, 0.1, 1]
+    sums = GroupSums(harmful, forced, np.ones(40), np.ones(40))
+    paired = forced - harmful
+    spread = paired.std(axis=0, ddof=1) + np.median(paired.std(axis=0, ddof=1))
+    np.testing.assert_allclose(spread_within([sums]), spread)
+    raw, scaled = (counts([sums], Choice(2, scale))[0] for scale in (np.ones(6), spread))
+    assert np.flatnonzero(raw).tolist() == [0, 3]
+    assert np.flatnonzero(scaled).tolist() == np.sort(np.argsort(-paired.mean(axis=0) / spread)[:2]).tolist() == [1, 2]
+    assert np.flatnonzero(counts([sums], Choice(1, np.ones(6), layers=2))[0]).tolist() == [0, 3]
 
 
 def test_planted_shift_is_recovered_exactly(planted, safety, tmp_path):
@@ -248,13 +307,12 @@ def shared(safety, controls):
     return np.array([bool(own & {tuple(row) for row in rows}) for rows in controls.tolist()])
 
 
-def test_controls_match_layer_and_decile(safety):
-    controls = matched_controls(safety, 300)
+def test_controls_match_layer_activation_and_what_is_written(safety):
+    controls, strata = matched_controls(safety, 300), activation_strata(safety.base, safety.written)
     own = {tuple(row) for row in safety.rows.tolist()}
-    decile = (safety.base.argsort(axis=1).argsort(axis=1) * 10) // safety.base.shape[1]
-    wanted = sorted((layer, decile[layer, unit]) for layer, unit in own)
+    wanted = sorted((layer, strata[layer, unit]) for layer, unit in own)
     for rows in controls.tolist():
-        assert sorted((layer, decile[layer, unit]) for layer, unit in rows) == wanted
+        assert sorted((layer, strata[layer, unit]) for layer, unit in rows) == wanted
         assert own != {tuple(row) for row in rows}
     with pytest.raises(RimLensError, match="base activations"):
         matched_controls(safety.rows)

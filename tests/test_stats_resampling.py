@@ -12,7 +12,7 @@ from scipy import stats
 
 from rim_lens.errors import RimLensError
 from rim_lens.stats import (
-    activation_deciles,
+    activation_strata,
     bootstrap,
     bootstrap_crossed,
     bootstrap_crossed_difference,
@@ -244,22 +244,43 @@ def test_whole_layers_have_no_control():
         matched_head_sets([(0, 9)], 4, 1)
 
 
-def test_deciles_are_equal_groups_in_order_of_activation():
+def test_strata_double_from_the_most_active_neurons_on():
     base = np.random.default_rng(6).normal(size=(3, 43))
-    deciles = activation_deciles(base)
+    strata = activation_strata(base)
     for layer in range(3):
-        sizes = np.bincount(deciles[layer], minlength=10)
-        assert sizes.max() - sizes.min() <= 1
-        assert (np.diff(deciles[layer][base[layer].argsort()]) >= 0).all()
+        assert np.bincount(strata[layer]).tolist() == [8, 8, 16, 11]
+        assert (np.diff(strata[layer][np.abs(base[layer]).argsort()]) <= 0).all()
+
+
+def test_neurons_that_write_most_are_apart_and_strata_are_halved_by_activation():
+    rng = np.random.default_rng(6)
+    base, written = rng.exponential(size=(2, 64)), rng.exponential(size=(2, 64))
+    strata = activation_strata(base, written)
+    for layer in range(2):
+        massive = np.argsort(-base[layer] * written[layer])[:8]
+        assert set(np.flatnonzero(strata[layer] == strata[layer].min())) == set(massive)
+        assert np.bincount(strata[layer]).tolist()[2:] == [4, 4, 8, 8, 16, 16]
+        for low in (2, 4, 6):
+            less, more = (base[layer][strata[layer] == low + half] for half in (0, 1))
+            assert less.max() <= more.min()
+
+
+def test_a_set_without_massive_neurons_has_no_control_with_one():
+    rng = np.random.default_rng(3)
+    base = rng.exponential(size=(2, 100))
+    base[:, :4] = 1000.0
+    ordinary = np.array([[0, 50], [0, 70], [1, 20]])
+    sets = matched_neuron_sets(ordinary, base, 200)
+    assert (base[sets[..., 0], sets[..., 1]] < 1000).all()
 
 
 @pytest.mark.parametrize("shape", [(4, 60), (4, 3, 20)])
-def test_neuron_sets_match_layer_and_decile(shape):
+def test_neuron_sets_match_layer_and_stratum(shape):
     rng = np.random.default_rng(7)
     base = rng.exponential(size=shape)
     neurons = np.stack(np.unravel_index(rng.choice(base.size, size=30, replace=False), shape), axis=1)
     sets = matched_neuron_sets(neurons, base, 40, seed=1)
-    group = activation_deciles(base)
+    group = activation_strata(base)
     wanted = Counter((row[0], group[tuple(row)]) for row in neurons)
     chosen = {tuple(row) for row in neurons}
     assert sets.shape == (40, *neurons.shape)
@@ -272,12 +293,13 @@ def test_neuron_sets_match_layer_and_decile(shape):
 
 
 def test_the_neuron_set_itself_is_never_a_control():
-    base = np.arange(20.0).reshape(1, 20)
-    neurons = np.array([[0, 1], [0, 18]])  # one of two units in the lowest and in the highest decile
-    others = {((0, 0), (0, 18)), ((0, 0), (0, 19)), ((0, 1), (0, 19))}
-    assert {tuple(map(tuple, control)) for control in matched_neuron_sets(neurons, base, 3).tolist()} == others
-    with pytest.raises(RimLensError, match="only 3 distinct"):
-        matched_neuron_sets(neurons, base, 4)
+    base = np.arange(9.0).reshape(1, 9)
+    neurons = np.array([[0, 0], [0, 8]])  # the only unit outside the most active eight, and one of these
+    others = {((0, 0), (0, unit)) for unit in range(1, 8)}
+    sets = matched_neuron_sets(neurons, base, 7).tolist()
+    assert {tuple(map(tuple, sorted(control))) for control in sets} == others
+    with pytest.raises(RimLensError, match="only 7 distinct"):
+        matched_neuron_sets(neurons, base, 8)
     with pytest.raises(RimLensError, match="outside"):
         matched_neuron_sets(np.array([[0, 20]]), base, 1)
 

@@ -9,7 +9,7 @@ from benchmarks.trust.simulated import SHAPES, Calibration, calibrates, calibrat
 from rim_lens.causal.set_effects import set_effect
 from rim_lens.patterns.own_cots import fisher
 from rim_lens.stats import (
-    activation_deciles,
+    activation_strata,
     benjamini_hochberg,
     bootstrap_crossed_difference,
     correlation,
@@ -177,13 +177,13 @@ def control_p(rng: np.random.Generator, runs: int) -> list[Calibration]:
 
 @calibrates
 def neuron_control_p(rng: np.random.Generator, runs: int) -> list[Calibration]:
-    """Random sets of neurons, some of which crowd one decile, among matched ones."""
+    """Random sets of neurons, some of which crowd one stratum, among matched ones."""
     rows = []
     for size, crowd in ((30, 1.0), (60, 0.1)):
         p = []
         for i in range(runs):
             base, effect = rng.exponential(size=(2, 4, 200))
-            weight = np.where(activation_deciles(base) == 9, 1.0, crowd).ravel()
+            weight = np.where(activation_strata(base) == 4, 1.0, crowd).ravel()
             chosen = rng.choice(800, size, replace=False, p=weight / weight.sum())
             neurons = np.stack(np.unravel_index(chosen, base.shape), axis=1)
             sets = matched_neuron_sets(neurons, base, 100, seed=i)

@@ -1,7 +1,7 @@
 """Sets of neurons and their matched random controls.
 
 A set is an array of rows (layer, unit), or (layer, expert, unit) in a mixture of experts. Its controls are random sets
-with as many neurons in each layer and in each decile of base activation within the layer.
+with as many neurons in each layer, and among those of a layer that are as active and write as much.
 """
 
 from typing import Any
@@ -46,27 +46,33 @@ def matched_controls(
     n_sets: int = 1000,
     *,
     base: NeuronActivations | Float[np.ndarray, "layer ..."] | None = None,
+    written: Float[np.ndarray, "layer unit"] | None = None,
     seed: int = 0,
     measure: Measure = "magnitude",
 ) -> Int[np.ndarray, "set neuron index"]:
-    """Random sets matched on layer and base-activation decile, never the set itself (`rim_lens.stats.controls`).
+    """Random sets matched on layer, base activation |a| and what is written, |a|·‖W_out‖; never the set itself.
+
+    The most active neurons of a layer are exchanged with one another only (`rim_lens.stats.activation_strata`).
 
     Args:
         neurons: the set.
         n_sets: how many; a p-value can be no smaller than 1 / (n_sets + 1).
-        base: activations that the deciles are taken of, at the reference checkpoint; those that the set was found with
-            where it is a `SafetyNeurons`.
+        base: activations to match, at the reference checkpoint; those that the set was chosen with where it is a
+            `SafetyNeurons`.
+        written: ‖W_out‖ of each neuron, `model.output_norms`; the set's own where it is a `SafetyNeurons`. Without it,
+            and in mixtures of experts, sets are matched on |a| alone.
         seed: of the draw.
-        measure: which activation the deciles are of.
+        measure: which activation is matched.
 
     Raises:
         RimLensError: fewer than `n_sets` such sets exist.
     """
     base = getattr(neurons, "base", None) if base is None else base
     if base is None:
-        raise RimLensError("Matched controls need base activations to take deciles of; pass base=.")
+        raise RimLensError("Matched controls need base activations to match; pass base=.")
     values = base.values(measure) if isinstance(base, NeuronActivations) else np.asarray(base)
-    return matched_neuron_sets(neuron_rows(neurons), values, n_sets, seed)
+    written = getattr(neurons, "written", None) if written is None else written
+    return matched_neuron_sets(neuron_rows(neurons), values, n_sets, seed, written)
 
 
 def of_sets(

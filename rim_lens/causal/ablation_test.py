@@ -3,7 +3,7 @@
 A set of units is changed, and so are matched random sets.
 
 1. The first k units of a list (a *dose*; by default all of them) are ablated, and so are control sets: as many heads in
-   each layer, as many neurons in each layer and decile of base activation, or random directions.
+   each layer, as many neurons in each layer that are as active and write as much, or random directions.
 2. Refusal score for every set; judged answers, refusals of harmless requests and maths for the set and as many control
    sets as asked.
 3. Effect = changed − untouched model, with its interval over prompts, its place among the control sets (percentile, p),

@@ -68,11 +68,12 @@ def dose_sets(
             drawn = matched_head_sets(chosen[:k], model.n_heads, min(n_controls, possible), seed) if n_controls else []
         elif controls is not None:
             drawn = np.asarray(controls)[:, :k].tolist()
+        elif n_controls == 0:
+            drawn = []
         else:
-            base = getattr(units, "base", None)
-            drawn = (
-                matched_controls(np.array(chosen[:k]), n_controls, base=base, seed=seed).tolist() if n_controls else []
-            )
+            base, written = (getattr(units, name, None) for name in ("base", "written"))
+            rows = np.array(chosen[:k])
+            drawn = matched_controls(rows, n_controls, base=base, written=written, seed=seed).tolist()
         plain = tuple if kind == "neurons" else lambda one: one
         sets[k] = [chosen[:k], *([plain(one) for one in row] for row in drawn)]
     return sets

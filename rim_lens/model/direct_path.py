@@ -10,6 +10,7 @@ Scale, bias, centring and σ are found by asking the norm itself: every architec
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -73,8 +74,24 @@ def head_matrix(model: LensModel, layer: int) -> Float[Tensor, "head_x_d_head d_
 
 def neuron_matrix(model: LensModel, layer: int) -> Float[Tensor, "neuron d_model"]:
     """What a dense layer's neurons are multiplied with."""
+    if model.hf is None:
+        return model.bridge.blocks[layer].mlp.W_out.detach()
     down = sites_of(model).layers[layer].down
     return output_matrix(down, model.d_mlp, f"The MLP of layer {layer} of {model.name}")
+
+
+def output_norms(model: LensModel) -> Float[np.ndarray, "layer unit"] | None:
+    """‖W_out‖: the norm of what each neuron writes per unit of activation.
+
+    None for a mixture of experts, and where the output matrix cannot be read (packed quantized weights).
+    """
+    if model.is_moe:
+        return None
+    try:
+        matrices = [neuron_matrix(model, layer) for layer in range(model.n_layers)]
+    except RimLensError:
+        return None
+    return np.stack([matrix.float().norm(dim=1).cpu().numpy() for matrix in matrices])
 
 
 def bias_of(module: nn.Module | None) -> Float[Tensor, "d_model"] | None:

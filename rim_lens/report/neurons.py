@@ -85,8 +85,7 @@ def test_words(test: AblationTest) -> str:
     generated = rows.loc[~rows["measure"].map(in_nats), "n_controls"]
     text = (
         f"The {len(test.units)} neurons are silenced{test.where or ' at every position'}, and so are random sets "
-        f"with as many neurons in each layer and decile of activation: {one_or_range(scored)} sets for the refusal "
-        "score"
+        f"with as many neurons of like activity in each layer: {one_or_range(scored)} sets for the refusal score"
     )
     if len(likely):
         text += (

@@ -11,7 +11,7 @@ from rim_lens.stats.bootstrap import (
 )
 from rim_lens.stats.controls import (
     Alternative,
-    activation_deciles,
+    activation_strata,
     count_head_sets,
     empirical_p,
     matched_head_sets,
@@ -57,7 +57,7 @@ __all__ = [
     "Rate",
     "Seed",
     "ShareDifference",
-    "activation_deciles",
+    "activation_strata",
     "auroc",
     "benjamini_hochberg",
     "bootstrap",

@@ -2,7 +2,7 @@
 theirs.
 
 A set that was selected is judged against sets that were not: heads matched on how many sit in each layer,
-neurons on layer and on the decile of their base activation within the layer. All sets that match are equally
+neurons on layer and on a stratum of base activation within the layer. All sets that match are equally
 likely, those that share members with the selected set included; only the selected set itself is never drawn,
 and all sets of one call are distinct. A set chosen at random is then one of the sets it is compared with, and
 its p-value exact. Leaving the selected heads out of the controls is not: of random sets of 4 heads, 9 heads a
@@ -24,6 +24,7 @@ from rim_lens.errors import RimLensError
 from rim_lens.stats.permutation import Seed
 from rim_lens.units import AnyHead, Head, heads_from
 
+MASSIVE = 8  # neurons of a layer that are exchanged with one another only
 Alternative = Literal["two-sided", "greater", "less"]
 
 
@@ -87,22 +88,36 @@ def matched_head_sets(heads: Sequence[AnyHead], n_heads: int, n_sets: int = 100,
     return [[Head(int(layer), int(head)) for layer, head in row] for row in rows]
 
 
-def activation_deciles(
-    base_activation: Float[np.ndarray, "layer ..."], deciles: int = 10
+def activation_strata(
+    base_activation: Float[np.ndarray, "layer ..."], written: Float[np.ndarray, "layer ..."] | None = None
 ) -> Int[np.ndarray, "layer ..."]:
-    """Decile (0 lowest) of each neuron's base activation among those of its layer; groups differ by at most one unit.
+    """Stratum of each neuron among those of its layer that matter as much, 0 for those that matter most.
 
-    Ties are cut by position. In a mixture of experts ``base_activation`` is [layer, expert, unit], NaN for what does
-    not exist there (a dense layer among those of experts is narrower), which is in no decile: -1.
+    Neurons are ranked by |a|, or by what they write, |a| times ``written`` (the norm of a neuron's output weights).
+    The first ``MASSIVE`` are a stratum of their own: a few such neurons decide what a set that holds one does. Strata
+    then double, so that ranks within one differ by a factor of two at most. With ``written`` a stratum is halved by
+    |a|. Ties are cut by position. In a mixture of experts values are [layer, expert, unit], NaN for what does not
+    exist there (a dense layer among those of experts is narrower), which is in no stratum: -1.
     """
-    flat = np.asarray(base_activation, dtype=np.float64)
-    if flat.ndim < 2 or (flat.ndim == 2 and np.isnan(flat).any()):
+    size = np.abs(np.asarray(base_activation, dtype=np.float64))
+    if size.ndim < 2 or (size.ndim == 2 and np.isnan(size).any()):
         raise RimLensError("Base activations must be given as [layer, unit] without NaN.")
-    flat = flat.reshape(len(flat), -1)
-    rank = flat.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")  # NaN comes last
-    exists = ~np.isnan(flat)
-    group = rank * deciles // exists.sum(axis=1, keepdims=True).clip(1)
-    return np.where(exists, group, -1).reshape(np.shape(base_activation))
+    flat = size.reshape(len(size), -1)
+    matters = flat if written is None else flat * np.asarray(written, dtype=np.float64).reshape(flat.shape)
+    stratum = np.floor(np.log2(np.maximum(ranks(-matters) / MASSIVE, 0.5))).astype(np.int64) + 1
+    if written is not None:
+        above = np.zeros(flat.shape, dtype=np.int64)
+        for layer, inside in enumerate(stratum):
+            for one in range(1, int(inside.max()) + 1):
+                units = np.flatnonzero(inside == one)
+                above[layer, units] = ranks(flat[layer : layer + 1, units])[0] * 2 // len(units)
+        stratum = 2 * stratum + above
+    return np.where(np.isnan(matters), -1, stratum).reshape(size.shape)
+
+
+def ranks(values: Float[np.ndarray, "row column"]) -> Int[np.ndarray, "row column"]:
+    """Place of each value in its row, from the smallest on; NaN comes last."""
+    return values.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
 
 
 def matched_neuron_sets(
@@ -110,16 +125,16 @@ def matched_neuron_sets(
     base_activation: Float[np.ndarray, "layer ..."],
     n_sets: int = 100,
     seed: Seed = 0,
-    deciles: int = 10,
+    written: Float[np.ndarray, "layer ..."] | None = None,
 ) -> Int[np.ndarray, "set neuron index"]:
-    """Control sets with the same number of neurons in each layer and base-activation decile.
+    """Control sets with the same number of neurons in each layer and stratum (`activation_strata`).
 
     ``neurons`` holds (layer, unit), or (layer, expert, unit) with ``base_activation`` [layer, expert, unit].
     The order within a set means nothing. Raises RimLensError for neurons outside ``base_activation`` or when
     fewer than ``n_sets`` distinct sets exist.
     """
     _check_sets(n_sets)
-    group = activation_deciles(base_activation, deciles)
+    group = activation_strata(base_activation, written)
     chosen = np.asarray(neurons)
     if chosen.ndim != 2 or len(chosen) == 0 or chosen.shape[1] != group.ndim:
         raise RimLensError(f"Neurons must be given as rows of {group.ndim} indices, got shape {chosen.shape}.")
@@ -128,15 +143,15 @@ def matched_neuron_sets(
     selected = {tuple(int(i) for i in row) for row in chosen}
     wanted = Counter((row[0], int(group[row])) for row in selected)
     pools = []
-    for (layer, decile), size in sorted(wanted.items()):
-        units = np.argwhere(group[layer] == decile)
+    for (layer, stratum), size in sorted(wanted.items()):
+        units = np.argwhere(group[layer] == stratum)
         members = np.column_stack([np.full(len(units), layer), units])
         pools.append((members, size))
     possible = _n_sets(pools)
     if possible < n_sets:
         raise RimLensError(
             f"{n_sets} control sets were asked for, but only {possible} distinct ones match {len(selected)} neurons "
-            f"on layer and base-activation decile; ask for at most {possible} sets, or fewer deciles than {deciles}."
+            f"on layer and base activation; ask for at most {possible} sets."
         )
     return _distinct(pools, selected, n_sets, np.random.default_rng(seed))
 

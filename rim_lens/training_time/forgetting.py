@@ -130,7 +130,7 @@ def forgetting_of(
     if missing:
         raise RimLensError(f"Refusal rates are missing for {', '.join(missing)}; give one for every checkpoint.")
     rows = neuron_rows(neurons)
-    controls = matched_controls(rows, n_controls, base=first.safety, seed=seed, measure=measure)
+    controls = matched_controls(neurons, n_controls, base=first.safety, seed=seed, measure=measure)
     table, variants, layers = [], [], []
     for one in others:
         shifted = ras(

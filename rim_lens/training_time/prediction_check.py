@@ -97,7 +97,7 @@ def prediction_check(
         RimLensError: no checkpoint belongs to an arm with data.
     """
     first, rows = measurements[0], neuron_rows(neurons)
-    controls = matched_controls(rows, n_controls, base=first.safety, seed=seed, measure=measure)
+    controls = matched_controls(neurons, n_controls, base=first.safety, seed=seed, measure=measure)
     arms = [arm for arm in data if any(one.checkpoint.arm == arm for one in measurements[1:])]
     if not arms:
         raise RimLensError(

@@ -120,7 +120,7 @@ def ras(
     rows = neuron_rows(neurons)
     safety, task = (safety_before, safety_after), (task_before, task_after)
     if controls is None:
-        controls = matched_controls(rows, n_controls, base=safety_before, seed=seed, measure=measure)
+        controls = matched_controls(neurons, n_controls, base=safety_before, seed=seed, measure=measure)
     n_safety, n_task = len_of(safety), len_of(task)
     tails = tails_for(level, min(n_safety, n_task))
     observed = f_of_sets(safety, task, rows[None], measure)

@@ -4,11 +4,15 @@
 
 f is the mean |a| ("magnitude") or the mean a ("signed") over the chosen positions; see `counterfactuals` for D and D̃
 and `stability` for how the set is tested under resampling. Source: Yan et al., arXiv 2509.00544, section 4.
+
+A wording that asks for a refusal also changes what neurons of wording do. Differences are therefore divided by their
+standard deviation over requests, and the set is compared with what neutral wordings of the same form choose
+(`neutral_share`). `CounterfactualPairs.check` says whether the forced requests are refused more at all.
 """
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,15 +22,17 @@ from scipy.stats import binom
 from rim_lens.capture.neuron_activations import Measure
 from rim_lens.capture.neuron_sets import neuron_names
 from rim_lens.errors import RimLensError
+from rim_lens.model.direct_path import output_norms
 from rim_lens.model.lens_model import LensModel
 from rim_lens.progress import track
 from rim_lens.results import Manifest, Result
 from rim_lens.stats import Interval
 from rim_lens.training_time.counterfactuals import CounterfactualPairs
 from rim_lens.training_time.prompt_pass import pass_over
-from rim_lens.training_time.stability import GroupSums, counts, jaccard, resampled_sets
+from rim_lens.training_time.stability import Choice, GroupSums, counts, jaccard, resampled_sets, spread_within
 from rim_lens.units import columns_of, index_columns
 
+RankedBy = Literal["standardized", "raw"]
 STABLE_FROM = 0.5  # lower end of the Jaccard interval: at least half of the set is chosen again
 
 
@@ -38,7 +44,8 @@ class SafetyNeurons(Result):
     on both sides, and the share of resamples in which it is chosen. `share` is the share of groups a neuron needs (1.0:
     the hard intersection). `jaccard` compares the set with the sets of resampled prompts: mean, and the interval that
     holds 95 % of them. `by_chance` is the size that K unrelated top-m lists would have in common. `base`: f(a; D) of
-    all neurons.
+    all neurons; `written`: ‖W_out‖ of all neurons, None in mixtures of experts. `neutral_share`: the share of the set
+    that neutral wordings choose as well; NaN without any.
     """
 
     figure: ClassVar = "neurons:neurons_by_layer"
@@ -55,6 +62,10 @@ class SafetyNeurons(Result):
     positions: str
     measure: Measure
     base: Float[np.ndarray, "layer ..."]
+    ranked_by: str = "standardized"
+    per_layer: bool = False
+    neutral_share: float = math.nan
+    written: Float[np.ndarray, "layer unit"] | None = None
 
     def __repr__(self) -> str:
         return f"SafetyNeurons({len(self)} neurons of {self.n_all}, {self.caption()})"
@@ -92,11 +103,17 @@ class SafetyNeurons(Result):
         """How the set was found and how far it can be trusted."""
         low, high = self.jaccard_interval
         verdict = "" if self.stable else "; NOT STABLE: other prompts of the same kind choose largely other neurons"
+        each, needed = " per layer" if self.per_layer else "", needed_groups(self.n_groups, self.share)
         return (
-            f"top {self.top} in {needed_groups(self.n_groups, self.share)} of {self.n_groups} groups, {self.n_pairs} "
-            f"pairs ({self.way}, {self.positions}); Jaccard under resampling {self.jaccard:.2f} [{low:.2f}, "
-            f"{high:.2f}]; {self.by_chance:.1f} expected by chance{verdict}"
+            f"top {self.top}{each} by {self.ranked_by} difference in {needed} of {self.n_groups} groups, "
+            f"{self.n_pairs} pairs ({self.way}, {self.positions}); Jaccard under resampling {self.jaccard:.2f} "
+            f"[{low:.2f}, {high:.2f}]; {self.by_chance:.1f} expected by chance{self._neutral()}{verdict}"
         )
+
+    def _neutral(self) -> str:
+        if math.isnan(self.neutral_share):
+            return ""
+        return f"; neutral wordings choose {self.neutral_share:.0%} of them too"
 
 
 def find_safety_neurons(
@@ -107,6 +124,9 @@ def find_safety_neurons(
     groups: int | None = None,
     share: float = 1.0,
     measure: Measure = "magnitude",
+    ranked_by: RankedBy = "standardized",
+    per_layer: bool = False,
+    against: Literal["harmful", "neutral"] = "harmful",
     n_resamples: int = 200,
     batch_size: int = 16,
     seed: int = 0,
@@ -120,12 +140,18 @@ def find_safety_neurons(
         groups: deal the pairs into that many random groups in place of their own.
         share: share of the groups a neuron must be in the top of; 1.0 is the hard intersection.
         measure: "magnitude" or "signed".
+        ranked_by: "standardized" divides each neuron's difference by its standard deviation over requests; "raw" does
+            not, as in the paper.
+        per_layer: `top` counts neurons of each layer, as in the paper, in place of the whole model.
+        against: what forced requests are compared with: the plain requests, as in the paper, or the same requests in
+            neutral wordings, so that what any wording does drops out.
         n_resamples: bootstrap resamples of the prompts for stability.
         batch_size: chats per pass.
         seed: of groups and resamples.
 
     Raises:
-        RimLensError: a group with fewer than two pairs, or a `top` or `share` that makes no sense.
+        RimLensError: a group with fewer than two pairs, a `top` or `share` that makes no sense, or neutral wordings
+            asked for where the pairs have none.
     """
     if groups is not None:
         pairs = pairs.in_groups(groups, seed)
@@ -136,22 +162,38 @@ def find_safety_neurons(
             raise RimLensError(
                 f"Group {name!r} has {len(inside)} pair; give each at least 2, or set groups= to a number."
             )
-    harmful, forced = (
+    if against == "neutral" and not pairs.neutral:
+        raise RimLensError("These pairs have no neutral wordings; make them with refusal_forcing_pairs.")
+    sides = [pairs.harmful, pairs.forced, *([pairs.neutral] if pairs.neutral else [])]
+    harmful, forced, *plain = (
         pass_over(model, side, pairs.positions, per_prompt=True, batch_size=batch_size).neurons
-        for side in track((pairs.harmful, pairs.forced), "reading safety neurons")
+        for side in track(sides, "reading safety neurons")
     )
-    sums = [GroupSums.of(harmful, forced, measure, inside) for inside in members.values()]
+    before = plain[0] if against == "neutral" else harmful
+    sums = [GroupSums.of(before, forced, measure, inside) for inside in members.values()]
     m = checked_top(top, harmful.n_neurons)
+    if per_layer:
+        m = max(1, m // model.n_layers) if isinstance(top, float) else m
     needed = needed_groups(len(names), share)
-    count, differences = counts(sums, m)
+
+    def chosen_from(groups: list[GroupSums]) -> Choice:
+        one = np.ones(groups[0].harmful.shape[1])
+        return Choice(m, one if ranked_by == "raw" else spread_within(groups), model.n_layers if per_layer else 1)
+
+    choice = chosen_from(sums)
+    count, differences = counts(sums, choice)
     chosen = count >= needed
+    neutral_share = math.nan
+    if plain and against == "harmful" and chosen.any():
+        wording = [GroupSums.of(harmful, plain[0], measure, inside) for inside in members.values()]
+        neutral_share = float((counts(wording, chosen_from(wording))[0] >= needed)[chosen].mean())
     similar, again = [], np.zeros(len(count))
-    for sets in resampled_sets(sums, m, needed, n_resamples, seed):
+    for sets in resampled_sets(sums, choice, needed, n_resamples, seed):
         similar.append(jaccard(chosen, sets))
         again += sets.sum(axis=0)
     likeness = np.concatenate(similar)
     low, high = np.quantile(likeness, (0.025, 0.975))
-    table = chosen_table(count, differences, harmful.values(measure), forced.values(measure), again / n_resamples)
+    table = chosen_table(count, differences, before.values(measure), forced.values(measure), again / n_resamples)
     return SafetyNeurons(
         table=table,
         n_groups=len(names),
@@ -159,12 +201,16 @@ def find_safety_neurons(
         share=share,
         jaccard=float(likeness.mean()),
         jaccard_interval=Interval(float(low), float(high)),
-        by_chance=chance_size(harmful.n_neurons, m, len(names), needed),
+        by_chance=chance_size(harmful.n_neurons, m * (model.n_layers if per_layer else 1), len(names), needed),
         n_pairs=len(pairs),
         way=pairs.way,
         positions=harmful.positions,
         measure=measure,
         base=harmful.values(measure),
+        ranked_by=ranked_by,
+        per_layer=per_layer,
+        neutral_share=neutral_share,
+        written=output_norms(model),
         manifest=Manifest.collect(model, seed=seed, groups=names, n_resamples=n_resamples),
     )
 

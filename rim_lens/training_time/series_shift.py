@@ -70,7 +70,7 @@ def series_shift(
         seed: of controls and bootstrap.
     """
     rows, first = neuron_rows(neurons), measurements[0]
-    controls = matched_controls(rows, n_controls, base=first.safety, seed=seed, measure=measure)
+    controls = matched_controls(neurons, n_controls, base=first.safety, seed=seed, measure=measure)
     frames, single = [], []
     for one in measurements[1:]:
         for name, before, after in (("safety", first.safety, one.safety), ("task", first.task, one.task)):

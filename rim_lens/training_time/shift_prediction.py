@@ -151,7 +151,7 @@ def predict_shift(
         bend.append((np.linalg.norm(there[1] + there[2] - 2 * there[0]), np.linalg.norm(there[1] - there[2])))
     f1 = [start + size * change for start, change in zip(f0, slope, strict=True)]
     if controls is None:
-        controls = matched_controls(rows, n_controls, base=f0[0], seed=seed)
+        controls = matched_controls(neurons, n_controls, base=f0[0], seed=seed)
     table, changes, nulls = [], [], []
     for name, start, end in zip(sides, f0, f1, strict=True):
         sets = [of_sets(side, np.concatenate([rows[None], controls])).mean(axis=1) for side in (start, end)]

@@ -4,6 +4,8 @@ For groups k with harmful prompts D_k and their refusal-forcing twins D̃_k:
 
     top_k = the m neurons with the largest f(a; D̃_k) − f(a; D_k) > 0          count(a) = number of k with a in top_k
 
+The differences may be divided by a scale per neuron, and the m neurons may be taken within each layer (`Choice`).
+
 Stability: prompts are resampled with replacement within each group (pairs stay together), the choice is repeated, and
 the resampled set is compared with the set by Jaccard's index |A ∩ B| / |A ∪ B|.
 """
@@ -49,6 +51,37 @@ class GroupSums:
         return forced - w @ self.harmful / (w @ self.harmful_tokens.astype(np.float32))[:, None]
 
 
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """How neurons are ranked within a group: the m largest differences, each divided by the neuron's `scale`.
+
+    `layers` above 1: the m largest of each layer.
+    """
+
+    m: int
+    scale: Float[np.ndarray, " neuron"]
+    layers: int = 1
+
+    def top(self, differences: Float[np.ndarray, "row neuron"]) -> Bool[np.ndarray, "row neuron"]:
+        """True at each row's chosen neurons."""
+        ranked = (differences / self.scale).reshape(len(differences) * self.layers, -1)
+        return in_top(ranked, self.m).reshape(differences.shape)
+
+
+def spread_within(groups: list[GroupSums]) -> Float[np.ndarray, " neuron"]:
+    """Standard deviation of the paired differences within groups, plus the median of these over neurons.
+
+    The median keeps neurons that hardly move from leading by a small denominator (SAM, Tusher et al. 2001).
+    """
+    squares, freedom = 0.0, 0
+    for group in groups:
+        paired = group.forced / group.forced_tokens[:, None] - group.harmful / group.harmful_tokens[:, None]
+        squares = squares + np.square(paired - paired.mean(axis=0)).sum(axis=0)
+        freedom += len(paired) - 1
+    spread = np.sqrt(np.asarray(squares) / freedom)
+    return spread + np.nanmedian(spread)
+
+
 def in_top(differences: Float[np.ndarray, "row neuron"], m: int) -> Bool[np.ndarray, "row neuron"]:
     """True at each row's m largest values, as far as they are above 0."""
     chosen = np.zeros(differences.shape, dtype=bool)
@@ -57,21 +90,23 @@ def in_top(differences: Float[np.ndarray, "row neuron"], m: int) -> Bool[np.ndar
     return chosen & (differences > 0)
 
 
-def counts(groups: list[GroupSums], m: int) -> tuple[Int[np.ndarray, "neuron"], Float[np.ndarray, "group neuron"]]:
+def counts(
+    groups: list[GroupSums], choice: Choice
+) -> tuple[Int[np.ndarray, "neuron"], Float[np.ndarray, "group neuron"]]:
     """In how many groups each neuron is among the top m, and its difference in each group."""
     whole = [group.differences(np.ones((1, len(group.harmful)))) for group in groups]
     differences = np.concatenate(whole)
-    return in_top(differences, m).sum(axis=0), differences
+    return choice.top(differences).sum(axis=0), differences
 
 
 def resampled_sets(
-    groups: list[GroupSums], m: int, needed: int, n_resamples: int, seed: int
+    groups: list[GroupSums], choice: Choice, needed: int, n_resamples: int, seed: int
 ) -> Iterator[Bool[np.ndarray, "resample neuron"]]:
     """The sets that resampled prompts choose, some resamples at a time."""
     draws = [prompt_resamples(len(group.harmful), n_resamples, seed + k) for k, group in enumerate(groups)]
     for start in range(0, n_resamples, RESAMPLES_AT_ONCE):
         part = slice(start, start + RESAMPLES_AT_ONCE)
-        tops = [in_top(group.differences(draw[part]), m) for group, draw in zip(groups, draws, strict=True)]
+        tops = [choice.top(group.differences(draw[part])) for group, draw in zip(groups, draws, strict=True)]
         yield np.greater_equal(np.sum(tops, axis=0, dtype=np.int16), needed)
 
 
