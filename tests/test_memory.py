@@ -321,8 +321,10 @@ NOT_BATCHED = {
     "TrainingSettings": "a batch is part of what is trained",
     "ClassifierJudge": "tested below",
     **dict.fromkeys(
-        ("direct_attribution", "expert_load", "mediation", "refusal_direction"), "halved, but not tried here"
+        ("direct_attribution", "expert_load", "mediation", "path_patching", "refusal_direction"),
+        "halved, but not tried here",
     ),
+    "compare_ablations": "its passes are those of ablation_test",
     **dict.fromkeys(("direction_drift", "self_repair"), "their passes are those of residuals and of ablation_sweep"),
 }
 

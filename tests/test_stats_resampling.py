@@ -248,7 +248,7 @@ def test_strata_double_from_the_most_active_neurons_on():
     base = np.random.default_rng(6).normal(size=(3, 43))
     strata = activation_strata(base)
     for layer in range(3):
-        assert np.bincount(strata[layer]).tolist() == [8, 8, 16, 11]
+        assert np.bincount(strata[layer]).tolist() == [1, 1, 2, 4, 8, 16, 11]
         assert (np.diff(strata[layer][np.abs(base[layer]).argsort()]) <= 0).all()
 
 
@@ -257,10 +257,11 @@ def test_neurons_that_write_most_are_apart_and_strata_are_halved_by_activation()
     base, written = rng.exponential(size=(2, 64)), rng.exponential(size=(2, 64))
     strata = activation_strata(base, written)
     for layer in range(2):
-        massive = np.argsort(-base[layer] * written[layer])[:8]
-        assert set(np.flatnonzero(strata[layer] == strata[layer].min())) == set(massive)
-        assert np.bincount(strata[layer]).tolist()[2:] == [4, 4, 8, 8, 16, 16]
-        for low in (2, 4, 6):
+        order = np.argsort(-base[layer] * written[layer])
+        assert strata[layer][order[:2]].tolist() == [0, 2]
+        assert (strata[layer] // 2)[order].tolist() == sorted(strata[layer] // 2)
+        assert np.bincount(strata[layer])[4:].tolist() == [1, 1, 2, 2, 4, 4, 8, 8, 16, 16]
+        for low in (4, 6, 8, 10, 12):
             less, more = (base[layer][strata[layer] == low + half] for half in (0, 1))
             assert less.max() <= more.min()
 
@@ -293,13 +294,13 @@ def test_neuron_sets_match_layer_and_stratum(shape):
 
 
 def test_the_neuron_set_itself_is_never_a_control():
-    base = np.arange(9.0).reshape(1, 9)
-    neurons = np.array([[0, 0], [0, 8]])  # the only unit outside the most active eight, and one of these
-    others = {((0, 0), (0, unit)) for unit in range(1, 8)}
-    sets = matched_neuron_sets(neurons, base, 7).tolist()
+    base = np.arange(12.0).reshape(1, 12)
+    neurons = np.array([[0, 0], [0, 11]])  # one of the four least active, and the most active one, which has no match
+    others = {((0, unit), (0, 11)) for unit in (1, 2, 3)}
+    sets = matched_neuron_sets(neurons, base, 3).tolist()
     assert {tuple(map(tuple, sorted(control))) for control in sets} == others
-    with pytest.raises(RimLensError, match="only 7 distinct"):
-        matched_neuron_sets(neurons, base, 8)
+    with pytest.raises(RimLensError, match="only 3 distinct"):
+        matched_neuron_sets(neurons, base, 4)
     with pytest.raises(RimLensError, match="outside"):
         matched_neuron_sets(np.array([[0, 20]]), base, 1)
 

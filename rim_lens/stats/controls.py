@@ -24,7 +24,6 @@ from rim_lens.errors import RimLensError
 from rim_lens.stats.permutation import Seed
 from rim_lens.units import AnyHead, Head, heads_from
 
-MASSIVE = 8  # neurons of a layer that are exchanged with one another only
 Alternative = Literal["two-sided", "greater", "less"]
 
 
@@ -94,17 +93,18 @@ def activation_strata(
     """Stratum of each neuron among those of its layer that matter as much, 0 for those that matter most.
 
     Neurons are ranked by |a|, or by what they write, |a| times ``written`` (the norm of a neuron's output weights).
-    The first ``MASSIVE`` are a stratum of their own: a few such neurons decide what a set that holds one does. Strata
-    then double, so that ranks within one differ by a factor of two at most. With ``written`` a stratum is halved by
-    |a|. Ties are cut by position. In a mixture of experts values are [layer, expert, unit], NaN for what does not
-    exist there (a dense layer among those of experts is narrower), which is in no stratum: -1.
+    Strata double from the first neuron on: the first, the second, the next two, the next four. A few massive neurons
+    decide what a set that holds one does; they are thus in every control of a set that holds them and in no other.
+    With ``written`` a stratum is halved by |a|. Ties are cut by position. In a mixture of experts values are
+    [layer, expert, unit], NaN for what does not exist there (a dense layer among those of experts is narrower), which
+    is in no stratum: -1.
     """
     size = np.abs(np.asarray(base_activation, dtype=np.float64))
     if size.ndim < 2 or (size.ndim == 2 and np.isnan(size).any()):
         raise RimLensError("Base activations must be given as [layer, unit] without NaN.")
     flat = size.reshape(len(size), -1)
     matters = flat if written is None else flat * np.asarray(written, dtype=np.float64).reshape(flat.shape)
-    stratum = np.floor(np.log2(np.maximum(ranks(-matters) / MASSIVE, 0.5))).astype(np.int64) + 1
+    stratum = np.floor(np.log2(np.maximum(ranks(-matters), 0.5))).astype(np.int64) + 1
     if written is not None:
         above = np.zeros(flat.shape, dtype=np.int64)
         for layer, inside in enumerate(stratum):
