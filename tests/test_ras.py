@@ -215,11 +215,11 @@ def worded(planted):
 
 def test_neurons_of_the_wording_are_counted_and_drop_out_against_neutral_wordings(planted, worded):
     wording = set(DECOYS["X"])
-    found = find_safety_neurons(planted.model, worded, top=8, n_resamples=10)
+    found = find_safety_neurons(planted.model, worded, top=8, against="harmful", n_resamples=10)
     assert {tuple(row) for row in found.rows.tolist()} == planted.neurons | wording
     assert found.neutral_share == pytest.approx(2 / 8)
     assert "neutral wordings choose 25% of them too" in found.caption()
-    against = find_safety_neurons(planted.model, worded, top=6, against="neutral", n_resamples=10)
+    against = find_safety_neurons(planted.model, worded, top=6, n_resamples=10)
     assert {tuple(row) for row in against.rows.tolist()} == planted.neurons
     with pytest.raises(RimLensError, match="no neutral wordings"):
         find_safety_neurons(planted.model, planted.pairs, top=8, against="neutral")

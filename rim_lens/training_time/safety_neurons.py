@@ -126,7 +126,7 @@ def find_safety_neurons(
     measure: Measure = "magnitude",
     ranked_by: RankedBy = "standardized",
     per_layer: bool = False,
-    against: Literal["harmful", "neutral"] = "harmful",
+    against: Literal["harmful", "neutral"] | None = None,
     n_resamples: int = 200,
     batch_size: int = 16,
     seed: int = 0,
@@ -143,8 +143,8 @@ def find_safety_neurons(
         ranked_by: "standardized" divides each neuron's difference by its standard deviation over requests; "raw" does
             not, as in the paper.
         per_layer: `top` counts neurons of each layer, as in the paper, in place of the whole model.
-        against: what forced requests are compared with: the plain requests, as in the paper, or the same requests in
-            neutral wordings, so that what any wording does drops out.
+        against: what forced requests are compared with: the same requests in neutral wordings, so that what any wording
+            does drops out, or the plain requests, as in the paper. By default neutral where the pairs have such.
         n_resamples: bootstrap resamples of the prompts for stability.
         batch_size: chats per pass.
         seed: of groups and resamples.
@@ -162,6 +162,7 @@ def find_safety_neurons(
             raise RimLensError(
                 f"Group {name!r} has {len(inside)} pair; give each at least 2, or set groups= to a number."
             )
+    against = against or ("neutral" if pairs.neutral else "harmful")
     if against == "neutral" and not pairs.neutral:
         raise RimLensError("These pairs have no neutral wordings; make them with refusal_forcing_pairs.")
     sides = [pairs.harmful, pairs.forced, *([pairs.neutral] if pairs.neutral else [])]
