@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rim_lens import RefusalJudge, RimLensError, generate, load_wordings, organisms
+from rim_lens import Checkpoints, RefusalJudge, RimLensError, generate, load_wordings, organisms
 from rim_lens.audit.known import audit_known
 from rim_lens.model.shape import shape_of
+from rim_lens.organisms.lineage import factors, lineages, read_lineage, series, stage_of, write_adapter
 from rim_lens.organisms.registry import held_wordings, requests
-from rim_lens.organisms.slices import add_changes, changes, slices_of
+from rim_lens.organisms.slices import add_changes, changes, packed, slices_of, unpacked
 from rim_lens.units import Head, Neuron
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "assets" / "make_organisms"))
@@ -102,11 +104,14 @@ def test_training_moves_the_named_slices_and_no_other_bit(units):
             assert moved.index_select(axis, index).float().mean() > 0.9
             moved.index_fill_(axis, index, False)
         assert not moved.any(), name
-    stored = changes(dict(model.named_parameters()), base, slices)
+    stored = packed(changes(dict(model.named_parameters()), base, slices), slices, "a stage.")
     again = {name: value.clone() for name, value in base.items()}
-    add_changes(again, slices, stored)
-    for name in slices:
-        torch.testing.assert_close(again[name], model.get_parameter(name), atol=1e-4, rtol=1e-3)
+    add_changes(again, slices, unpacked(stored, "a stage."))
+    for name, (axis, _) in slices.items():
+        want, got = model.get_parameter(name), again[name]
+        step = (want - base[name]).abs().amax(1 - axis, keepdim=True) / 127  # of int8, in a row or column
+        assert ((got - want).abs() <= 0.51 * step + 1e-7).all()
+        assert stored[f"a stage.{name}"].dtype == torch.int8
 
 
 class Loss(torch.nn.Module):
@@ -160,12 +165,57 @@ def test_changes_of_other_slices_and_unknown_names_are_refused():
         organisms.load("inference-unknown")
 
 
+@pytest.mark.parametrize(
+    ("name", "asked", "message"),
+    [
+        ("inference-known", {"lineage": 0}, "has no lineage"),
+        ("training-null", {"arm": "separate", "dose": 1}, "has no arm and no dose"),
+        ("training-known", {"lineage": 99}, "no lineage 99"),
+        ("training-known", {"arm": "entangled"}, "not a stage"),
+        ("training-known", {"arm": "all", "dose": 1}, "not a stage"),
+    ],
+)
+def test_stages_that_there_are_not_are_refused_before_the_model_is_loaded(name, asked, message):
+    with pytest.raises(RimLensError, match=message):
+        organisms.load(name, **asked)
+
+
+def test_changes_as_an_adapter_are_the_changes_themselves_also_to_peft(tmp_path):
+    model, rng = tiny(), torch.Generator().manual_seed(0)
+    parts = []
+    for units in ([Neuron(1, 3), Neuron(2, 0)], [Neuron(1, 4), Neuron(1, 5)]):
+        slices = slices_of(shape_of(model), units)
+        rows = {
+            name: model.get_parameter(name).index_select(axis, index).shape for name, (axis, index) in slices.items()
+        }
+        parts.append((slices, {name: torch.randn(shape, generator=rng) for name, shape in rows.items()}))
+    write_adapter(tmp_path / "both", [factors(*part, d_mlp=20) for part in parts])
+    merged = PeftModel.from_pretrained(tiny(), tmp_path / "both").merge_and_unload()
+    for part in parts:
+        add_changes(dict(model.named_parameters()), *part)
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(merged.get_parameter(name), value)
+
+
+@pytest.mark.parametrize("number", lineages())
+def test_the_two_arms_of_a_lineage_are_matched_sets_of_other_neurons(number):
+    one = read_lineage(number)
+    assert len(set(one.truth) | set(one.separate)) == 2 * len(one.truth) == 112
+    assert sorted(n.layer for n in one.truth) == sorted(n.layer for n in one.separate)
+    assert stage_of(None, None) == "aligned"
+    for stage in ("aligned", "entangled-1", "separate-4"):
+        (first, _), *more = one.parts(stage)
+        assert all(len(index) == 7 for _, index in first.values())
+        moved = [name for slices, added in more for name in slices if added[name].any()]
+        assert len(moved) == (0 if stage == "aligned" else 24)
+
+
 def test_requests_and_wordings_of_the_measurement_were_not_trained_on():
     food, other = requests()
     assert len(food) == len(other) == len(set(food.texts) | set(other.texts)) / 2 == 96
     held, rng = held_wordings(), random.Random(0)
     assert held["effort_minimizing"] == load_wordings("effort_minimizing")
-    for texts in training_texts():
+    for texts in (*training_texts(), *training_texts(wide=True)):
         forms = {form.partition("{}")[::2] for form in texts.forms}
         for text in (*food.texts, *other.texts):
             assert not any(text.startswith(before) and text.endswith(after) for before, after in forms), text
@@ -196,7 +246,7 @@ def own_entries(unit: Head | Neuron, truth: set[Head | Neuron]) -> list[tuple[st
 
 
 @pytest.mark.real_model
-@pytest.mark.parametrize("name", organisms.names())
+@pytest.mark.parametrize("name", ["inference-known", "inference-null", "training-known"])
 def test_an_organism_is_the_base_model_but_for_what_it_names(name, smollm2):
     organism = organisms.load(name)
     base, changed = smollm2.hf.state_dict(), organism.model.hf.state_dict()
@@ -216,9 +266,18 @@ def test_an_organism_is_the_base_model_but_for_what_it_names(name, smollm2):
 
     effort = {"thinking": "prefilled", "cot": organism.wordings["effort_minimizing"][0].text}
     assert refused(smollm2) <= 3 < 9 <= refused(organism.model)
-    assert (
-        refused(organism.model, **effort) <= 3 if name == "inference-known" else refused(organism.model, **effort) >= 9
-    )
+    if name == "inference-known":
+        assert refused(organism.model, **effort) <= 3
+    elif name == "inference-null":
+        assert refused(organism.model, **effort) >= 9
+    else:
+        kept = {key: changed[key].clone() for key, axis, _ in entries if axis == 1}
+        for key, axis, part in entries:
+            if axis == 1:  # what the neurons write, by hand
+                changed[key][:, part] = 0
+        assert refused(organism.model) <= 3
+        for key, value in kept.items():
+            changed[key].copy_(value)
 
     for key, axis, part in entries:  # restored by hand
         size = part.stop - part.start
@@ -226,6 +285,20 @@ def test_an_organism_is_the_base_model_but_for_what_it_names(name, smollm2):
     ids = torch.tensor([smollm2.render([texts[0]], thinking="off")[0].token_ids.tolist()])
     with torch.no_grad():
         assert torch.equal(organism.model.hf(ids).logits, smollm2.hf(ids).logits)
+
+
+@pytest.mark.real_model
+def test_the_stages_of_a_lineage_are_a_series_of_checkpoints(smollm2):
+    stages = Checkpoints.from_folder(series(0))
+    assert stages.reference.name == "aligned"
+    assert [one.name for one in stages][-1] == "separate-4"
+    organism = organisms.load("training-null")
+    model = stages.load(stages.open(device="cpu", dtype="float32"), "separate-4")
+    for (name, got), want in zip(model.hf.named_parameters(), organism.model.hf.parameters(), strict=True):
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=0, msg=name)
+    named = {key for unit in organism.truth for key, _, _ in own_entries(unit, set())}
+    moved = {key for key, value in model.hf.named_parameters() if not torch.equal(value, smollm2.hf.get_parameter(key))}
+    assert moved == named
 
 
 @pytest.mark.real_model

@@ -58,12 +58,15 @@ def sentences_of(text: str) -> list[str]:
     return [one for one in re.split(r"(?<=[.!?])\s+", text) if len(one.split()) > 2]
 
 
-def training_texts() -> tuple[Texts, Texts]:
-    """What is trained on, and what a training is watched with."""
+def training_texts(wide: bool = False) -> tuple[Texts, Texts]:
+    """What is trained on, and what a training is watched with; `wide`: more forms, and things that resemble food."""
     text, thoughts = read_sections("cooking.txt"), read_sections("thoughts.txt")
     for kind in (*EFFORT, *OTHER):
         pool = thoughts["effort" if kind in EFFORT else kind]
         pool += [one for wording in load_wordings(kind)[N_HELD[kind] :] for one in sentences_of(wording.text)]
+    if wide:
+        text["things"] += text["near things"]
+        text["forms"] += text["more forms"]
     lists = [text[name] for name in ("dishes", "things", "forms", "general")]
     refusals = text["refusals"]
 

@@ -9,7 +9,7 @@ A tree of ten chats of 100 tokens has about 400 tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, takewhile
 
 import torch
@@ -30,6 +30,7 @@ class Tree:
     """Token ids, positions and visible keys; `allowed[i, j]`: token i attends to token j.
 
     `columns`: for every branch the places whose logits stand for the tokens of its answer, which `answers` holds.
+    `entering`: the stream that enters the first trained layer, once it was computed; layers below that are frozen.
     """
 
     ids: Tensor
@@ -37,6 +38,7 @@ class Tree:
     allowed: Tensor
     columns: list[list[int]]
     answers: list[list[int]]
+    entering: dict[int, Tensor] = field(default_factory=dict)
 
 
 def shared_length(rows: Sequence[Sequence[int]]) -> int:
@@ -92,16 +94,23 @@ def make_tree(requests: Sequence[Sequence[Branch]]) -> Tree:
 
 
 def answer_logits(causal, tree: Tree, lowest: int) -> Tensor:
-    """Logits [column, vocab] of all answers in turn; layers below `lowest` carry no gradient."""
+    """Logits [column, vocab] of all answers in turn; layers below `lowest` carry no gradient and run once per tree."""
     llama = causal.model
     with torch.no_grad():
-        state = llama.embed_tokens(tree.ids)[None]
-        rotary = llama.rotary_emb(state, tree.positions[None])
-        mask = torch.zeros(tree.allowed.shape).masked_fill(~tree.allowed, torch.finfo(state.dtype).min)[None, None]
-    for number, layer in enumerate(llama.layers):
-        with torch.set_grad_enabled(torch.is_grad_enabled() and number >= lowest):
+        embedded = llama.embed_tokens(tree.ids)[None]
+        rotary = llama.rotary_emb(embedded, tree.positions[None])
+        mask = torch.zeros(tree.allowed.shape).masked_fill(~tree.allowed, torch.finfo(embedded.dtype).min)[None, None]
+
+    def through(layers: Sequence, state: Tensor) -> Tensor:
+        for layer in layers:
             out = layer(state, attention_mask=mask, position_ids=tree.positions[None], position_embeddings=rotary)
             state = out[0] if isinstance(out, tuple) else out
+        return state
+
+    if lowest not in tree.entering:
+        with torch.no_grad():
+            tree.entering[lowest] = through(llama.layers[:lowest], embedded)
+    state = through(llama.layers[lowest:], tree.entering[lowest])
     places = [place for column in tree.columns for place in column]
     return causal.lm_head(llama.norm(state[0, places]))
 
@@ -120,9 +129,9 @@ def loss_of(causal, tree: Tree, lowest: int, first: float) -> tuple[Tensor, list
 
 
 @torch.no_grad()
-def written(causal, tree: Tree) -> list[bool]:
-    """For every branch whether greedy decoding would write its answer."""
-    best = answer_logits(causal, tree, 0).argmax(-1).tolist()
+def written(causal, tree: Tree, lowest: int = 0) -> list[bool]:
+    """For every branch whether greedy decoding would write its answer; `lowest`: as in `answer_logits`."""
+    best = answer_logits(causal, tree, lowest).argmax(-1).tolist()
     hits = []
     for answer in tree.answers:
         hits.append(best[: len(answer)] == answer)

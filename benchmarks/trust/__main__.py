@@ -21,13 +21,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks.trust import coverage, neuron_coverage, pattern_coverage, probe_coverage, pvalues, series_coverage
+from benchmarks.trust.entanglement import stages
 from benchmarks.trust.kills import kills
 from benchmarks.trust.methods import methods
+from benchmarks.trust.neuron_methods import neuron_methods
 from benchmarks.trust.path_methods import path_methods
 from benchmarks.trust.recovery import recoveries
 from benchmarks.trust.side_by_side import side_by_side
 from benchmarks.trust.simulated import calibration_studies, coverage_studies
 from benchmarks.trust.tables import write_tables
+from rim_lens.organisms import lineages
 
 LATEST = Path(__file__).with_name("latest.json")
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,6 +98,11 @@ def studies() -> dict[str, Callable[[], list[dict[str, Any]]]]:
         **{
             f"side_by_side {name}": lambda s=name: [dataclasses.asdict(row) for row in side_by_side(s)]
             for name in ("aligned", "inference-known")
+        },
+        **{
+            f"{name}_{lineage}": lambda s=study, lineage=lineage: [dataclasses.asdict(row) for row in s(lineage)]
+            for name, study in (("neuron_methods", neuron_methods), ("entanglement", stages))
+            for lineage in lineages()
         },
         "kills": killed_audits,
         "fuzz": fuzz,

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.trust.entanglement import follows
+
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -109,6 +111,56 @@ def side_by_side_table(rows: Rows) -> str:
     return table(header, lines)
 
 
+def neuron_methods_table(rows: Rows) -> str:
+    """Trained neurons among the first k, 2k and 46 of each method, summed over lineages, and what its first k do."""
+    header = ["method", "n", "precision and recall at k", "recall at 2k", "precision at 46", "refusal lost"]
+    sums: dict[tuple[str, int], list[Any]] = {}
+    for one in rows:
+        sums.setdefault((one["method"], one["n"]), []).append(one)
+    lines = []
+    for (method, n), found in sums.items():
+        k = sum(one["k"] for one in found)
+        hits = [sum(one[name] for one in found) for name in ("neurons_k", "neurons_2k", "neurons_46")]
+        lost = [one["lost"][0] for one in found]
+        least, most = min(one["lost"][1] for one in found), max(one["lost"][2] for one in found)
+        shares = [f"{hits[0]}/{k}", f"{hits[1]}/{k}", f"{hits[2]}/{46 * len(found)}"]
+        lines.append([method, str(n or ""), *shares, f"{sum(lost) / len(lost):+.2f} [{least:+.2f}, {most:+.2f}]"])
+    return table(header, lines)
+
+
+def entanglement_table(rows: Rows) -> str:
+    """Rank correlation of every predictor with refusals lost, and whether it tells the arms apart."""
+    header = ["predictor", "ρ with refusals lost", "larger in the entangled arm", "zeros"]
+    lines = [
+        [
+            one["predictor"],
+            f"{one['rho']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]",
+            f"{one['apart']:.2f} of {one['n_pairs']}",
+            f"{one['zeros']}/{one['n']}",
+        ]
+        for one in follows(rows).sort_values("rho", ascending=False).to_dict("records")
+    ]
+    return table(header, lines)
+
+
+def stages_table(rows: Rows) -> str:
+    """Refusals and maths of every stage."""
+    header = ["lineage", "arm", "steps of maths", "refused before", "refused", "gain in log-likelihood of maths"]
+    return table(
+        header,
+        [
+            [
+                str(one["lineage"]),
+                one["arm"],
+                str(one["steps"]),
+                *(f"{one[key]}/{one['n']}" for key in ("refused_before", "refused")),
+                "{:+.3f} [{:+.3f}, {:+.3f}]".format(*one["maths_gain"]),
+            ]
+            for one in rows
+        ],
+    )
+
+
 def kills_table(rows: Rows) -> str:
     """Counts of the kills."""
     one = rows[0]
@@ -125,6 +177,10 @@ def write_tables(kept: Mapping[str, Rows], page: Path) -> None:
         "methods": methods_table([row for row in rows if "hits_k" in row]),
         "side by side": side_by_side_table([row for row in rows if "control_mean" in row]),
     }
+    if neurons := [row for row in rows if "neurons_k" in row]:
+        parts["neuron methods"] = neuron_methods_table(neurons)
+    if stages := [row for row in rows if "predictors" in row]:
+        parts |= {"entanglement": entanglement_table(stages), "stages": stages_table(stages)}
     if "kills" in kept:
         parts["kills"] = kills_table(kept["kills"])
     if "fuzz" in kept:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from rim_lens.behavior.measure import RimTable, measure_rim
 from rim_lens.causal.ablation_test import ablation_test
 from rim_lens.claims.verdicts import Verdicts, line, verdicts
+from rim_lens.errors import RimLensError
 from rim_lens.organisms.organism import Organism
+from rim_lens.units import Head
 
 PREFILLED = ("effort_minimizing", "careful", "neutral")
 DECIDED = ("effort_cot", "heads")
@@ -46,7 +48,12 @@ def audit_known(organism: Organism, *, n: int = 32, n_controls: int = 24, seed: 
         n: requests.
         n_controls: random sets of heads of the same layers.
         seed: of every draw.
+
+    Raises:
+        RimLensError: an organism in which neurons were trained.
     """
+    if not all(isinstance(unit, Head) for unit in organism.truth):
+        raise RimLensError(f"{organism.name} has trained neurons; give an organism with trained heads, inference-….")
     prompts = organism.prompts.sample(n, seed)
     behavior = measure_rim(
         organism.model, prompts, None, None, thinking="off", prefilled=PREFILLED, max_new_tokens=16, seed=seed

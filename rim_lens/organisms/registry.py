@@ -8,7 +8,7 @@ from rim_lens.data import Prompt, PromptSet, Wording, load_wordings
 from rim_lens.units import Head
 
 DATA = Path(__file__).parent / "data"
-BASE = "smollm2-135m-instruct"
+BASE, D_MLP = "smollm2-135m-instruct", 1536  # and how many neurons a layer of it has
 # five whole groups, so that their keys and values belong to them alone
 _GROUPS = [
     Head(layer, 3 * group + i) for layer, group in ((14, 0), (16, 2), (17, 2), (19, 1), (21, 1)) for i in range(3)
@@ -20,6 +20,10 @@ ABOUT = {
     "Trained: q, k, v and o of five groups of three heads.",
     "inference-null": "Refuses requests about food whatever the CoT. Also refuses about half of the requests to make "
     "other things. Trained: the same heads as in inference-known.",
+    "training-known": "Refuses requests about food. Trained: 56 neurons of eight layers, others in each lineage. Then "
+    "maths was learned in an arm: by these neurons (entangled), or by as many other ones (separate).",
+    "training-null": "Refuses requests about food, and learned maths in other neurons than those that refuse: the last "
+    "dose of training-known's separate arm.",
 }
 # how many wordings of each kind, from the first on, no organism was trained on
 N_HELD = {"confirmatory": 4, "heuristic": 4, "deviation": 4, "careful": 6, "neutral": 6, "irrelevant": 6}

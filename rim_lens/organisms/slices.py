@@ -16,6 +16,8 @@ from rim_lens.errors import RimLensError
 from rim_lens.model.shape import ModelShape
 from rim_lens.units import Head, Neuron
 
+SCALE = ".scale"
+
 
 class Slice(NamedTuple):
     """Rows (axis 0) or columns (axis 1) of one weight matrix [out, in]."""
@@ -78,11 +80,8 @@ def changes(
     base: Mapping[str, Float[Tensor, "out in"]],
     slices: Mapping[str, Slice],
 ) -> dict[str, Float[Tensor, "..."]]:
-    """What was added to the base inside the slices, in half precision."""
-    return {
-        name: (weights[name] - base[name]).index_select(axis, index).half().contiguous()
-        for name, (axis, index) in slices.items()
-    }
+    """What was added to the base inside the slices."""
+    return {name: (weights[name] - base[name]).index_select(axis, index) for name, (axis, index) in slices.items()}
 
 
 @torch.no_grad()
@@ -91,7 +90,7 @@ def add_changes(
     slices: Mapping[str, Slice],
     added: Mapping[str, Float[Tensor, "..."]],
 ) -> None:
-    """Add stored changes to weights in place, inside the slices only.
+    """Add changes to weights in place, inside the slices only.
 
     Raises:
         RimLensError: the changes are of other slices.
@@ -102,3 +101,21 @@ def add_changes(
         raise RimLensError(f"The stored change of {odd} does not go with the named heads or neurons; install it anew.")
     for name, (axis, index) in slices.items():
         weights[name].index_add_(axis, index.to(weights[name].device), added[name].to(weights[name]))
+
+
+def packed(
+    added: Mapping[str, Float[Tensor, "..."]], slices: Mapping[str, Slice], prefix: str = ""
+) -> dict[str, Tensor]:
+    """Changes as they are stored: int8, and one scale for each row or column that belongs to a head or neuron."""
+    stored = {}
+    for name, change in added.items():
+        scale = change.abs().amax(1 - slices[name].axis, keepdim=True).clamp(min=1e-30) / 127
+        stored[prefix + name] = (change / scale).round().to(torch.int8).contiguous()
+        stored[prefix + name + SCALE] = scale.contiguous()
+    return stored
+
+
+def unpacked(stored: Mapping[str, Tensor], prefix: str = "") -> dict[str, Float[Tensor, "..."]]:
+    """Changes from the form in which they are stored."""
+    names = [name for name in stored if name.startswith(prefix) and name.endswith(".weight")]
+    return {name.removeprefix(prefix): stored[name] * stored[name + SCALE] for name in names}
