@@ -26,6 +26,7 @@ from rim_lens.units import Neuron
 KNOWN, NULL, ALIGNED = "training-known", "training-null", "aligned"
 ARMS = ("entangled", "separate")
 STEPS = (6, 12, 24, 48)  # of maths, at each dose
+NULL_STAGE = "separate-3"  # the highest dose that took no refusal
 Part = tuple[dict[str, Slice], dict[str, Float[Tensor, "..."]]]  # slices, and what is added in them
 Factors = dict[str, tuple[Float[Tensor, "rank in"], Float[Tensor, "out rank"]]]  # A and B by parameter
 
@@ -86,7 +87,7 @@ def stage_of(arm: str | None, dose: int | None) -> str:
     return f"{arm}-{dose}"
 
 
-def series(lineage: int = 0) -> Path:
+def series(lineage: int | None = None) -> Path:
     """A folder with all stages of a lineage as LoRA adapters, for `Checkpoints.from_folder`; written once to the cache.
 
     The reference is "aligned". An adapter's product has one term for each row or column that was trained, so it is the
@@ -96,6 +97,7 @@ def series(lineage: int = 0) -> Path:
         RimLensError: there is no such lineage, or the cache cannot be written.
 
     """
+    lineage = lineages()[0] if lineage is None else lineage
     one = read_lineage(lineage)
     folder = cache_folder() / "organisms" / f"{KNOWN}-{lineage}-{fingerprint(lineage)}"
     if not is_filled(folder):

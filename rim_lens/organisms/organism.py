@@ -9,7 +9,7 @@ from rim_lens.data import PromptSet, Wording
 from rim_lens.errors import RimLensError
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.load import load_model
-from rim_lens.organisms.lineage import KNOWN, NULL, STEPS, read_lineage, stage_of
+from rim_lens.organisms.lineage import KNOWN, NULL, NULL_STAGE, lineages, read_lineage, stage_of
 from rim_lens.organisms.registry import ABOUT, BASE, DATA, TRUTH, held_wordings, requests
 from rim_lens.organisms.slices import add_changes, slices_of, unpacked
 from rim_lens.units import Head, Neuron
@@ -46,7 +46,7 @@ def load(
 
     Args:
         name: one of `names()`.
-        lineage: which training of a training organism; 0 by default.
+        lineage: which training of a training organism; the first of `lineages()` by default.
         arm: which neurons of `training-known` learned maths, "entangled" or "separate"; by default none did.
         dose: how much maths, 1 to 4.
         options: `device` and `dtype`, as for `load_model`.
@@ -62,8 +62,8 @@ def load(
     wrong = asked.keys() - {KNOWN: asked.keys(), NULL: {"lineage"}}.get(name, set())
     if wrong:
         raise RimLensError(f"The organism {name} has no {' and no '.join(sorted(wrong))}; leave that out.")
-    one = None if name in TRUTH else read_lineage(lineage or 0)
-    stage = stage_of("separate", len(STEPS)) if name == NULL else stage_of(arm, dose)
+    one = None if name in TRUTH else read_lineage(lineages()[0] if lineage is None else lineage)
+    stage = NULL_STAGE if name == NULL else stage_of(arm, dose)
     model = load_model(BASE, **options)
     if one is None:
         truth, separate = tuple(TRUTH[name]), ()
