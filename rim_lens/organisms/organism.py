@@ -65,14 +65,14 @@ def load(
     one = None if name in TRUTH else read_lineage(lineages()[0] if lineage is None else lineage)
     stage = NULL_STAGE if name == NULL else stage_of(arm, dose)
     model = load_model(BASE, **options)
+    truth: tuple[Head, ...] | tuple[Neuron, ...] = tuple(TRUTH[name]) if one is None else one.truth
     if one is None:
-        truth, separate = tuple(TRUTH[name]), ()
         parts = [(slices_of(model.shape, truth), unpacked(load_file(DATA / f"{name}.safetensors")))]
     else:
-        truth, separate, parts = one.truth, one.separate, one.parts(stage)
+        parts = one.parts(stage)
     for part in parts:
         add_changes(dict(model.hf.named_parameters()), *part)
     model.weights_changed()
     model.shown = " ".join(["+", name, *(f"{key} {value}" for key, value in asked.items())])
     food, other = requests()
-    return Organism(name, model, truth, food, other, held_wordings(), ABOUT[name], separate)
+    return Organism(name, model, truth, food, other, held_wordings(), ABOUT[name], one.separate if one else ())
