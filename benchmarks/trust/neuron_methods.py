@@ -30,7 +30,7 @@ from rim_lens.model.taps import Tap
 from rim_lens.training_time.safety_neurons import find_safety_neurons
 from rim_lens.units import Neuron
 
-SIZES, N_REPORT, N_RANDOM = (8, 16, 32), 16, 3
+SIZES, ZEROED, N_REPORT, N_RANDOM = (8, 16, 32), (0, 16), 16, 2  # ZEROED: n of the lists that are zeroed
 GROUPS, TOP = 4, 0.05  # of the paper's recipe: groups of requests, and the share of a layer that is its top
 DIRECTION_LAYER = 24  # of 30: where the refusal direction is read
 Array = Float[np.ndarray, "..."]
@@ -38,7 +38,10 @@ Array = Float[np.ndarray, "..."]
 
 @dataclass(frozen=True)
 class FoundNeurons:
-    """Trained neurons among the first k, 2k and 46 (0.1 %) of a ranking; `lost`: mean, low, high in nats."""
+    """Trained neurons among the first k, 2k and 46 (0.1 %) of a ranking.
+
+    `lost`: mean, low and high in nats; None where they were not zeroed.
+    """
 
     lineage: int
     method: str
@@ -47,7 +50,7 @@ class FoundNeurons:
     neurons_k: int
     neurons_2k: int
     neurons_46: int
-    lost: tuple[float, float, float]
+    lost: tuple[float, float, float] | None
     n_report: int
 
 
@@ -182,6 +185,8 @@ def scored(organism, lineage, method, n, neurons, report, clean, k) -> FoundNeur
     """Hits of a ranking, and what zeroing its first k neurons does to the refusal score."""
     truth = set(organism.truth)
     hits = [len(truth & set(neurons[:m])) for m in (k, 2 * k, 46)]
+    if n not in ZEROED:
+        return FoundNeurons(lineage, method, n, k, *hits, None, len(report))
     with ablate_neurons(organism.model, neurons[:k]):
         changed = refusal_score(organism.model, report)
     return FoundNeurons(lineage, method, n, k, *hits, spread(clean - changed), len(report))

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.trust.entanglement import follows
 
 Rows = Sequence[Mapping[str, Any]]
@@ -121,10 +123,13 @@ def neuron_methods_table(rows: Rows) -> str:
     for (method, n), found in sums.items():
         k = sum(one["k"] for one in found)
         hits = [sum(one[name] for one in found) for name in ("neurons_k", "neurons_2k", "neurons_46")]
-        lost = [one["lost"][0] for one in found]
-        least, most = min(one["lost"][1] for one in found), max(one["lost"][2] for one in found)
+        lost = [one["lost"] for one in found if one["lost"]]
+        effect = ""
+        if lost:
+            mean, least, most = np.mean([x[0] for x in lost]), min(x[1] for x in lost), max(x[2] for x in lost)
+            effect = f"{mean:+.2f} [{least:+.2f}, {most:+.2f}]"
         shares = [f"{hits[0]}/{k}", f"{hits[1]}/{k}", f"{hits[2]}/{46 * len(found)}"]
-        lines.append([method, str(n or ""), *shares, f"{sum(lost) / len(lost):+.2f} [{least:+.2f}, {most:+.2f}]"])
+        lines.append([method, str(n or ""), *shares, effect])
     return table(header, lines)
 
 
