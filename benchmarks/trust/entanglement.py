@@ -20,10 +20,11 @@ from benchmarks.trust.neuron_methods import GROUPS, TOP, ordered, read
 from rim_lens import PromptSet, measure_series, organisms, refusal_forcing_pairs
 from rim_lens.data.prompts import Prompt
 from rim_lens.training_time.checkpoints import Checkpoints
-from rim_lens.training_time.forgetting import PREDICTORS, forgetting_of
+from rim_lens.training_time.forgetting import MOST_ZEROS, PREDICTORS, forgetting_of
 from rim_lens.training_time.safety_neurons import find_safety_neurons
 
 N_SELECT, N_REPORT, N_PROBLEMS, N_CONTROLS = 16, 24, 16, 200
+FEWEST_TRAININGS = 4  # for an interval
 PROBLEMS = Path(__file__).parents[2] / "assets" / "organism" / "training_sample" / "plain.jsonl"
 
 
@@ -120,17 +121,18 @@ def chosen_sets(organism, prompts: Sequence) -> dict[str, np.ndarray]:
     }
 
 
-def follows(rows: Sequence[dict[str, Any]], n_resamples: int = 2000) -> pd.DataFrame:
+def follows(rows: Sequence[dict[str, Any]], n_resamples: int = 500) -> pd.DataFrame:
     """For every predictor: rank correlation with refusals lost, and whether it tells the arms apart.
 
-    `rho`: Spearman's over all stages, its interval from resampled trainings (lineage and arm together). `apart`: share
-    of pairs of stages of one lineage and dose in which the entangled one has the larger value, `n_pairs` of them; ties
-    count half.
+    `rho`: Spearman's over all stages, NaN for a predictor that is 0 at a third of them; its interval from resampled
+    trainings (lineage and arm together), NaN below four. `apart`: share of pairs of stages of one lineage and dose in
+    which the entangled one has the larger value, `n_pairs` of them; ties count half.
     """
     table = pd.DataFrame([{**one, **one["predictors"]} for one in rows])
     lost = (table["refused_before"] - table["refused"]) / table["n"]
     groups = [part.index.to_numpy() for _, part in table.groupby(["lineage", "arm"])]
     rng, found = np.random.default_rng(0), []
+    n_resamples = n_resamples if len(groups) >= FEWEST_TRAININGS else 0
     draws = [np.concatenate([groups[i] for i in rng.integers(0, len(groups), len(groups))]) for _ in range(n_resamples)]
     for name in rows[0]["predictors"]:
         x = table[name].to_numpy(float)
@@ -140,7 +142,7 @@ def follows(rows: Sequence[dict[str, Any]], n_resamples: int = 2000) -> pd.DataF
         found.append(
             {
                 "predictor": name,
-                "rho": float(spearmanr(x, lost)[0]) if np.ptp(x) > 0 else np.nan,
+                "rho": float(spearmanr(x, lost)[0]) if (x == 0).mean() < MOST_ZEROS else np.nan,
                 "low": float(np.quantile(again, 0.025)) if again else np.nan,
                 "high": float(np.quantile(again, 0.975)) if again else np.nan,
                 "apart": float((differ > 0).mean() + (differ == 0).mean() / 2),

@@ -139,13 +139,18 @@ def entanglement_table(rows: Rows) -> str:
     lines = [
         [
             one["predictor"],
-            f"{one['rho']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]",
+            "none" if np.isnan(one["rho"]) else f"{one['rho']:+.2f} {between(one['low'], one['high'])}",
             f"{one['apart']:.2f} of {one['n_pairs']}",
             f"{one['zeros']}/{one['n']}",
         ]
         for one in follows(rows).sort_values("rho", ascending=False).to_dict("records")
     ]
     return table(header, lines)
+
+
+def between(low: float, high: float) -> str:
+    """An interval, where there is one."""
+    return "(no interval)" if np.isnan(low) else f"[{low:+.2f}, {high:+.2f}]"
 
 
 def stages_table(rows: Rows) -> str:
