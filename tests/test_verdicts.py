@@ -179,7 +179,7 @@ def simulated(rng, n, effect):
 @pytest.mark.slow
 @pytest.mark.parametrize(("effect", "verdict"), [(0.0, "supported"), (1.0, "excluded")])
 def test_false_verdicts_are_rare_over_all_claims_together(effect, verdict):
-    rng, wrong, n_audits = np.random.default_rng(3), 0, 60
+    rng, wrong, n_audits = np.random.default_rng(3), 0, 40
     for _ in range(n_audits):
         table = verdict_table(simulated(rng, 32, effect), DEFAULT_MARGINS)
         wrong += bool((table["verdict"] == verdict).any())
