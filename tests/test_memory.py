@@ -4,6 +4,7 @@ Every public function that runs prompts together goes on with half as many, and 
 """
 
 import gc
+import importlib
 import inspect
 import json
 from contextlib import ExitStack, contextmanager
@@ -369,6 +370,14 @@ def quick_collections():
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_maths():
+    """Solutions of four tokens: how many prompts are solved together does not depend on their length."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.import_module("rim_lens.causal.ablation_test"), "MATHS_ANSWER", 4)
+        yield
 
 
 CASES = [(name, i) for name, ways in BATCHED.items() for i in range(len(ways))]
