@@ -416,6 +416,7 @@ def test_what_an_advisory_without_a_fix_is_about_is_not_called(tmp_path):
         ]
 
 
+@pytest.mark.slow
 def test_the_check_of_dependencies_reads_the_requirements(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(check, "PROJECT", tmp_path / "pyproject.toml")
     written = '[project]\ndependencies = ["jinja2>=3.1"]\n[project.optional-dependencies]\nx = ["pyarrow"]\n'

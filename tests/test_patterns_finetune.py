@@ -136,6 +136,7 @@ def check_held(moved, trained):
     assert bool(moved["model.layers.2.mlp.down_proj.weight"][:, 8].any()) == trained
 
 
+@pytest.mark.slow
 def test_full_training_holds_neurons_too(place):
     run(place, "full", settings=settings(full=True, save_at=(2,), loss_mean="example"), freeze_neurons=HELD)
     before = load_model(str(place / "base"), device="cpu").hf.state_dict()
@@ -143,6 +144,7 @@ def test_full_training_holds_neurons_too(place):
     check_held({name: value != before[name] for name, value in after.items()}, True)
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_an_adapter_with_and_without_held_neurons(place):
     start = run(place, "start", settings=settings(save_at=(2,)))
     adapter = place / "start" / "maths-2"
@@ -207,6 +209,7 @@ def test_a_step_that_does_not_fit_is_taken_in_parts(place, monkeypatch, loss_mea
         torch.testing.assert_close(other[name], value, atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_not_one_example_fits(place, monkeypatch):
     pytest.importorskip("trl")
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
@@ -254,6 +257,7 @@ def test_anchor_prompts_are_taken_in_turns(place, monkeypatch):
     assert len({request for requests in seen for request in requests}) == 6
 
 
+@pytest.mark.slow
 def test_penalty_keeps_activations_closer(place):
     """The same training with and without a strong penalty: the held neurons' shift is smaller with it."""
     shifts = []

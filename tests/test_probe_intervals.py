@@ -66,6 +66,7 @@ def test_complete_separation_keeps_an_interval():
     assert np.isfinite([found["d_prime_low"], found["d_prime_high"]]).all()
 
 
+@pytest.mark.slow
 def test_a_random_layer_is_covered_although_it_was_chosen():
     covered, narrow = 0, 0
     for seed in range(60):
