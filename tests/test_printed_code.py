@@ -25,10 +25,7 @@ ELSEWHERE = {"architecture.md"}  # run by test_docs
 PARSED_ONLY = {  # by test_docs: a random model lacks what these blocks need, or they take too long
     "directions.md",
     "engine.md",
-    "figures.md",
     "heads.md",
-    "inspect.md",
-    "judges.md",
     "neurons.md",
     "own-model.md",
     "patterns.md",
