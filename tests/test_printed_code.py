@@ -27,7 +27,6 @@ PARSED_ONLY = {  # by test_docs: a random model lacks what these blocks need, or
     "engine.md",
     "heads.md",
     "neurons.md",
-    "own-model.md",
     "patterns.md",
 }
 WITH_CODE = [page for page in PAGES if blocks_of(page) and page.name not in ELSEWHERE | PARSED_ONLY]
@@ -136,7 +135,7 @@ def test_the_python_of_a_page_runs_as_printed(page, house, tmp_path, monkeypatch
     namespace = STAND_FOR_YOUR_OWN[page.name]() if page.name in STAND_FOR_YOUR_OWN else {}
     put_instead = dict(PUT_INSTEAD)
     if any(SERVER in block for block in blocks):
-        server = CompletionsTestServer(load_model("Qwen/Qwen3-8B"), name="Qwen/Qwen3-8B", context=2048)
+        server = CompletionsTestServer(load_model("Qwen/Qwen3-8B"), name="Qwen/Qwen3-8B", context=8192)
         put_instead[SERVER] = server.url
     for block in blocks:
         for printed, instead in put_instead.items():
