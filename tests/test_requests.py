@@ -91,6 +91,8 @@ CALLS = {
     "receiver_heads": [lambda f, m, given: f(m, given)],
     "expert_load": [lambda f, m, given: f(m, given)],
     "mediation": [lambda f, m, given: f(m, HEAD, NEURON, given)],
+    "path_patching": [lambda f, m, given: f(m, HEAD, None, given)],
+    "compare_ablations": [lambda f, m, given: f(m, {"one": HEAD}, given, generated=False)],
     "direction_drift": [
         lambda f, m, given: f(m, None, None, given, TEXTS),
         lambda f, m, given: f(m, None, None, TEXTS, given),
