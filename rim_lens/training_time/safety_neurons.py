@@ -5,8 +5,8 @@
 f is the mean |a| ("magnitude") or the mean a ("signed") over the chosen positions; see `counterfactuals` for D and D̃
 and `stability` for how the set is tested under resampling. Source: Yan et al., arXiv 2509.00544, section 4.
 
-Where 56 neurons are known to carry refusal (`organisms`, `training-known`) this recipe names one of them, and zeroing its
-first 56 loses no refusal; gradient × activation names up to eleven (docs/trust.md).
+Where 56 neurons are known to carry refusal (`organisms`, `training-known`) this recipe names one of them, and zeroing
+its first 56 loses no refusal; gradient × activation names up to eleven (docs/trust.md).
 
 A wording that asks for a refusal also changes what neurons of wording do. Differences are therefore divided by their
 standard deviation over requests, and the set is compared with what neutral wordings of the same form choose
