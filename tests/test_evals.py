@@ -9,9 +9,11 @@ from functools import partial
 from pathlib import Path
 
 import anyio
+import numpy as np
 import pytest
 from families import shared_model, tiny_hf, tiny_tokenizer
 from inspect_ai import eval as inspect_eval
+from inspect_ai.analysis import SampleSummary, samples_df
 from inspect_ai.log import list_eval_logs, read_eval_log
 from inspect_ai.model import (
     ChatMessageAssistant,
@@ -25,10 +27,24 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolInfo
 
-from rim_lens import ThinkTags, ablate_heads, ablate_neurons, ablation_sweep, generate, load_prompts, measure_rim
+from rim_lens import (
+    ThinkTags,
+    ablate_heads,
+    ablate_neurons,
+    ablation_sweep,
+    generate,
+    load_prompts,
+    measure_rim,
+    refusal_score,
+    residuals,
+    span_attention,
+)
+from rim_lens.behavior.refusal_score import refusal_tokens
 from rim_lens.data import load_wordings
 from rim_lens.errors import RimLensError
 from rim_lens.evals import inspect_model, maths, provider, refusal
+from rim_lens.evals.messages import question_of
+from rim_lens.evals.record import recorded_columns
 from rim_lens.model.load import load_model
 from rim_lens.stats import wilson
 
@@ -286,7 +302,6 @@ def test_what_waits_together_is_generated_together_and_a_prompt_that_does_not_fi
     ("config", "sentence"),
     [
         ({"top_p": 0.9, "stop_seqs": ["x"]}, "cannot honour stop_seqs, top_p"),
-        ({"reasoning_effort": "high"}, "no reasoning_effort 'high'"),
         ({"reasoning_effort": "none", "reasoning_tokens": 9}, "contradict each other"),
         ({"reasoning_history": "all"}, "reasoning_history 'all' cannot be honoured"),
     ],
@@ -294,6 +309,35 @@ def test_what_waits_together_is_generated_together_and_a_prompt_that_does_not_fi
 def test_options_that_cannot_be_honoured_are_errors(model, config, sentence):
     with pytest.raises(RimLensError, match=sentence):
         asked(inspect_model(model), "Hello", **config)
+
+
+def test_effort_is_the_budget_that_inspect_gives_to_it():
+    user = [ChatMessageUser(content="Hello")]
+    budgets = {
+        effort: question_of(user, GenerateConfig(reasoning_effort=effort), max_tokens=8, epoch=1)
+        for effort in ("none", "low", "medium", "high")
+    }
+    assert [one.thinking for one in budgets.values()] == ["off", "on", "on", "on"]
+    assert [one.cot_budget for one in budgets.values()] == [0, 4096, 10000, 16000]
+    both = GenerateConfig(reasoning_effort="high", reasoning_tokens=7)
+    assert question_of(user, both, max_tokens=8, epoch=1).cot_budget == 7
+
+
+def test_what_the_model_computed_lies_beside_the_log(model, tmp_path):
+    """The files hold what the package's own capture reads of the written chats, and a table of samples names them."""
+    heads = [(0, 1), (1, 2)]
+    lens = inspect_model(model, record=tmp_path / "record", ablate_heads=heads)
+    log = run(refusal(n=3, thinking="on", **SHORT), lens, tmp_path)
+    table = samples_df(log, columns=[*SampleSummary, *recorded_columns()], quiet=True)
+    assert len(table) == table["record"].nunique() == 3
+    for sample, row in zip(log.samples, table.itertuples(), strict=True):
+        cot = next(part.reasoning for part in sample.output.message.content if isinstance(part, ContentReasoning))
+        chats = model.render([sample.input], thinking="prefilled", cot=cot)
+        stored = np.load(row.record)
+        with ablate_heads(model, heads):
+            np.testing.assert_allclose(stored["residual"], residuals(model, chats)[0, :, 0], atol=1e-4)
+            np.testing.assert_allclose(stored["attention"], span_attention(model, chats).mass[0], atol=1e-4)
+            assert row.refusal_score == pytest.approx(refusal_score(model, chats, refusal_tokens(model))[0], abs=1e-4)
 
 
 def test_messages_that_cannot_be_honoured_are_errors(model):

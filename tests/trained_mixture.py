@@ -61,27 +61,15 @@ def trained_mixture(seed: int = 0) -> TrainedMixture:
     sure, sorry = (tokenizer.convert_tokens_to_ids(word) for word in ("Sure", "Sorry"))
     expert = (LAYER, int(rng.integers(N_EXPERTS)))
     learn(model, rng, sure, sure, list(hf.parameters()), STEPS[0])
-    mine = slices_of(hf, expert)
-    handles = [parameter.register_hook(lambda g, i=expert[1]: only(g, i)) for parameter in mine]
-    learn(model, rng, sorry, sure, mine, STEPS[1])
-    for handle in handles:
-        handle.remove()
-    hf.requires_grad_(False)
+    learn(model, rng, sorry, sure, tensors_of(hf, expert[0]), STEPS[1], alone=expert[1])
     tokens = RefusalTokens((sorry,), ("Sorry",))
     return TrainedMixture(model, expert, *requests(rng, 24), tokens)
 
 
-def slices_of(hf: Qwen3MoeForCausalLM, expert: tuple[int, int]) -> list[torch.nn.Parameter]:
-    """The tensors that hold the expert's weights and its row of the router, all experts' side by side."""
-    mlp = hf.model.layers[expert[0]].mlp
+def tensors_of(hf: Qwen3MoeForCausalLM, layer: int) -> list[torch.nn.Parameter]:
+    """A layer's experts and its router: along the first axis of each tensor lie the experts."""
+    mlp = hf.model.layers[layer].mlp
     return [mlp.experts.gate_up_proj, mlp.experts.down_proj, mlp.gate.weight]
-
-
-def only(gradient: torch.Tensor, index: int) -> torch.Tensor:
-    """The gradient of one expert, zeros for all others."""
-    kept = torch.zeros_like(gradient)
-    kept[index] = gradient[index]
-    return kept
 
 
 def requests(rng: np.random.Generator, n: int) -> tuple[list[str], list[str]]:
@@ -99,8 +87,9 @@ def learn(
     harmless: int,
     parameters: list[torch.nn.Parameter],
     steps: int,
+    alone: int | None = None,
 ) -> None:
-    """Teach the first token of the answer; gradients alone move the weights, so zeros stay where they are."""
+    """Teach the first token of the answer; with `alone` only that entry of each tensor moves."""
     model.hf.requires_grad_(False)
     for parameter in parameters:
         parameter.requires_grad_(True)
@@ -113,6 +102,10 @@ def learn(
         logits = out.logits[torch.arange(BATCH), batch.decision]
         optimizer.zero_grad()
         cross_entropy(logits, wanted).backward()
+        if alone is not None:
+            for parameter in parameters:
+                kept = parameter.grad[alone].clone()
+                parameter.grad.zero_()[alone] = kept
         optimizer.step()
     model.hf.requires_grad_(False)
     model.weights_changed()

@@ -47,6 +47,10 @@ def rankings(organism: Organism, numbers: Sequence[int]) -> Iterator[tuple[str, 
     """Heads in the order in which each method would name them, and from how many requests."""
     model, requests = organism.model, [organism.prompts[number].text for number in numbers]
     off = model.render(requests, thinking="off")
+    receivers = receiver_heads(model, long_cots(organism, numbers), gap=GAP, n_permutations=200)
+    yield "receiver heads, distance controlled for", len(numbers), receivers.ranked()
+    uncontrolled = receivers.table.sort_values("kurtosis_uncontrolled", ascending=False, kind="stable")
+    yield "receiver heads, without the control", len(numbers), Head.from_table(uncontrolled)
     repair = self_repair(model, off, direct_attribution(model, off), n_permutations=200).table
     for name, column in (("total effect, thinking off", "total"), ("self-repair, thinking off", "response")):
         largest = repair.iloc[np.argsort(-repair[column].abs().to_numpy(), kind="stable")]
@@ -55,10 +59,6 @@ def rankings(organism: Organism, numbers: Sequence[int]) -> Iterator[tuple[str, 
     for head in heads_of(model):
         direct[head] = path_patching(model, [head], (), off[:N_PATHS]).table.set_index("path").loc["direct", "effect"]
     yield "path patching to the logits, thinking off", N_PATHS, ordered(np.abs(direct))
-    receivers = receiver_heads(model, long_cots(organism, numbers), gap=GAP, n_permutations=200)
-    yield "receiver heads, distance controlled for", len(numbers), receivers.ranked()
-    uncontrolled = receivers.table.sort_values("kurtosis_uncontrolled", ascending=False, kind="stable")
-    yield "receiver heads, without the control", len(numbers), Head.from_table(uncontrolled)
     harmless = load_prompts("harmless", n=len(off), seed=0).texts
     direction = refusal_direction(model, requests, harmless, shares=SHARES, n_controls=1)
     along = write_vectors(model, direction.vector)

@@ -2,6 +2,7 @@
 
     thinking off         reasoning_effort="none", or nothing about reasoning
     thinking on          reasoning_tokens=N, the longest CoT; max_tokens counts the answer after it
+                         reasoning_effort="low" and so on: the N that Inspect gives to it
     thinking prefilled   the last message is the assistant's and holds its reasoning (`ContentReasoning`) only
 
 What cannot be honoured is an error. Reasoning of earlier turns is left out, as chat templates leave it out.
@@ -22,6 +23,7 @@ from inspect_ai.model import (
     ModelOutput,
     ModelUsage,
 )
+from inspect_ai.model._reasoning import effort_to_reasoning_tokens  # for models that take a budget
 
 from rim_lens.behavior.generate import Generation
 from rim_lens.chat.chat import Chat
@@ -71,10 +73,6 @@ def check_config(config: GenerateConfig) -> None:
             f"{', '.join(sorted(HONOURED))}."
         )
     effort = config.reasoning_effort
-    if effort not in (None, "none"):
-        raise RimLensError(
-            f"A rim_lens model has no reasoning_effort {effort!r}: give reasoning_tokens (the longest CoT), or 'none'."
-        )
     if effort == "none" and config.reasoning_tokens:
         raise RimLensError(
             f"reasoning_effort 'none' and reasoning_tokens {config.reasoning_tokens} contradict each other: give one."
@@ -101,16 +99,19 @@ def question_of(input: Sequence[ChatMessage], config: GenerateConfig, *, max_tok
     """
     check_config(config)
     messages, cot = list(input), None
+    budget = config.reasoning_tokens or effort_to_reasoning_tokens(config.reasoning_effort) or 0
     if messages and isinstance(messages[-1], ChatMessageAssistant):
         cot = prefilled_cot(messages.pop())
-        if config.reasoning_tokens:
-            raise RimLensError("A prefilled CoT is not written by the model: leave reasoning_tokens out.")
+        if budget:
+            raise RimLensError(
+                "A prefilled CoT is not written by the model: leave reasoning_tokens and reasoning_effort out."
+            )
     return Question(
         messages=tuple({"role": message.role, "content": text_of(message)} for message in messages),
-        thinking="prefilled" if cot is not None else "on" if config.reasoning_tokens else "off",
+        thinking="prefilled" if cot is not None else "on" if budget else "off",
         cot=cot,
         max_new_tokens=config.max_tokens or max_tokens,
-        cot_budget=config.reasoning_tokens or 0,
+        cot_budget=budget,
         temperature=config.temperature or 0.0,
         seed=config.seed,
         epoch=epoch,
@@ -148,8 +149,8 @@ def reasoning_in(messages: Sequence[ChatMessage]) -> str | None:
     return "\n\n".join(parts) if parts else None
 
 
-def output_of(generation: Generation, chat: Chat, name: str) -> ModelOutput:
-    """An answer as Inspect logs it; `chat` is the prompt before the model wrote.
+def output_of(generation: Generation, chat: Chat, name: str, notes: dict[str, Any]) -> ModelOutput:
+    """An answer as Inspect logs it; `chat` is the prompt before the model wrote, `notes` go into the metadata.
 
     Output tokens are those of the CoT, the close tag and the answer, the end-of-turn token not counted.
     """
@@ -168,7 +169,7 @@ def output_of(generation: Generation, chat: Chat, name: str) -> ModelOutput:
             total_tokens=len(chat) + n_written,
             reasoning_tokens=n_reasoning,
         ),
-        metadata=None if generation.closed is None else {"cot_closed_by_itself": generation.closed},
+        metadata=notes | ({} if generation.closed is None else {"cot_closed_by_itself": generation.closed}) or None,
     )
 
 

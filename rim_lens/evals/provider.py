@@ -13,6 +13,7 @@ import hashlib
 import secrets
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -29,6 +30,7 @@ from rim_lens.evals.batching import Batcher
 from rim_lens.evals.interventions import read_intervention
 from rim_lens.evals.messages import Question, call_of, check_config, output_of, question_of
 from rim_lens.evals.one_sentence import one_sentence
+from rim_lens.evals.record import recorded
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.load import load_model
 from rim_lens.processes import n_processes
@@ -52,6 +54,7 @@ class RimLensAPI(ModelAPI):
         config: generation options of the eval; looked at here so that one that cannot be honoured costs no time.
         lens_model: a model that is loaded already.
         batch_size: most requests answered together; `--max-connections` says how many Inspect asks at once.
+        record: folder for what the model computed before each answer (`record.recorded`).
         model_args: LOADING as for `load_model` (`think_tags`: the two texts), CHANGING as for
             `interventions.read_intervention`.
 
@@ -69,6 +72,7 @@ class RimLensAPI(ModelAPI):
         *,
         lens_model: LensModel | None = None,
         batch_size: int = 32,
+        record: str | Path | None = None,
         **model_args: Any,
     ) -> None:
         super().__init__(model_name, base_url, api_key, [], config)
@@ -87,7 +91,7 @@ class RimLensAPI(ModelAPI):
             )
             with self.intervention.on(self.lens):  # an unknown head is known before anything is asked
                 pass
-        self.batch_size = batch_size
+        self.batch_size, self.record = batch_size, None if record is None else Path(record).expanduser()
         self.batcher: Batcher[Question, Answered] = Batcher(self.answer, lambda question: question.kind, batch_size)
 
     async def generate(
@@ -116,9 +120,13 @@ class RimLensAPI(ModelAPI):
                         batch_size=self.batch_size,
                         progress=False,
                     )
-                for (i, question, chat), one in zip(asked, written, strict=True):
+                    notes: list[dict[str, Any]] = [{} for _ in written]
+                    if self.record is not None:
+                        full = [one.full_chat for one in written]
+                        notes = recorded(self.lens, full, self.intervention.in_words(), self.record)
+                for (i, question, chat), one, note in zip(asked, written, notes, strict=True):
                     call = call_of(question, chat, one, self.intervention.in_words())
-                    answers[i] = (output_of(one, chat, self.model_name), call)
+                    answers[i] = (output_of(one, chat, self.model_name, note), call)
         return answers
 
     async def count_text_tokens(self, text: str) -> int:
@@ -170,7 +178,7 @@ def check_arguments(
     model_args: dict[str, Any], base_url: str | None, lens_model: LensModel | None, batch_size: int
 ) -> None:
     """Raise a RimLensError for model arguments that mean nothing here."""
-    known = (*LOADING, *CHANGING, "batch_size", "lens_model")
+    known = (*LOADING, *CHANGING, "batch_size", "record", "lens_model")
     unknown = sorted(set(model_args) - set(known))
     if unknown:
         raise RimLensError(f"A rim_lens model has no argument {', '.join(unknown)}; there are {', '.join(known)}.")
