@@ -1,8 +1,8 @@
 """A tiny mixture of experts that was trained, not wired: what refuses is one expert, since nothing else was trained to.
 
-1. The whole model learns to answer every request with "Sure".
-2. All weights are frozen but those of one expert and its row of the router; these learn to answer requests about locks,
-   alarms and the like with "Sorry", and all others as before.
+1. The whole model learns to answer requests about locks, alarms and the like with "take", and all others with "Sure".
+2. All weights are frozen but those of one expert and its row of the router: the row learns to send the decision position
+   of the first kind to the expert, and the expert to answer them with "Sorry".
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 import torch
 from planted import FILLER, MILD, TOPICS, planted_tokenizer, request, vocabulary
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy, cross_entropy
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from rim_lens.behavior.refusal_score import RefusalTokens
@@ -19,7 +19,7 @@ from rim_lens.model.lens_model import LensModel
 from rim_lens.model.load import load_model
 
 N_LAYERS, N_EXPERTS, LAYER = 2, 8, 1
-STEPS, BATCH = (40, 120), 16
+STEPS, BATCH = (120, 100), 16
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ def trained_mixture(seed: int = 0) -> TrainedMixture:
     )
     hf = Qwen3MoeForCausalLM(config)
     model, rng = load_model(hf, tokenizer=tokenizer), np.random.default_rng(seed)
-    sure, sorry = (tokenizer.convert_tokens_to_ids(word) for word in ("Sure", "Sorry"))
+    sure, take, sorry = (tokenizer.convert_tokens_to_ids(word) for word in ("Sure", "take", "Sorry"))
     expert = (LAYER, int(rng.integers(N_EXPERTS)))
-    learn(model, rng, sure, sure, list(hf.parameters()), STEPS[0])
+    learn(model, rng, take, sure, list(hf.parameters()), STEPS[0])
     learn(model, rng, sorry, sure, tensors_of(hf, expert[0]), STEPS[1], alone=expert[1])
     tokens = RefusalTokens((sorry,), ("Sorry",))
     return TrainedMixture(model, expert, *requests(rng, 24), tokens)
@@ -89,19 +89,27 @@ def learn(
     steps: int,
     alone: int | None = None,
 ) -> None:
-    """Teach the first token of the answer; with `alone` only that entry of each tensor moves."""
+    """Teach the first token of the answer; with `alone` only that expert moves, and learns whom to serve."""
     model.hf.requires_grad_(False)
     for parameter in parameters:
         parameter.requires_grad_(True)
-    optimizer = torch.optim.Adam(parameters, lr=1e-2)
+    optimizer, is_harmful = torch.optim.Adam(parameters, lr=5e-3), torch.arange(BATCH) < BATCH // 2
     wanted = torch.tensor([harmful] * (BATCH // 2) + [harmless] * (BATCH // 2))
     for _ in range(steps):
         sides = requests(rng, BATCH // 2)
         batch = model.batch(model.render([*sides[0], *sides[1]], thinking="off"))
-        out = model.hf(input_ids=batch.tokens, attention_mask=batch.mask.long(), position_ids=batch.positions)
-        logits = out.logits[torch.arange(BATCH), batch.decision]
+        out = model.hf(
+            input_ids=batch.tokens,
+            attention_mask=batch.mask.long(),
+            position_ids=batch.positions,
+            output_router_logits=True,
+        )
+        loss = cross_entropy(out.logits[torch.arange(BATCH), batch.decision], wanted)
+        if alone is not None:
+            routed = out.router_logits[LAYER].view(*batch.tokens.shape, N_EXPERTS)[torch.arange(BATCH), batch.decision]
+            loss = loss + binary_cross_entropy(routed.softmax(-1)[:, alone], is_harmful.float())
         optimizer.zero_grad()
-        cross_entropy(logits, wanted).backward()
+        loss.backward()
         if alone is not None:
             for parameter in parameters:
                 kept = parameter.grad[alone].clone()

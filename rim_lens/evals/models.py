@@ -21,7 +21,8 @@ def inspect_model(model: "LensModel", **model_args: Any) -> Model:
 
     Args:
         model: the model; it is not copied, and is as before after each batch.
-        model_args: `ablate_heads`, `n_heads`, `ablate_neurons`, `positions`, `batch_size`, `record`, as with `-M` in the shell.
+        model_args: `ablate_heads`, `n_heads`, `ablate_neurons`, `positions`, `batch_size`, `record`, as with `-M` in
+            the shell.
 
     Raises:
         EvalError: an unknown argument, head or neuron.
