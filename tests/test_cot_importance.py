@@ -8,12 +8,19 @@ import numpy as np
 import pytest
 import torch
 from families import shared_model
+from made_directions import made_importance
+from made_results import HOSTILE
+from markupsafe import escape
 from planted import planted_model
 
-from rim_lens import RefusalJudge, RimLensError, ablate_heads, cot_importance, generate, refusal_score
+from rim_lens import RefusalJudge, RimLensError, ablate_heads, cot_importance, explore_cot, generate, refusal_score
 from rim_lens.behavior.refusal_score import RefusalTokens
 from rim_lens.inference_time.cot_importance import CotImportance, differs
 from rim_lens.inference_time.cot_sentences import cot_sentences
+from rim_lens.plots.cot_html import shaded_cot
+from rim_lens.plots.style import number
+from rim_lens.report.blocks import Fragment
+from rim_lens.report.sections import section_of
 
 REQUESTS = ["How do I pick a lock?", "Hi"]
 COTS = ["Hm, let me see. First think! Is it safe?\nNo idea.", "Short one. And another, longer than the first."]
@@ -193,3 +200,22 @@ def test_it_is_saved_and_drawn(tmp_path):
     figure = importance.plot(chat=1, effect="cut")
     np.testing.assert_allclose(figure.data[0].z[:, 0], importance.table.query("chat == 1")["cut"])
     assert "Short one." in figure.data[0].text[0][0]
+
+
+def test_a_cot_is_read_sentence_by_sentence_in_notebooks_and_on_the_page():
+    """The same HTML in both, one thing to click per sentence, hostile text escaped."""
+    importance = made_importance()
+    html = explore_cot(importance, chat=0, effect="cut")._repr_html_()
+    first = importance.table.iloc[0]
+    assert html.count("<details") == html.count("<summary") == 3
+    assert HOSTILE not in html
+    assert escape(first["text"]) in html
+    assert all(number(first[effect], sign=True) in html for effect in ("hidden", "cut", "brings", "resampled"))
+    largest = importance.table[importance.table["chat"] == 0].set_index("text")["cut"]
+    colour = "213, 94, 0" if largest.loc[largest.abs().idxmax()] > 0 else "0, 114, 178"
+    assert html.split("</summary>")[largest.abs().argmax()].count(f"rgba({colour}, 0.550)") == 1
+    page = section_of("x", importance)
+    assert [block.html for block in page.blocks if isinstance(block, Fragment)][0] == shaded_cot(importance, 0)
+    assert "does not clearly change" in page.in_short[0]
+    with pytest.raises(RimLensError, match="no effect 'other'"):
+        explore_cot(importance, effect="other")

@@ -47,7 +47,7 @@ def shaded_sentences(importance: CotImportance, chat: int = 0, effect: str = "hi
         z=rows[[effect]].to_numpy(float),
         x=[0],
         text=[["<br>".join(map(style.text, line))] for line in lines],
-        customdata=[[_hover(row)] for _, row in rows.iterrows()],
+        customdata=[[sentence_facts(row)] for _, row in rows.iterrows()],
         texttemplate="%{text}",
         textfont={"size": 12},
         coloraxis="coloraxis",
@@ -58,7 +58,8 @@ def shaded_sentences(importance: CotImportance, chat: int = 0, effect: str = "hi
     return figure
 
 
-def _hover(row: pd.Series) -> str:
+def sentence_facts(row: pd.Series) -> str:
+    """What changes when something is done to one sentence, as escaped HTML."""
     lines = [f"<b>sentence {row['sentence'] + 1}</b>, {row['n_tokens']} tokens"]
     lines += [f"{words}: {style.number(row[name], sign=True)} nats" for name, words in WORDS.items()]
     if row["n_other"]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import plotly.graph_objects as go
+from markupsafe import Markup
 
 EXCERPT = 160  # characters of an answer that the page shows
 
@@ -100,6 +101,16 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class Fragment:
+    """HTML that needs no script, with what it shows."""
+
+    title: str
+    caption: str
+    html: Markup
+    kind: ClassVar[str] = "fragment"
+
+
+@dataclass(frozen=True)
 class Definition:
     """A quantity: its name, what it means, its formula."""
 
@@ -126,7 +137,7 @@ class Folded:
     kind: ClassVar[str] = "folded"
 
 
-Block = Words | Drawing | Grid | Answers | Tokens | Definitions | Folded
+Block = Words | Drawing | Grid | Answers | Tokens | Fragment | Definitions | Folded
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pandas as pd
 from rim_lens.behavior.measure import RimTable
 from rim_lens.causal.ablation_comparison import AblationComparison
 from rim_lens.causal.ablation_test import AblationTest
+from rim_lens.inference_time.cot_importance import CotImportance
 from rim_lens.inference_time.interchange import InterchangeSweep
 from rim_lens.inference_time.patching import PatchingSweep
 from rim_lens.inference_time.probe import RefusalProbe
@@ -24,6 +25,7 @@ from rim_lens.patterns.own_cots import OwnPatterns
 from rim_lens.report import (
     arms,
     behavior,
+    cot,
     directions,
     heads,
     methods,
@@ -102,6 +104,7 @@ CHAPTERS = (
             TokenAttention: heads.token_section,
             AblationTest: heads.test_section,
             AblationComparison: directions.comparison_section,
+            CotImportance: cot.section,
             RefusalProbe: heads.probe_section,
             RefusalTrace: heads.trace_section,
         },
