@@ -17,8 +17,8 @@ from rim_lens import RefusalJudge, RimLensError, ablate_heads, cot_importance, e
 from rim_lens.behavior.refusal_score import RefusalTokens
 from rim_lens.inference_time.cot_importance import CotImportance, differs
 from rim_lens.inference_time.cot_sentences import cot_sentences
+from rim_lens.plots import style
 from rim_lens.plots.cot_html import shaded_cot
-from rim_lens.plots.style import number
 from rim_lens.report.blocks import Fragment
 from rim_lens.report.sections import section_of
 
@@ -210,12 +210,12 @@ def test_a_cot_is_read_sentence_by_sentence_in_notebooks_and_on_the_page():
     assert html.count("<details") == html.count("<summary") == 3
     assert HOSTILE not in html
     assert escape(first["text"]) in html
-    assert all(number(first[effect], sign=True) in html for effect in ("hidden", "cut", "brings", "resampled"))
+    assert all(style.number(first[effect], sign=True) in html for effect in ("hidden", "cut", "brings", "resampled"))
     largest = importance.table[importance.table["chat"] == 0].set_index("text")["cut"]
     colour = "213, 94, 0" if largest.loc[largest.abs().idxmax()] > 0 else "0, 114, 178"
     assert html.split("</summary>")[largest.abs().argmax()].count(f"rgba({colour}, 0.550)") == 1
     page = section_of("x", importance)
-    assert [block.html for block in page.blocks if isinstance(block, Fragment)][0] == shaded_cot(importance, 0)
+    assert next(block.html for block in page.blocks if isinstance(block, Fragment)) == shaded_cot(importance, 0)
     assert "does not clearly change" in page.in_short[0]
     with pytest.raises(RimLensError, match="no effect 'other'"):
         explore_cot(importance, effect="other")

@@ -24,8 +24,8 @@ def shaded_cot(importance: CotImportance, chat: int = 0, effect: str = "hidden")
     largest = float(rows[effect].abs().max()) or 1.0
     sentences = [
         Markup(
-            '<details style="margin:.15rem 0"><summary style="background:rgba({}, {:.3f});padding:.1em .3em;cursor:pointer">'
-            '{}</summary><p style="margin:.2rem 1.2rem">{}</p></details>'
+            '<details style="margin:.1rem 0"><summary style="background:rgba({}, {:.3f});padding:.1em">{}</summary>'
+            '<p style="margin:.2rem 1.2rem">{}</p></details>'
         ).format(
             MORE if row[effect] > 0 else LESS,
             DEEPEST * abs(row[effect]) / largest if row[effect] == row[effect] else 0.0,
