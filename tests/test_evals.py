@@ -327,12 +327,11 @@ def test_what_the_model_computed_lies_beside_the_log(model, tmp_path):
     """The files hold what the package's own capture reads of the written chats, and a table of samples names them."""
     heads = [(0, 1), (1, 2)]
     lens = inspect_model(model, record=tmp_path / "record", ablate_heads=heads)
-    log = run(refusal(n=3, thinking="on", **SHORT), lens, tmp_path)
+    log = run(refusal(n=3, **SHORT), lens, tmp_path)
     table = samples_df(log, columns=[*SampleSummary, *recorded_columns()], quiet=True)
     assert len(table) == table["record"].nunique() == 3
     for sample, row in zip(log.samples, table.itertuples(), strict=True):
-        cot = next(part.reasoning for part in sample.output.message.content if isinstance(part, ContentReasoning))
-        chats = model.render([sample.input], thinking="prefilled", cot=cot)
+        chats = model.render([sample.input], thinking="off")
         stored = np.load(row.record)
         with ablate_heads(model, heads):
             np.testing.assert_allclose(stored["residual"], residuals(model, chats)[0, :, 0], atol=1e-4)
