@@ -30,7 +30,6 @@ from .inference_time.cot_importance import cot_importance as cot_importance
 from .inference_time.refusal_direction import refusal_direction as refusal_direction
 from .inference_time.direct_attribution import direct_attribution as direct_attribution
 from .capture.neurons import neuron_activations as neuron_activations
-from .explore.cot import explore_cot as explore_cot
 from .explore.heads import explore_heads as explore_heads
 from .explore.neurons import explore_neurons as explore_neurons
 

@@ -13,8 +13,9 @@ from made_results import HOSTILE
 from markupsafe import escape
 from planted import planted_model
 
-from rim_lens import RefusalJudge, RimLensError, ablate_heads, cot_importance, explore_cot, generate, refusal_score
+from rim_lens import RefusalJudge, RimLensError, ablate_heads, cot_importance, generate, refusal_score
 from rim_lens.behavior.refusal_score import RefusalTokens
+from rim_lens.explore.cot import explore_cot
 from rim_lens.inference_time.cot_importance import CotImportance, differs
 from rim_lens.inference_time.cot_sentences import cot_sentences
 from rim_lens.plots import style
