@@ -345,7 +345,7 @@ def test_messages_that_cannot_be_honoured_are_errors(model):
     with pytest.raises(RimLensError, match="not after a half-written answer"):
         asked(lens, [user, half])
     given = ChatMessageAssistant(content=[ContentReasoning(reasoning="Hm.")])
-    with pytest.raises(RimLensError, match="leave reasoning_tokens out"):
+    with pytest.raises(RimLensError, match="leave reasoning_tokens and reasoning_effort out"):
         asked(lens, [user, given], reasoning_tokens=5)
     with pytest.raises(RimLensError, match="calls no tools"):
         asked(lens, [user], tools=[ToolInfo(name="look", description="look")])
