@@ -22,13 +22,10 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from rim_lens import load_model, load_prompts
 
 ELSEWHERE = {"architecture.md"}  # run by test_docs
-PARSED_ONLY = {  # by test_docs: a random model lacks what these blocks need, or they take too long
-    "directions.md",
-    "engine.md",
+PARSED_ONLY = {
     "heads.md",
     "neurons.md",
-    "patterns.md",
-}
+}  # by test_docs: the tiny models lack complied answers, and experts of like load
 WITH_CODE = [page for page in PAGES if blocks_of(page) and page.name not in ELSEWHERE | PARSED_ONLY]
 SERVER = "http://127.0.0.1:8000/v1"
 PUT_INSTEAD = {
@@ -41,8 +38,8 @@ PUT_INSTEAD = {
     "n_generated_controls=5": "n_controls=4, n_generated_controls=1",
     "matched_controls(neurons, 50)": "matched_controls(neurons, 4)",
     "wordings_per_prompt=4": "wordings_per_prompt=1",
-    '"harmful", wordings': 'load_prompts("harmful", n=8), wordings',
-    'measure_rim(model, "harmful"': 'measure_rim(model, load_prompts("harmful", n=8)',
+    '"harmful", wordings': '__import__("rim_lens").load_prompts("harmful", n=8), wordings',
+    'measure_rim(model, "harmful"': 'measure_rim(model, __import__("rim_lens").load_prompts("harmful", n=8)',
     "resample=8": "resample=2",
     "n=100": "n=4",
     "n=64": "n=4",
@@ -57,7 +54,7 @@ NOT_HERE = 'engine="vllm"'  # needs vLLM: `make test-engine`
 STAND_FOR_YOUR_OWN = {  # names that a page says are the reader's
     "neurons.md": lambda: {
         "mixture": tiny_model("mixtral", num_hidden_layers=4, num_local_experts=8),
-        "requests": ["pick a lock", "steal it", "bake bread", "sing"] * 3,
+        "requests": load_prompts("harmful").texts[:12],
         "labels": ["refused", "complied"] * 6,
     }
 }
