@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from benchmarks.trust.neuron_methods import GROUPS, TOP, ordered, read
+from benchmarks.trust.neuron_methods import GROUPS, PAPER, TOP, ordered, read
 from rim_lens import PromptSet, measure_series, organisms, refusal_forcing_pairs
 from rim_lens.data.prompts import Prompt
 from rim_lens.training_time.checkpoints import Checkpoints
@@ -112,7 +112,7 @@ def chosen_sets(organism, prompts: Sequence) -> dict[str, np.ndarray]:
     model, k = organism.model, len(organism.truth)
     chats = model.render(list(prompts), thinking="off")
     pairs = refusal_forcing_pairs(model, [one.text for one in prompts]).in_groups(GROUPS)
-    recipe = find_safety_neurons(model, pairs, top=TOP, n_resamples=20).table[["layer", "unit"]]
+    recipe = find_safety_neurons(model, pairs, top=TOP, n_resamples=20, **PAPER).table[["layer", "unit"]]
     best = ordered(read(model, chats).attributed.mean(0))[:k]
     return {
         "trained": np.array([one[:2] for one in organism.truth]),

@@ -7,6 +7,7 @@ neurons were trained. The first k are then zeroed on other requests.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from rim_lens.training_time.safety_neurons import find_safety_neurons
 from rim_lens.units import Neuron
 
 SIZES, ZEROED, N_REPORT, N_RANDOM = (8, 16, 32), (0, 16), 16, 2  # ZEROED: n of the lists that are zeroed
+PAPER: dict[str, Any] = {"ranked_by": "raw", "against": "harmful"}
 GROUPS, TOP = 4, 0.05  # of the paper's recipe: groups of requests, and the share of a layer that is its top
 DIRECTION_LAYER = 24  # of 30: where the refusal direction is read
 Array = Float[np.ndarray, "..."]
@@ -142,8 +144,10 @@ def rankings(model: LensModel, food: Reading, twins: Reading, harmless: Reading,
         yield "refused minus complied, standardised", ordered(standardised(every[score > 0], every[score <= 0]))
     pairs = refusal_forcing_pairs(model, [chat.request for chat in chats]).in_groups(GROUPS)
     yield "the paper's recipe, top of each layer", ordered(recipe(model, pairs.harmful, pairs.forced, pairs.groups))
-    found = find_safety_neurons(model, pairs, top=TOP, n_resamples=20).table[["layer", "unit"]].to_numpy()
-    yield "the paper's recipe, top of all layers", [Neuron(*row) for row in found.tolist()]
+    ways = {"the paper's recipe, top of all layers": PAPER, "forced minus neutral, standardised": {}}
+    for name, way in ways.items():
+        found = find_safety_neurons(model, pairs, top=TOP, n_resamples=20, **way).table[["layer", "unit"]].to_numpy()
+        yield name, [Neuron(*row) for row in found.tolist()]
     yield "gradient × activation", ordered(food.attributed.mean(0))
     yield "gradient × activation, food minus twin", ordered(food.attributed.mean(0) - twins.attributed.mean(0))
     yield "direct attribution", ordered(direct_attribution(model, chats).neurons)
