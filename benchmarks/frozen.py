@@ -45,7 +45,7 @@ ROUNDING = "float32: sums in another order"
 BOUND = "float32: effects agree to 2e-6, but a BCa bound over six prompts moves to the next resample"
 MEANS_AT_DECISION = "means are taken at the decision position, where they are put; before, over all positions"
 SHARE = "float32 exponentials: scores agree to 1e-8; bounds of a share of a gap near 0 run to thousands"
-MATCHED = "control sets of neurons match what is written, massive neurons apart; before, deciles of activation"
+MATCHED = "control sets of neurons match what is written, finer at the top; before, deciles of activation"
 # Tables that are allowed to differ, and why.
 EXCEPTIONS = {
     "qwen3_moe: interchange of pairs": BOUND,

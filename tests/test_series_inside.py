@@ -63,7 +63,7 @@ def test_planted_shifts_are_found_at_every_checkpoint_and_in_every_layer(planted
         assert set(mine["scope"]) == {"all", "L0", "L1", "L2"}
         np.testing.assert_allclose(mine.loc[mine["prompts"] == "safety", "change"], -loss, atol=1e-4)
         np.testing.assert_allclose(mine.loc[mine["prompts"] == "task", "change"], gain, atol=1e-4)
-        # the most active planted neurons have no match: they are in every control set, which shifts along, but less
+        # control sets may share planted neurons: they shift along, but less
         assert (mine["control_change"].abs() < 0.9 * mine["change"].abs()).all()
     whole = shift.table[shift.table["scope"] == "all"]
     np.testing.assert_allclose(whole["p"], 2 / 201)

@@ -24,6 +24,7 @@ from rim_lens.errors import RimLensError
 from rim_lens.stats.permutation import Seed
 from rim_lens.units import AnyHead, Head, heads_from
 
+TOP = 1 / 24  # of a layer
 Alternative = Literal["two-sided", "greater", "less"]
 
 
@@ -93,8 +94,9 @@ def activation_strata(
     """Stratum of each neuron among those of its layer that matter as much, 0 for those that matter most.
 
     Neurons are ranked by |a|, or by what they write, |a| times ``written`` (the norm of a neuron's output weights).
-    Strata double from the first neuron on: the first, the second, the next two, the next four. A few massive neurons
-    decide what a set that holds one does; they are thus in every control of a set that holds them and in no other.
+    The first ``TOP`` of a layer are a stratum, as many again the next, then strata double in size: the few neurons that
+    decide what a set does are exchanged with their like, and strata are wide enough that a control set shares few
+    neurons with the tested one.
     With ``written`` a stratum is halved by |a|. Ties are cut by position. In a mixture of experts values are
     [layer, expert, unit], NaN for what does not exist there (a dense layer among those of experts is narrower), which
     is in no stratum: -1.
@@ -104,13 +106,14 @@ def activation_strata(
         raise RimLensError("Base activations must be given as [layer, unit] without NaN.")
     flat = size.reshape(len(size), -1)
     matters = flat if written is None else flat * np.asarray(written, dtype=np.float64).reshape(flat.shape)
-    stratum = np.floor(np.log2(np.maximum(ranks(-matters), 0.5))).astype(np.int64) + 1
+    size_of_first = TOP * (~np.isnan(matters)).sum(axis=1, keepdims=True).clip(1)
+    stratum = np.floor(np.log2(np.maximum(ranks(-matters) / size_of_first, 0.5))).astype(np.int64) + 1
     if written is not None:
         above = np.zeros(flat.shape, dtype=np.int64)
         for layer, inside in enumerate(stratum):
-            for one in range(1, int(inside.max()) + 1):
+            for one in range(int(inside.max()) + 1):
                 units = np.flatnonzero(inside == one)
-                above[layer, units] = ranks(flat[layer : layer + 1, units])[0] * 2 // len(units)
+                above[layer, units] = ranks(flat[layer : layer + 1, units])[0] * 2 // max(1, len(units))
         stratum = 2 * stratum + above
     return np.where(np.isnan(matters), -1, stratum).reshape(size.shape)
 
