@@ -81,7 +81,6 @@ def stages(lineage: int) -> list[Stage]:
             values |= {f"{key}, {of} neurons": float(table.loc[name, key]) for key in ("safety_loss", "task_gain")}
         shared = [key for key in PREDICTORS if key not in ("ras_safety", "ras_control", "safety_loss", "task_gain")]
         values |= {key: float(tables["trained"].loc[name, key]) for key in shared}
-        values["RAS, harmonic, mean of control sets"] = float(tables["trained"].loc[name, "ras_control"])
         rows.append(
             Stage(
                 lineage=lineage,

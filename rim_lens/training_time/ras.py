@@ -7,8 +7,9 @@ mean matters is shown by geometric mean, minimum and arithmetic mean in its plac
 matters, by RAS of each neuron averaged afterwards. Intervals: bootstrap over prompts, both sets resampled. p: share of
 matched control sets with at least this RAS, (b + 1) / (m + 1). Source: Yan et al., arXiv 2509.00544, section 4.
 
-Where entanglement is built in (`organisms`, `training-known`), RAS as published was 0 at seven of eight stages on the
-very neurons that carry refusal, also where every refusal was lost (docs/trust.md): a 0 says little.
+Where entanglement is built in (`organisms`, `training-known`), RAS as published was 0 at 21 of 24 stages on the very
+neurons that carry refusal, also where every refusal was lost: a 0 says little. The arithmetic mean over neurons first,
+on neurons chosen by gradient × activation, told entangled from separate training in 12 of 12 pairs (docs/trust.md).
 """
 
 from collections.abc import Callable
