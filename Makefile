@@ -42,7 +42,7 @@ bench: .venv/.installed-dev
 bench-gpu: .venv/.installed-dev
 	$(BIN)/python -m benchmarks.gpu
 
-# Everything that docs/trust.md publishes, anew; on two cores about half an hour.
+# Everything that docs/trust.md publishes, anew; on two cores well over an hour.
 trust: .venv/.installed-dev
 	$(BIN)/python -m benchmarks.trust
 

@@ -27,7 +27,6 @@ from benchmarks.trust.methods import methods
 from benchmarks.trust.neuron_methods import neuron_methods
 from benchmarks.trust.path_methods import path_methods
 from benchmarks.trust.recovery import recoveries
-from benchmarks.trust.side_by_side import side_by_side
 from benchmarks.trust.simulated import calibration_studies, coverage_studies
 from benchmarks.trust.tables import write_tables
 from rim_lens.organisms import lineages
@@ -95,10 +94,6 @@ def studies() -> dict[str, Callable[[], list[dict[str, Any]]]]:
         },
         "methods": lambda: [dataclasses.asdict(row) for row in methods("inference-known")],
         "methods by paths": lambda: [dataclasses.asdict(row) for row in path_methods("inference-known")],
-        **{
-            f"side_by_side {name}": lambda s=name: [dataclasses.asdict(row) for row in side_by_side(s)]
-            for name in ("aligned", "inference-known")
-        },
         **{
             f"{name}_{lineage}": lambda s=study, lineage=lineage: [dataclasses.asdict(row) for row in s(lineage)]
             for name, study in (("neuron_methods", neuron_methods), ("entanglement", stages))

@@ -86,33 +86,6 @@ def methods_table(rows: Rows) -> str:
     return table(header, lines)
 
 
-def side_by_side_table(rows: Rows) -> str:
-    """What each ablation does to each measure, beside the mean of its control sets; one line per measure."""
-    header = ["model", "ablated", "measure", "n", "before → after", "effect", "control sets: mean (number)", "p"]
-    lines = []
-    for one in rows:
-        in_nats = one["measure"].startswith(("refusal score", "log-likelihood"))
-        scale, digits = (1, 2) if in_nats else (100, 0)
-        before, after, effect, low, high, control = (
-            f"{scale * one[name]:{sign}.{digits}f}"
-            for name, sign in zip(
-                ("before", "after", "effect", "low", "high", "control_mean"), ("", "", "+", "+", "+", "+"), strict=True
-            )
-        )
-        unit = "nats" if in_nats else "points"
-        lines.append(
-            [
-                *(one[name] for name in ("model", "units", "measure")),
-                str(one["n"]),
-                f"{before} → {after}",
-                f"{effect} [{low}, {high}] {unit}",
-                f"{control} ({one['n_controls']})",
-                f"{one['p']:.2g}",
-            ]
-        )
-    return table(header, lines)
-
-
 def neuron_methods_table(rows: Rows) -> str:
     """Trained neurons among the first k, 2k and 46 of each method, summed over lineages, and what its first k do."""
     header = ["method", "n", "precision and recall at k", "recall at 2k", "precision at 46", "refusal lost"]
@@ -185,7 +158,6 @@ def write_tables(kept: Mapping[str, Rows], page: Path) -> None:
         "calibration": calibration_table([row for row in rows if "at_05" in row]),
         "recovery": recovery_table([row for row in rows if "analyzer" in row]),
         "methods": methods_table([row for row in rows if "hits_k" in row]),
-        "side by side": side_by_side_table([row for row in rows if "control_mean" in row]),
     }
     if neurons := [row for row in rows if "neurons_k" in row]:
         parts["neuron methods"] = neuron_methods_table(neurons)
