@@ -93,9 +93,10 @@ HEADS = (
 NEURONS = (
     Definition(
         "Safety-critical neurons",
-        "Neurons whose activation rises most when a harmful request is turned into one that forces refusal, in every "
-        "category.",
-        "A = ∩ₖ top_m( f(a; D̃ₖ) − f(a; Dₖ) )",
+        "Neurons whose activation rises most when a harmful request is put into words that ask for a refusal, in every "
+        "category, compared with the same request in neutral words where there are such, and divided by the standard "
+        "deviation over requests.",
+        "A = ∩ₖ top_m( (f(a; D̃ₖ) − f(a; Dₖ)) / (s + median s) )",
     ),
     Definition(
         "Activation shift",

@@ -41,7 +41,7 @@ def set_section(anchor: str, neurons: SafetyNeurons) -> Section:
             row["neuron"],
             f"{row['n_groups']} / {neurons.n_groups}",
             number(row["difference"], sign=True),
-            f"{number(row['f_harmful'])} → {number(row['f_forced'])}",
+            f"{number(row['f_compared'])} → {number(row['f_forced'])}",
             percent(row["chosen_again"]),
         ]
         for _, row in neurons.table.head(SHOWN_NEURONS).iterrows()
@@ -50,7 +50,7 @@ def set_section(anchor: str, neurons: SafetyNeurons) -> Section:
         "neuron",
         "groups",
         "mean difference",
-        "activation: harmful → refusal forced",
+        "activation: compared → refusal forced",
         "chosen again under resampling",
     ]
     note = f"The first {len(cells)} of {len(neurons.table)} neurons that are in the top of any group."

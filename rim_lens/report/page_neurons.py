@@ -37,7 +37,7 @@ def neuron_facts(anchor: str, result: Result) -> Iterator[Facts]:
             "rank",
             "groups",
             "mean difference",
-            "harmful → refusal forced",
+            "compared → refusal forced",
             "chosen again",
         )
         yield facts(anchor, "Safety-critical neurons", columns, safety_rows(result))
@@ -78,7 +78,7 @@ def safety_rows(neurons: SafetyNeurons) -> dict[str, list[str]]:
             f"{rank} of {len(neurons.table)}",
             f"{row['n_groups']} / {neurons.n_groups}",
             number(row["difference"], sign=True),
-            f"{number(row['f_harmful'])} → {number(row['f_forced'])}",
+            f"{number(row['f_compared'])} → {number(row['f_forced'])}",
             percent(row["chosen_again"]),
         ]
         for rank, (_, row) in enumerate(rows.iterrows(), start=1)

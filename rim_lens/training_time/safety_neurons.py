@@ -67,6 +67,7 @@ class SafetyNeurons(Result):
     base: Float[np.ndarray, "layer ..."]
     ranked_by: str = "standardized"
     per_layer: bool = False
+    against: str = "harmful"
     neutral_share: float = math.nan
     written: Float[np.ndarray, "layer unit"] | None = None
 
@@ -106,10 +107,11 @@ class SafetyNeurons(Result):
         """How the set was found and how far it can be trusted."""
         low, high = self.jaccard_interval
         verdict = "" if self.stable else "; NOT STABLE: other prompts of the same kind choose largely other neurons"
+        plain = ", against neutral wordings" if self.against == "neutral" else ""
         each, needed = " per layer" if self.per_layer else "", needed_groups(self.n_groups, self.share)
         return (
             f"top {self.top}{each} by {self.ranked_by} difference in {needed} of {self.n_groups} groups, "
-            f"{self.n_pairs} pairs ({self.way}, {self.positions}); Jaccard under resampling {self.jaccard:.2f} "
+            f"{self.n_pairs} pairs ({self.way}{plain}, {self.positions}); Jaccard under resampling {self.jaccard:.2f} "
             f"[{low:.2f}, {high:.2f}]; {self.by_chance:.1f} expected by chance{self._neutral()}{verdict}"
         )
 
@@ -213,6 +215,7 @@ def find_safety_neurons(
         base=harmful.values(measure),
         ranked_by=ranked_by,
         per_layer=per_layer,
+        against=against,
         neutral_share=neutral_share,
         written=output_norms(model),
         manifest=Manifest.collect(model, seed=seed, groups=names, n_resamples=n_resamples),
@@ -239,7 +242,7 @@ def chosen_table(
             "n_groups": count[inside],
             "difference": mean[inside],
             "smallest_difference": differences[:, inside].min(axis=0),
-            "f_harmful": harmful.ravel()[inside],
+            "f_compared": harmful.ravel()[inside],
             "f_forced": forced.ravel()[inside],
             "chosen_again": again[inside],
         }
