@@ -92,7 +92,7 @@ def test_every_predictor_is_what_it_says(planted, series, table):
         assert row.activation_distance == pytest.approx(np.linalg.norm(f - f0) / np.linalg.norm(f0), rel=1e-4)
         assert (row.safety_loss, row.task_gain) == pytest.approx((loss, gain), abs=1e-4)
         assert row.ras_safety == pytest.approx(2 * loss * gain / (loss + gain), abs=1e-4)
-        assert row.ras_control < row.ras_safety / 4  # a control set may hold a few of the planted neurons
+        assert row.ras_control < row.ras_safety / 3  # a control set may hold a few of the planted neurons
         assert row.ras_p == pytest.approx(1 / 201)
         assert row.refusals_lost == pytest.approx(gain)
     assert len(table.ras) == 5 * 8

@@ -64,7 +64,7 @@ def why_not_inspect(arguments):
         return None
     known = {
         "-T": set(inspect.signature(tasks[arguments[1]]).parameters),
-        "-M": {*LOADING, *CHANGING, "batch_size"},
+        "-M": {*LOADING, *CHANGING, "batch_size", "record"},
     }
     for option, value in itertools.pairwise(arguments):
         if option in known and value.split("=")[0] not in known[option]:

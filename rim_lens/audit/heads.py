@@ -96,7 +96,7 @@ def ablations(context: Context, behavior: RimTable) -> dict[str, Result]:
             model,
             heads,
             list(context.other_prompts("harmful")),
-            doses=plan.extent.doses,
+            doses=[k for k in plan.extent.doses if k <= len(heads)] or [len(heads)],
             positions="decision",
             n_controls=plan.n_controls,
             generated=False,
