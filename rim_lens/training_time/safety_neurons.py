@@ -5,12 +5,14 @@
 f is the mean |a| ("magnitude") or the mean a ("signed") over the chosen positions; see `counterfactuals` for D and D̃
 and `stability` for how the set is tested under resampling. Source: Yan et al., arXiv 2509.00544, section 4.
 
-Where 56 neurons are known to carry refusal (`organisms`, `training-known`) this recipe names one of them, and zeroing
-its first 56 loses no refusal; gradient × activation names up to eleven (docs/trust.md).
+A wording that asks for a refusal also changes what neurons of wording do. Forced requests are therefore compared with
+neutral wordings of the same form where the pairs have such, and differences are divided by their standard deviation
+over requests; against plain requests `neutral_share` says how much of the set neutral wordings choose too.
+`CounterfactualPairs.check` says whether the forced requests are refused more at all.
 
-A wording that asks for a refusal also changes what neurons of wording do. Differences are therefore divided by their
-standard deviation over requests, and the set is compared with what neutral wordings of the same form choose
-(`neutral_share`). `CounterfactualPairs.check` says whether the forced requests are refused more at all.
+Where 56 neurons are known to carry refusal (`organisms`, `training-known`) the paper's recipe names one or two of them,
+the comparison with neutral wordings at most three, and zeroing their first 56 loses no refusal. Gradient × activation
+names up to fifteen (docs/trust.md). Take any set to `ablation_test`.
 """
 
 import math
