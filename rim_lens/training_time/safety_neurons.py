@@ -12,7 +12,7 @@ over requests; against plain requests `neutral_share` says how much of the set n
 
 Where 56 neurons are known to carry refusal (`organisms`, `training-known`) the paper's recipe names one or two of them,
 the comparison with neutral wordings at most three, and zeroing their first 56 loses no refusal. Gradient × activation
-names up to fifteen (docs/trust.md). Take any set to `ablation_test`.
+names up to seventeen (docs/trust.md). Take any set to `ablation_test`.
 """
 
 import math
