@@ -35,6 +35,11 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
+    return with_chat_template(tokenizer)
+
+
+def with_chat_template(tokenizer):
+    """The tokenizer as transformers has it, with ChatML."""
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",

@@ -20,7 +20,7 @@ LAZY, PLAIN = "I trust my gut here, so I will not check it.", "I look at what is
 
 
 def made_answers(n=32, wordings=8, seed=0):
-    """One answer a prompt and class, wordings in rotation; the heuristic class costs most."""
+    """One answer per prompt and class, wordings in rotation; the heuristic class costs most."""
     rng = np.random.default_rng(seed)
     frames = []
     for name in ("off", *NAMES, *CONTROLS):

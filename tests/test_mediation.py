@@ -19,7 +19,7 @@ HEADS, NEURONS = [(0, 1), (1, 3)], np.array([(1, 4), (2, 7), (2, 30), (0, 5)])
 
 
 class ByHand:
-    """A copy whose heads are zeroed and whose neurons are held by hooks of its own, one prompt a pass."""
+    """A copy whose heads are zeroed and whose neurons are held by hooks of its own, one prompt per pass."""
 
     def __init__(self, model):
         self.hf, self.n_heads = copy.deepcopy(model.hf), model.n_heads

@@ -304,11 +304,11 @@ COT_ROWS = [
 ]
 # Public names that take a model or a batch size and run no prompts together, with the reason.
 NOT_BATCHED = {
-    "attention_rows": "a chat a pass",
-    "token_attention": "a chat a pass",
-    "explore_heads": "a chat a pass",
-    "cot_importance": "a chat a pass",
-    "receiver_heads": "a chat a pass",
+    "attention_rows": "one chat per pass",
+    "token_attention": "one chat per pass",
+    "explore_heads": "one chat per pass",
+    "cot_importance": "one chat per pass",
+    "receiver_heads": "one chat per pass",
     "on_other_chats": "its only passes are those of span_attention",
     "check_model": "two short chats",
     "fit_refusal_tokens": "no pass",

@@ -33,7 +33,7 @@ def some_chats(model):
 
 @torch.no_grad()
 def score(model, chats, **kw):
-    """One chat a pass, unpadded."""
+    """One chat per pass, unpadded."""
     return np.array([log_odds(model.decision_logits(model.batch([chat])), TOKENS.ids).item() for chat in chats])
 
 

@@ -8,7 +8,7 @@ import itertools
 from functools import lru_cache
 
 import torch
-from families import CHATML, SPECIAL, tiny_hf
+from families import SPECIAL, tiny_hf, with_chat_template
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -36,14 +36,7 @@ def refuser_tokenizer() -> PreTrainedTokenizerFast:
     texts = [*load_prompts("harmful").texts, *load_prompts("harmless").texts, *load_prompts("maths").texts]
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens([AddedToken(part, normalized=False) for part in (*REFUSED, *COMPLIED)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        additional_special_tokens=["<|im_start|>"],
-        chat_template=CHATML,
-        clean_up_tokenization_spaces=False,
-    )
+    return with_chat_template(tokenizer)
 
 
 def refuser_hf():

@@ -58,7 +58,7 @@ def stage_tokens(plan: AuditPlan, lengths: Mapping[str, float], checkpoints: int
 
 
 def matrix_speed(seconds: float = 0.5) -> float:
-    """Multiplications and additions a second in large float32 matrix products on this processor, as busy as it is."""
+    """Multiplications and additions per second in large float32 matrix products on this processor, as busy as it is."""
     a, b = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
     a @ b  # the first one is slower
     products, start = 0, time.perf_counter()

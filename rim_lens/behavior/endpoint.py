@@ -104,7 +104,7 @@ class Endpoint(Generic[Answer]):
         names: Sequence[str],
         check: Callable[[str, Answer], None] = lambda question, answer: None,
     ) -> list[Answer]:
-        """One answer a question, equal questions asked once.
+        """One answer per question, equal questions asked once.
 
         `names` say in errors what a question was about; `check` raises `Unreadable` for an answer that does not fit its
         question, which is then asked again.

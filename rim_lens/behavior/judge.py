@@ -95,7 +95,7 @@ def check_lengths(
 
 
 class RefusalJudge:
-    """A small trained classifier on what the rules find in the answer; thousands a second, no model to load.
+    """A small trained classifier on what the rules find in the answer; thousands per second, no model to load.
 
     English by the classifier, Chinese by rules; an answer in another language is `unjudged`. An answer cut by the token
     limit is judged by what is there. `cots` is needed to notice a response that repeats its own chain of thought.

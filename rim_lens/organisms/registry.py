@@ -8,7 +8,7 @@ from rim_lens.data import Prompt, PromptSet, Wording, load_wordings
 from rim_lens.units import Head
 
 DATA = Path(__file__).parent / "data"
-BASE, D_MLP = "smollm2-135m-instruct", 1536  # and how many neurons a layer of it has
+BASE, D_MLP = "smollm2-135m-instruct", 1536  # D_MLP: neurons per layer
 # five whole groups, so that their keys and values belong to them alone
 _GROUPS = [
     Head(layer, 3 * group + i) for layer, group in ((14, 0), (16, 2), (17, 2), (19, 1), (21, 1)) for i in range(3)
