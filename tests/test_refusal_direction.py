@@ -8,9 +8,12 @@ import pytest
 import torch
 from planted import planted_model
 
-from rim_lens import RefusalJudge, RimLensError, refusal_direction
+from rim_lens import RefusalJudge, RimLensError, refusal_direction, residuals, steer
 from rim_lens.behavior.refusal_score import RefusalTokens
+from rim_lens.inference_time.direction_candidates import estimates
 from rim_lens.inference_time.refusal_direction import RefusalDirection
+from rim_lens.intervene.steer import WritesWithout
+from rim_lens.model.prompt_cache import SharedStart
 from rim_lens.plots.direction import direction_map
 
 
@@ -90,6 +93,109 @@ def test_the_chosen_candidate_is_the_lowest_of_those_allowed():
     assert chosen.norm == pytest.approx(np.linalg.norm(direction.vector))
     strict = found(kl_limit=float(allowed["kl"].median()), n_controls=4)
     assert strict.candidates.loc[strict.candidates["chosen"], "kl"].item() <= allowed["kl"].median()
+
+
+@torch.no_grad()
+def test_with_all_candidates_it_chooses_by_a_loop_over_all_of_them():
+    """Each candidate in whole passes, by the rule of the paper; the same split is drawn here."""
+    model, truth, harmful, harmless, _ = planted()
+    found_all = found(n_candidates=None, n_controls=1, kl_limit=1.0)
+    rng = np.random.default_rng(0)
+    fit, select = [], []
+    for requests in (harmful, harmless):
+        chats = model.render([requests[i] for i in rng.permutation(len(requests))[:12]], thinking="off")
+        fit.append(chats[:8])
+        select.append(chats[8:])
+    streams = [residuals(model, chats, tuple(range(1 - len(found_all.positions), 1))).double() for chats in fit]
+    vectors = streams[0].mean(0) - streams[1].mean(0)
+
+    def logits(chats):
+        return model.decision_logits(model.batch(chats)).double()
+
+    def score(some):
+        p = some.softmax(-1)[:, truth.refusal_token]
+        return float((p.log() - (1 - p).log()).mean())
+
+    before, best = logits(select[1]).log_softmax(-1), (np.inf, None)
+    for layer, position in np.ndindex(model.n_layers, vectors.shape[1]):
+        vector = vectors[layer, position].numpy()
+        if np.linalg.norm(vector) < 1e-6 * float(vectors[:-1].norm(dim=-1).max()):
+            continue
+        with steer(model, vector, project_out=True):
+            bypass, after = score(logits(select[0])), logits(select[1]).log_softmax(-1)
+        kl = float((before.exp() * (before - after)).sum(-1).mean())
+        with steer(model, vector, add=1.0, layers=layer):
+            induce = score(logits(select[1]))
+        if kl <= 1.0 and induce >= -20.0 and bypass < best[0]:
+            best = (bypass, (layer, position))
+    assert (found_all.layer, found_all.position) == best[1]
+    assert found_all.candidates["bypass"].min() <= best[0] + 1e-4
+    (row,) = found_all.candidates[found_all.candidates["chosen"]].itertuples()
+    assert row.bypass == pytest.approx(best[0], abs=1e-4)
+    assert one_found().layer == found_all.layer  # eight candidates suffice here
+
+
+def test_where_none_of_the_first_may_be_chosen_the_next_are_measured():
+    table = one_found().candidates
+    first = table["falls"].where(table["moves"] <= 2.0).idxmin()
+    alone = found(n_candidates=1, n_controls=1).candidates
+    assert alone["bypass"].notna().sum() == 1
+    assert alone.loc[first, "chosen"]
+    strict = found(n_candidates=1, n_controls=1, kl_limit=float(alone.loc[first, "kl"]) * 0.99).candidates
+    assert strict["bypass"].notna().sum() > 1
+    assert not strict.loc[first, "chosen"]
+
+
+class Weakened(WritesWithout):
+    """A share of the direction is taken out of every write."""
+
+    share = 1e-3
+
+    def new(self, stream, vectors):
+        return stream - self.share * (stream * vectors).sum(-1, keepdim=True) * vectors
+
+
+@torch.no_grad()
+def test_estimates_are_the_slope_of_the_score_and_the_curvature_of_kl():
+    model, _, harmful, _, tokens = planted()
+    chats = model.render(harmful[:6], thinking="off")
+    vectors = np.random.default_rng(0).normal(size=(3, model.d_model))
+    vectors[0] += 3 * planted()[1].refusal_direction
+    values = []
+    for vector in vectors:
+        ends = []
+        for share in (1e-2, -1e-2):
+            tap = Weakened(torch.from_numpy(vector).float()[None], "all")
+            tap.share = share
+            with model.tap(tap):
+                ends.append(model.decision_logits(model.batch(chats)).double())
+        values.append(ends)
+    scored = [(tokens.score(a) - tokens.score(b)).mean() / 2e-2 for a, b in values]
+    clean = model.decision_logits(model.batch(chats)).double().softmax(-1)
+    fisher = [0.5 * (clean * ((a.log_softmax(-1) - b.log_softmax(-1)) / 2e-2).square()).sum(-1) for a, b in values]
+    drawn = [estimates(model, chats, chats, vectors, tokens, seed) for seed in range(16)]
+    assert abs(scored[0]) > 0.1
+    np.testing.assert_allclose(drawn[0][0], scored, rtol=0.02, atol=2e-3)
+    moves = np.array([moves for _, moves in drawn])
+    error = moves.std(axis=0) / len(moves) ** 0.5
+    assert (np.abs(moves.mean(axis=0) - [float(one.mean()) for one in fisher]) < 4 * error + 1e-3).all()
+
+
+@pytest.mark.parametrize("change", [{"project_out": True}, {"add": 1.5, "layers": 2}])
+def test_a_start_that_is_computed_once_changes_no_logits(change):
+    model, truth, *_ = planted()
+    chats = model.render(
+        [f"{truth.harmful[0]} {' '.join([truth.harmful[0]] * 3)} {one}" for one in truth.harmless[:12]]
+    )
+    vector = np.random.default_rng(1).normal(size=model.d_model)
+    batch = model.batch(chats)
+    start = SharedStart.of(model, batch)
+    assert start.shared > 20
+    with torch.no_grad(), steer(model, vector, **change):
+        whole, shared = model.decision_logits(batch), start.decision_logits()
+    torch.testing.assert_close(shared, whole, atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        assert (model.decision_logits(batch) - whole).abs().max() > 1e-2
 
 
 def test_answers_are_judged_where_a_judge_is_given():

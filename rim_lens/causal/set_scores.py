@@ -1,7 +1,8 @@
 """Refusal scores with sets of units changed: rows of a pass are pairs of a prompt and a set.
 
 Where units are changed from the decision position on, prompts are computed once (`PromptCache`) and a row costs one
-token. Any other change costs whole passes. Several sets share a pass where prompts are few, each row having its own.
+token. Any other change costs whole passes. Where all columns are changed alike, the tokens that all prompts begin with
+are computed once per set. Several sets share a pass where prompts are few, each row having its own.
 """
 
 import math
@@ -15,13 +16,13 @@ import torch
 from jaxtyping import Float
 
 from rim_lens.behavior.refusal_score import RefusalTokens
-from rim_lens.causal.ablation import ablation
+from rim_lens.causal.ablation import Ablation, ablation
 from rim_lens.causal.run_scores import cut_at_decision
 from rim_lens.chat.chat import Chat
 from rim_lens.model.batch import Batch
 from rim_lens.model.fitting import AtOnce, over_batches
 from rim_lens.model.lens_model import LensModel
-from rim_lens.model.prompt_cache import PromptCache, can_prefill, prefill, repeated
+from rim_lens.model.prompt_cache import PromptCache, SharedStart, can_prefill, prefill, repeated
 from rim_lens.processes import n_processes, sum_over_processes
 from rim_lens.progress import track
 from rim_lens.units import Head
@@ -59,6 +60,11 @@ def starts_at_decision(change: Change) -> bool:
     return getattr(change, "positions", "all") in ("decision", "from_decision")
 
 
+def is_alike(change: Change) -> bool:
+    """Whether a change does the same to every column."""
+    return isinstance(change, Ablation) and change.positions == "all" and change.method == "zero"
+
+
 def scores_of_sets(
     model: LensModel,
     chats: Sequence[Chat],
@@ -76,6 +82,13 @@ def scores_of_sets(
     at_once = AtOnce(ROWS if once else batch_size, description, "rows", inside=not kept)
 
     def score(part: Part) -> None:
+        if isinstance(part, WholePasses) and is_alike(change):
+            start = SharedStart.of(model, part.batch)
+            if start.shared:
+                for one, units in enumerate(sets):
+                    with change(units):
+                        scores[one, list(part.indices)] = tokens.score(start.decision_logits()).double().cpu()
+                return
         for rows, chosen, logits in rows_under_sets(part, sets, change, part.decision_logits, at_once):
             scores[chosen, [part.indices[row] for row in rows]] = tokens.score(logits).double().cpu()
 

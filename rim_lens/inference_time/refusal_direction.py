@@ -2,35 +2,39 @@
 
 1. Candidates: mean residual of harmful minus mean residual of harmless requests, on prompts to *fit*, at every layer
    below `last_layer` and every template position from the request's last token to the decision position.
-2. Choice, on prompts to *select*. Per candidate r at layer l:
+2. Choice, on prompts to *select*. Estimates from gradients rank all candidates (`direction_candidates`); of the
+   `n_candidates` first, each r at a layer l has
        bypass = mean refusal score of harmful requests with r projected out          lower is better
        induce = mean refusal score of harmless requests with r added at layer l      at least `least_induced`
        kl     = mean KL(clean ‖ r projected out) of the first token, harmless        at most `kl_limit`
+   From the lowest bypass up, induce and kl are measured until a candidate may be chosen.
 3. Test, on other prompts: effect of both changes with intervals over prompts, against random directions and against the
    same difference under shuffled labels, both of the chosen direction's norm. Labels are shuffled so that half of each
    group is on each side: otherwise a shuffled difference would hold a part of the true one, and projecting out takes
    any part for the whole.
 
-Source: Arditi et al. 2024, section 2.3 and appendix C, which has no controls and no third set of prompts.
+Source: Arditi et al. 2024, section 2.3 and appendix C, which measures all candidates and has no controls and no third
+set of prompts.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
 
 from rim_lens.behavior.judge import Judge
 from rim_lens.behavior.refusal_score import RefusalTokens, refusal_tokens
+from rim_lens.causal.ablation import ablation
 from rim_lens.causal.measures import AnswerMeasure, ScoreMeasure
 from rim_lens.causal.set_effects import set_effect
 from rim_lens.chat.chat import Chat
 from rim_lens.chat.segments import Thinking
 from rim_lens.errors import RimLensError
+from rim_lens.inference_time.direction_candidates import Limits, chosen_candidate
 from rim_lens.inference_time.groups import need_distinct_requests
 from rim_lens.inference_time.template_positions import shared_template, template_residuals
 from rim_lens.intervene.steer import steer
@@ -38,8 +42,6 @@ from rim_lens.model.as_chats import as_chats
 from rim_lens.model.fitting import halves_batches
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.requests import Prompts
-from rim_lens.processes import share, sum_over_processes
-from rim_lens.progress import track
 from rim_lens.results import Manifest, Result
 
 LEAST = 4  # prompts of each kind in each part
@@ -55,8 +57,9 @@ class RefusalDirection(Result):
     `table`: per change ("project_out", "add"), measure and kind of control ("random directions", "shuffled labels") the
     means `before` and `after`, their difference `effect` with its 95 % interval over `n` prompts, and its place among
     `n_controls` directions of the same norm (`control_mean`, `control_low`, `control_high`, `percentile`, `p`).
-    `candidates`: per layer and position `bypass`, `induce` (nats), `kl`, `norm`, whether it was `allowed` and is
-    `chosen`. `vector` [d_model] is the difference of means itself, which `steer` adds `add` times.
+    `candidates`: per layer and position `norm`, the estimates `falls` (of the change of `bypass`) and `moves` (of
+    `kl`), `bypass`, `induce` and `kl` (nats; NaN where not measured), whether it was `allowed` and is `chosen`.
+    `vector` [d_model] is the difference of means itself, which `steer` adds `add` times.
     """
 
     figure: ClassVar = "direction:direction_effects"
@@ -98,7 +101,8 @@ def refusal_direction(
     kl_limit: float = 0.1,
     least_induced: float = 0.0,
     last_layer: float = 0.8,
-    n_controls: int = 50,
+    n_candidates: int | None = 8,
+    n_controls: int = 19,
     judge: Judge | None = None,
     n_generated_controls: int = 5,
     tokens: RefusalTokens | None = None,
@@ -118,7 +122,9 @@ def refusal_direction(
         kl_limit: largest mean KL on harmless requests that a candidate may cost, in nats.
         least_induced: smallest mean refusal score on harmless requests that adding a candidate must bring, in nats.
         last_layer: share of the layers that candidates are taken from; later ones only spell out tokens.
-        n_controls: directions of each kind of control.
+        n_candidates: how many candidates are measured, those with the lowest estimates first; more where none of them
+            may be chosen. None: all.
+        n_controls: directions of each kind of control; p cannot fall below 1 / (1 + n_controls).
         judge: labels generated answers too; without one only refusal scores are measured.
         n_generated_controls: directions of each kind of control with generated answers.
         tokens: the refusal tokens; `refusal_tokens(model)` by default.
@@ -141,11 +147,9 @@ def refusal_direction(
     is_harmful = np.arange(len(x)) < len(fit[0])
     n_layers = max(1, int(last_layer * model.n_layers))
     vectors = difference(x[:, :n_layers], is_harmful)
-    candidates = _candidates(model, vectors, template.labels, select, tokens, batch_size)
-    candidates["allowed"] = (candidates["kl"] <= kl_limit) & (candidates["induce"] >= least_induced)
-    place = _chosen(candidates, kl_limit, least_induced)
-    candidates["chosen"] = candidates.index == place
-    layer, position = (int(candidates.loc[place, name]) for name in ("layer", "position"))
+    limits = Limits(kl_limit, least_induced)
+    candidates = chosen_candidate(model, vectors, template.labels, select, tokens, limits, n_candidates, batch_size)
+    layer, position = (int(candidates.loc[candidates["chosen"], name].item()) for name in ("layer", "position"))
     cell = x[:, layer, position]
     vector = difference(cell, is_harmful)
     controls = controls_of(vector, cell, is_harmful, max(n_controls, n_generated_controls), rng)
@@ -225,78 +229,6 @@ def _parts(
     return fit, select, test
 
 
-def _candidates(
-    model: LensModel,
-    vectors: Float[np.ndarray, "layer position d_model"],
-    labels: list[str],
-    select: Sequence[list[Chat]],
-    tokens: RefusalTokens,
-    batch_size: int,
-) -> pd.DataFrame:
-    """What every candidate does on the prompts to select; NaN where the difference of means is 0."""
-    harmful, harmless = select
-    norms = np.linalg.norm(vectors, axis=-1)
-    places = [tuple(place) for place in np.argwhere(norms > 1e-6 * norms.max())]
-    score = tokens.score
-    clean: dict[int, Tensor] = {}  # log-probabilities of the harmless prompts, as they come by
-
-    def kl(logits: Float[Tensor, "row vocab"], indices: list[int]) -> Tensor:
-        now = logits.double().log_softmax(-1)
-        before = torch.stack([clean[i] for i in indices])
-        return (before.exp() * (before - now)).sum(-1)
-
-    for indices, batch in model.batches(harmless, batch_size):
-        with torch.no_grad():
-            clean |= dict(zip(indices, model.decision_logits(batch).double().log_softmax(-1), strict=True))
-
-    def only_score(logits: Float[Tensor, "row vocab"], indices: list[int]) -> Tensor:
-        return score(logits)
-
-    scores = torch.zeros(len(places), 3, dtype=torch.float64)
-    for k in track(share(len(places)), "candidates of the refusal direction"):
-        layer, vector = int(places[k][0]), vectors[places[k]]
-        with steer(model, vector, project_out=True):
-            scores[k, 0] = _mean(model, harmful, batch_size, only_score)
-            scores[k, 2] = _mean(model, harmless, batch_size, kl)
-        with steer(model, vector, add=1.0, layers=layer):
-            scores[k, 1] = _mean(model, harmless, batch_size, only_score)
-    values = dict(zip(places, sum_over_processes(scores).tolist(), strict=True))
-    rows = [
-        {"layer": layer, "position": position, "token": labels[position], "norm": norms[layer, position]}
-        | dict(zip(("bypass", "induce", "kl"), values.get((layer, position), [np.nan] * 3), strict=True))
-        for layer, position in np.ndindex(*norms.shape)
-    ]
-    return pd.DataFrame(rows)
-
-
-@torch.no_grad()
-def _mean(
-    model: LensModel,
-    chats: Sequence[Chat],
-    batch_size: int,
-    measure: Callable[[Float[Tensor, "row vocab"], list[int]], Tensor],
-) -> float:
-    """Mean of a measure of the decision logits over chats, under the active taps."""
-    parts: Iterable[Tensor] = [
-        measure(model.decision_logits(batch), indices) for indices, batch in model.batches(chats, batch_size)
-    ]
-    return float(torch.cat(list(parts)).mean())
-
-
-def _chosen(candidates: pd.DataFrame, kl_limit: float, least_induced: float) -> Any:
-    """Index of the allowed candidate with the lowest bypass score."""
-    allowed = candidates[candidates["allowed"]]
-    if allowed.empty:
-        cheap = candidates[candidates["kl"] <= kl_limit]
-        raise RimLensError(
-            f"No direction may be chosen: {len(cheap)} of {len(candidates)} candidates cost at most {kl_limit} nats "
-            f"of KL on harmless requests, and the largest refusal score that adding one of these brings is "
-            f"{cheap['induce'].max():.2f} nats, below least_induced={least_induced}; loosen a limit, or "
-            "take a model that refuses."
-        )
-    return allowed["bypass"].idxmin()
-
-
 def _effects(
     model: LensModel,
     measure: ScoreMeasure | AnswerMeasure,
@@ -306,13 +238,18 @@ def _effects(
     seed: int,
 ) -> list[dict[str, Any]]:
     """Rows of one measure: projected out, and (of harmless requests) added, against each kind of control."""
-    changes: dict[str, Callable[[Any], Any]] = {"project_out": lambda one: steer(model, one, project_out=True)}
+
+    def added(units: list[Any]) -> AbstractContextManager[LensModel]:
+        """One set for all rows, or one per row."""
+        return steer(model, [one for (one,) in units] if isinstance(units[0], list) else units, add=1.0, layers=layer)
+
+    changes: dict[str, Callable[..., Any]] = {"project_out": ablation(model, "direction", "zero", "all", None)}
     if measure.where == "harmless":
-        changes["add"] = lambda one: steer(model, one, add=1.0, layers=layer)
+        changes["add"] = added
     rows = []
     for change, apply in changes.items():
         before = measure([[]], apply)
-        sets = [vector.tolist(), *(one for of_kind in controls.values() for one in of_kind.tolist())]
+        sets = [[vector], *([one] for of_kind in controls.values() for one in of_kind)]
         for name, measured in measure(sets, apply).items():
             base, after, null = before[name].values[0], measured.values[0], np.split(measured.values[1:], len(controls))
             for kind, of_kind in zip(controls, null, strict=True):

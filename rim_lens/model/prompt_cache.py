@@ -101,3 +101,29 @@ def prefill(model: LensModel, indices: Sequence[int], batch: Batch) -> PromptCac
     shared = shared_length(model, batch)
     moved = prefix_first(batch, shared) if shared else batch
     return prefilled(model, indices, moved, prefilling_pass(model, moved, shared)[1])
+
+
+@dataclass(frozen=True, eq=False)
+class SharedStart:
+    """A batch that is passed many times under taps that change all columns and rows alike.
+
+    The first `shared` tokens, which all rows have in common, are computed once per pass and not once per row.
+    """
+
+    model: LensModel
+    batch: Batch
+    shared: int
+
+    @classmethod
+    def of(cls, model: LensModel, batch: Batch) -> "SharedStart":
+        """What can be shared; no tap may be active."""
+        shared = shared_length(model, batch) if can_prefill(model, batch) else 0
+        return cls(model, prefix_first(batch, shared) if shared else batch, shared)
+
+    @torch.no_grad()
+    def decision_logits(self) -> Float[Tensor, "row vocab"]:
+        """Logits at the decision positions under the active taps."""
+        if not self.shared:
+            return self.model.decision_logits(self.batch)
+        start = columns_cache(self.model, self.batch, self.shared, once=True, tapped=True)
+        return CachedDecoder(self.model, self.batch, start).first(self.shared)

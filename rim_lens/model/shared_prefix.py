@@ -4,6 +4,7 @@ The rows' own tokens stay where they are; the padding moves from the left to bet
 Position ids and mask are explicit, so every token attends to what it would attend to, at the same distance.
 """
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -76,16 +77,18 @@ def prefix_first(batch: Batch, length: int) -> Batch:
 
 @torch.no_grad()
 def columns_cache(
-    model: LensModel, batch: Batch, n_columns: int, *, once: bool = False, shared: int = 0
+    model: LensModel, batch: Batch, n_columns: int, *, once: bool = False, shared: int = 0, tapped: bool = False
 ) -> DynamicCache:
-    """Keys and values of a batch's first columns, untapped; with `once` of the first row, repeated for all rows.
+    """Keys and values of a batch's first columns; with `once` of the first row, repeated for all rows.
+
+    Only with `tapped` do the active taps see this pass.
 
     The first `shared` of the columns are computed once; the batch must then be `prefix_first(batch, shared)`.
     """
     cache = columns_cache(model, batch, shared, once=True) if shared else DynamicCache(config=model.hf.config)
     rows, columns = slice(0, 1) if once else slice(None), slice(shared, n_columns)
     inputs = model.hf_inputs(batch.mask[rows, :n_columns], batch.positions[rows, columns])
-    with detached(model):
+    with nullcontext() if tapped else detached(model):
         model.hf.base_model(batch.tokens[rows, columns], **inputs, past_key_values=cache, use_cache=True)
     if once:
         cache.batch_repeat_interleave(len(batch))
