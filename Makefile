@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 RUN := $(BIN)/rim-lens
 
-.PHONY: demo test test-fast test-compat test-engine families lint bench bench-gpu trust docs notebooks clean
+.PHONY: demo test test-fast test-compat test-engine bench-engine families lint bench bench-gpu trust docs notebooks clean
 
 demo: .venv/.installed
 	$(RUN) organism inference-known
@@ -22,6 +22,9 @@ test-compat: .venv35/.installed
 # vLLM on a CPU, in an environment of its own (3.4 GB): the same numbers as transformers.
 test-engine: .venvllm/.installed
 	OMP_NUM_THREADS=2 .venvllm/bin/python -m pytest tests/engine
+
+bench-engine: .venvllm/.installed
+	OMP_NUM_THREADS=1 .venvllm/bin/python -m benchmarks.engine
 
 families: .venv/.installed-dev
 	$(BIN)/python tests/family_table.py

@@ -11,7 +11,14 @@ import typer
 
 from rim_lens import __version__
 from rim_lens.cli_look import compare, doctor, organism, plan
-from rim_lens.cli_options import ModelArgument, ModelsArgument, TagsOption, VariablesOption
+from rim_lens.cli_options import (
+    EngineOption,
+    ModelArgument,
+    ModelsArgument,
+    RanksOption,
+    TagsOption,
+    VariablesOption,
+)
 from rim_lens.errors import RimLensError
 
 app = typer.Typer(
@@ -53,6 +60,8 @@ def audit(
     n_controls: Annotated[int, typer.Option(help="Random control sets per causal test.")] = 100,
     device: Annotated[str | None, typer.Option(help="cuda, cpu, …; CUDA where there is one by default.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    engine: EngineOption = "transformers",
+    tensor_parallel: RanksOption = 1,
     patterns: Annotated[bool, typer.Option(help="Effort-minimizing reasoning: what each pattern costs.")] = True,
     heads: Annotated[bool, typer.Option(help="Inference time: attention, ablation, probe.")] = True,
     neurons: Annotated[bool, typer.Option(help="Training time: neurons, activation shift, RAS.")] = True,
@@ -88,6 +97,8 @@ def audit(
         n_controls=n_controls,
         device=device,
         dtype=dtype,
+        engine=engine,
+        tensor_parallel=tensor_parallel,
         patterns=patterns,
         heads=heads,
         neurons=neurons,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rim_lens.cli_options import ModelArgument, TagsOption
+from rim_lens.cli_options import EngineOption, ModelArgument, RanksOption, TagsOption
 
 
 def doctor() -> None:
@@ -30,6 +30,8 @@ def plan(
     n_controls: Annotated[int, typer.Option(help="Random control sets per causal test.")] = 100,
     device: Annotated[str | None, typer.Option(help="cuda, cpu, …; CUDA where there is one by default.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    engine: EngineOption = "transformers",
+    tensor_parallel: RanksOption = 1,
     cot_budget: Annotated[str, typer.Option(help="Longest own CoT in tokens; auto: what fits the context.")] = "96",
     think_tags: TagsOption = None,
 ) -> None:
@@ -50,6 +52,8 @@ def plan(
         n_controls=n_controls,
         device=device,
         dtype=dtype,
+        engine=engine,
+        tensor_parallel=tensor_parallel,
         cot_budget=read_budget(cot_budget),
         think_tags=think_tags,
     )

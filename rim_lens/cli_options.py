@@ -19,6 +19,10 @@ ModelArgument = Annotated[
         help="Hub id, local folder, adapter folder, .gguf file, or smollm2-135m-instruct (no hub).", callback=spelled
     ),
 ]
+EngineOption = Annotated[
+    str, typer.Option(help="What writes answers: transformers, or vllm (extra: vllm); transformers does the rest.")
+]
+RanksOption = Annotated[int, typer.Option(help="Devices that vLLM splits every layer over.")]
 TagsOption = Annotated[
     tuple[str, str] | None,
     typer.Option(

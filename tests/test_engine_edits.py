@@ -1,91 +1,25 @@
 """Edits that an engine makes while it writes, against decoding here with the same heads and neurons changed.
 
-The engine is plain: it computes every token's pass anew and multiplies the inputs of the projections at the positions
-of each edit.
+The engine is plain (`plain_engine`).
 """
 
-from contextlib import ExitStack
 from importlib.util import find_spec
 
 import pytest
-import torch
 from families import tiny_model, tiny_tokenizer
+from plain_engine import PlainModel
 
 from rim_lens import load_model
 from rim_lens.behavior.generate import generate
 from rim_lens.capture.activations import mean_head_outputs
-from rim_lens.engine.dialogue import Reply
 from rim_lens.errors import RimLensError
 from rim_lens.intervene.heads import ablate_heads, scale_heads
 from rim_lens.intervene.knock_out import knock_out
 from rim_lens.intervene.neurons import ablate_neurons, scale_neurons
 from rim_lens.intervene.recording import record_heads
-from rim_lens.model.engine_model import EngineModel
 
 PROMPTS = ["Name a fruit.", "Why is the sky blue?", "Say hello."]
 HEADS, NEURONS = [(0, 1), (1, 3), (2, 0)], [(0, 5), (1, 40), (2, 7)]
-
-
-class PlainEngine:
-    name, inside = "plain", True
-
-    def __init__(self, model):
-        self.model = model
-
-    def run(self, dialogues):
-        for number, dialogue in enumerate(dialogues):
-            ask = next(dialogue)
-            while True:
-                try:
-                    ask = dialogue.send(self.reply(ask))
-                except StopIteration as end:
-                    yield number, end.value
-                    break
-
-    def reply(self, ask):
-        ids = list(ask.ids)
-        while len(ids) < len(ask.ids) + ask.max_tokens:
-            token = self.next_token(ids, ask.edits)
-            if token in ask.ends:
-                return Reply(tuple(ids[len(ask.ids) :]), True)
-            ids.append(token)
-            if ask.stop and ask.stop in self.model.chat_format.decode(ids[len(ask.ids) :]):
-                break
-        return Reply(tuple(ids[len(ask.ids) :]), False)
-
-    @torch.no_grad()
-    def next_token(self, ids, edits):
-        with ExitStack() as stack:
-            for edit, first, until in edits:
-                for layer, factor in edit.factor.items():
-                    block = self.model.hf.model.layers[layer]
-                    module = block.self_attn.o_proj if edit.site == "heads" else block.mlp.down_proj
-                    shift = edit.shift.get(layer, torch.zeros(len(factor), 1))
-
-                    def change(_, args, factor=factor, shift=shift, at=slice(first, None if until < 0 else until)):
-                        x = args[0].clone()
-                        units = x[:, at].unflatten(-1, (len(factor), -1))
-                        x[:, at] = (units * factor[:, None] + shift).flatten(-2)
-                        return (x,)
-
-                    stack.callback(module.register_forward_pre_hook(change).remove)
-            return int(self.model.hf(torch.tensor([ids])).logits[0, -1].argmax())
-
-
-class PlainModel(EngineModel):
-    """What has an engine and the shape of a transformers model."""
-
-    max_length = 512
-
-    def __init__(self, model):
-        super().__init__("plain", model.tokenizer)
-        self.engine, self.shape = PlainEngine(model), model.shape
-
-    def tap(self, *taps, backend="auto"):
-        stack = ExitStack()
-        stack.callback(setattr, self, "active_taps", self.active_taps)
-        self.active_taps = [*self.active_taps, *taps]
-        return stack
 
 
 def shown(generations):

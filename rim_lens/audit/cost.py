@@ -12,6 +12,7 @@ import torch
 from rim_lens.audit.plan import AuditPlan
 
 GENERATED = 4.0  # processor time of a generated token over that of a prompt's, 32 rows at a time on one core
+WRITTEN = {"transformers": GENERATED, "vllm": 4.0}  # the same of what an engine writes (`make bench-engine`)
 LATER_LAYERS = 0.6  # share of a pass that one head's ablation computes again
 GIVEN = 60  # tokens of a given CoT
 WORKED = 40  # tokens of a worked answer
@@ -24,8 +25,9 @@ def stage_tokens(plan: AuditPlan, lengths: Mapping[str, float], checkpoints: int
     """Tokens that each stage computes, generated ones weighted; `lengths`: mean tokens of a prompt by set."""
     extent, n = plan.extent, plan.n * plan.samples
     budget = plan.cot_budget if isinstance(plan.cot_budget, int) else 0
-    answer, thought = GENERATED * plan.max_new_tokens, GENERATED * budget / 2
-    asked, solved = n * (lengths["harmful"] + answer), n * (lengths["maths"] + GENERATED * plan.maths_tokens)
+    written = WRITTEN[plan.engine]
+    answer, thought = written * plan.max_new_tokens, written * budget / 2
+    asked, solved = n * (lengths["harmful"] + answer), n * (lengths["maths"] + written * plan.maths_tokens)
     given = n * (lengths["harmful"] + GIVEN + answer)
     read = plan.n * (lengths["harmful"] + budget / 4)  # half of the chats have a thought of half the budget
     column = plan.n * GENERATED / 2  # one more token for every prompt, for one of many sets
@@ -42,6 +44,8 @@ def stage_tokens(plan: AuditPlan, lengths: Mapping[str, float], checkpoints: int
         tested = len(extent.doses) * plan.n_controls * column
         held_out = 2 * read + plan.n * thought
         tokens["heads"] = 4 * read + held_out + sweep + tested + (4 * read if extent.probe else 0)
+    answer = GENERATED * plan.max_new_tokens  # transformers writes what follows
+    asked = n * (lengths["harmful"] + answer)
     if checkpoints:
         problems = 2 * min(plan.n, extent.problems or plan.n) * (lengths["maths"] + WORKED)
         tokens["series"] = checkpoints * (asked + problems) + 2 * PAIRED * plan.n * lengths["harmful"]

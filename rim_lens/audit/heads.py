@@ -4,7 +4,7 @@ Heads are ranked on the prompts of the behaviour stage and tested on others, so 
 choice.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ import pandas as pd
 from rim_lens.audit.attempt import attempt
 from rim_lens.audit.stage import Context
 from rim_lens.behavior.conditions import chats_of
-from rim_lens.behavior.generate import generate
+from rim_lens.behavior.generate import Generation, generate
 from rim_lens.behavior.measure import RimTable
 from rim_lens.behavior.refusal_score import refusal_tokens
 from rim_lens.causal.ablation_test import ablation_test
@@ -20,7 +20,7 @@ from rim_lens.causal.run_scores import heads_of
 from rim_lens.chat.segments import Thinking
 from rim_lens.inference_time.held_out_attention import on_other_chats
 from rim_lens.inference_time.probe import probe_refusal
-from rim_lens.inference_time.refusal_heads import ContrastName, RefusalHeads, find_refusal_heads
+from rim_lens.inference_time.refusal_heads import ContrastName, find_refusal_heads
 from rim_lens.inference_time.span_attention import span_attention
 from rim_lens.inference_time.sweep import AblationSweep, ablation_sweep
 from rim_lens.inference_time.token_attention import TokenAttention, token_attention
@@ -35,11 +35,12 @@ def measure_heads(context: Context) -> Mapping[str, Result]:
     """Attention contrasts, ablation sweep, causal test on other prompts, probe, token view."""
     behavior = context.results["behavior"]
     assert isinstance(behavior, RimTable)
-    found = attention_contrasts(context, behavior) | ablations(context, behavior)
+    other = answers_to_others(context, behavior)  # first: an engine that writes is not in memory beside the model
+    found = attention_contrasts(context, behavior, other) | ablations(context, behavior)
     return found | refusal_probe(context, behavior) if context.plan.extent.probe else found
 
 
-def attention_contrasts(context: Context, behavior: RimTable) -> dict[str, Result]:
+def attention_contrasts(context: Context, behavior: RimTable, other: Sequence[Generation]) -> dict[str, Result]:
     """Heads' attention against the refusal score and between refused and complied answers, thinking off and on."""
     model, plan = context.model, context.plan
     answers = pd.concat([answers_in(behavior, "harmful", "off"), answers_in(behavior, "harmful", "on")])
@@ -52,16 +53,18 @@ def attention_contrasts(context: Context, behavior: RimTable) -> dict[str, Resul
         "attention of refused against complied answers",
         lambda: find_refusal_heads(model, chats, labels, contrasts=BY_GROUP, attention=attention, seed=plan.seed),
     )
-    return {"attention_by_score": tested_attention(context, by_score), "refusal_heads": by_group}
+    other_scores = np.array([one.score for one in other], dtype=np.float64)
+    other_chats = [one.chat for one in other]
+    tested = on_other_chats(model, by_score, other_chats, other_scores, batch_size=plan.batch_size)
+    return {"attention_by_score": tested, "refusal_heads": by_group}
 
 
-def tested_attention(context: Context, heads: RefusalHeads) -> RefusalHeads:
-    """The first heads of each contrast on other requests, thinking off and on with the model's own CoTs."""
-    model, plan, behavior = context.model, context.plan, context.results["behavior"]
-    assert isinstance(behavior, RimTable)
+def answers_to_others(context: Context, behavior: RimTable) -> list[Generation]:
+    """Other requests with their scores, thinking off and on with the model's own CoTs, to test chosen heads on."""
+    model, plan = context.writer, context.plan
     modes: list[Thinking] = ["off"] if answers_in(behavior, "harmful", "on").empty else ["off", "on"]
     other, score = list(context.other_prompts("harmful")), refusal_tokens(model).score
-    written = [
+    return [
         generation
         for mode in modes
         for generation in generate(
@@ -77,8 +80,6 @@ def tested_attention(context: Context, heads: RefusalHeads) -> RefusalHeads:
             decision_score=score,
         )
     ]
-    scores = np.array([one.score for one in written], dtype=np.float64)
-    return on_other_chats(model, heads, [one.chat for one in written], scores, batch_size=plan.batch_size)
 
 
 def ablations(context: Context, behavior: RimTable) -> dict[str, Result]:

@@ -23,11 +23,12 @@ PATIENCE = 0.5  # seconds between two looks for a stage of the other lane
 
 
 def worth_two(plan: AuditPlan) -> bool:
-    """Whether both lanes have work and a core each, with neither an accelerator nor a launcher in use."""
+    """Whether both lanes have work and a core each, with no accelerator, launcher or engine in use."""
     import torch
 
     on_cpu = plan.device == "cpu" or (plan.device is None and not torch.cuda.is_available())
-    return on_cpu and n_processes() == 1 and plan.checkpoints is not None and (os.cpu_count() or 1) >= 2
+    alone = n_processes() == 1 and plan.engine == "transformers"
+    return on_cpu and alone and plan.checkpoints is not None and (os.cpu_count() or 1) >= 2
 
 
 @contextmanager

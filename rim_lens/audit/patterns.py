@@ -21,7 +21,7 @@ TRAINING_PROBLEMS = 200  # of the arms' data that are labelled
 
 def measure_patterns(context: Context) -> Mapping[str, Result]:
     """Costs of each pattern, patterns in each arm's training data, and in the model's own CoTs."""
-    model, plan, behavior = context.model, context.plan, context.results["behavior"]
+    model, plan, behavior = context.writer, context.plan, context.results["behavior"]
     assert isinstance(behavior, RimTable)
     found = {
         "pattern_costs": attempt(

@@ -29,8 +29,10 @@ class AuditPlan:
     reasoning patterns, inference time and training time run; `prefilled` are the given CoTs of harmful requests where
     the first does not. `cot_budget`, `temperature`, `top_p` and `samples`: as for `measure_rim`; what is measured
     inside the model reads each prompt's first answer. `n_controls`: random head or neuron sets per causal test.
-    `device` and `dtype`: as for `load_model`. `think_tags`: the texts that open and close a CoT, where the template's
-    own are not found. `template_variables`: variables of the chat template, each NAME=VALUE. `margins`: the smallest
+    `device` and `dtype`: as for `load_model`. `engine` writes the answers ("vllm", over `tensor_parallel` devices);
+    transformers reads and changes the model, and writes at the checkpoints of a series. `think_tags`: the texts that
+    open and close a CoT, where the template's own are not found. `template_variables`: variables of the chat template,
+    each NAME=VALUE. `margins`: the smallest
     effect of interest of each claim (`rim_lens.claims`), which the plan file fixes before a prompt is read.
     """
 
@@ -57,6 +59,8 @@ class AuditPlan:
     batch_size: int = 32
     device: str | None = None
     dtype: str | None = None
+    engine: str = "transformers"
+    tensor_parallel: int = 1
     think_tags: tuple[str, str] | None = None
     template_variables: tuple[str, ...] = ()
     margins: dict[str, float] = field(default_factory=margins_of)
@@ -67,6 +71,10 @@ class AuditPlan:
             raise RimLensError(f"An audit of {self.n} prompts per set says nothing; use at least {SMALLEST_SET}.")
         if self.n_controls < 1:
             raise RimLensError(f"n_controls is {self.n_controls}: a causal test needs random sets; use 19 or more.")
+        if self.engine not in ("transformers", "vllm"):
+            raise RimLensError(f'There is no engine {self.engine!r}; use "transformers" or "vllm".')
+        if self.tensor_parallel != 1 and self.engine != "vllm":
+            raise RimLensError("Layers are split over devices by vLLM alone; add --engine vllm to --tensor-parallel.")
 
     @property
     def extent(self) -> Extent:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,6 +68,12 @@ def model_lines(plan: AuditPlan) -> Iterator[Line]:
         f"{weights / 1e9:.1f} GB of weights ({str(dtype).removeprefix('torch.')}) on {device}, {free / 1e9:.1f} GB free"
     )
     yield Line("memory", words, warning=weights + logits > free)
+    if plan.engine != "transformers":
+        there = find_spec(plan.engine) is not None
+        devices = f", layers split over {plan.tensor_parallel} devices" if plan.tensor_parallel > 1 else ""
+        missing = "" if there else f"; it is not installed here: pip install 'rim-lens[{plan.engine}]'"
+        words = f"{plan.engine} writes the answers{devices}; it and transformers are in memory in turn{missing}"
+        yield Line("engine", words, warning=not there)
 
 
 def skeleton(plan: AuditPlan) -> tuple[Any, Any, str]:

@@ -75,6 +75,8 @@ def run_audit(plan: AuditPlan, out: Path, *, processes: int = 1) -> Audit:
         if is_writer():
             release_folder(out)
         raise
+    finally:
+        context.close_writer()
     decided = verdicts(context.results, plan.margins)
     audit = Audit(out, context.results, decided, findings_of(context.results), context.seconds)
     once(lambda: write_outputs(audit, plan))

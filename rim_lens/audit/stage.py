@@ -30,13 +30,15 @@ DONE = "stage.json"
 class Context:
     """What stages share: the plan, the model at the reference checkpoint, prompts, and the results so far.
 
-    The model is loaded when a stage first asks for it: an audit whose stages are all done loads none.
+    The model is loaded when a stage first asks for it: an audit whose stages are all done loads none. With an engine
+    there are two, `writer` and `model`, of which one is in memory: asking for one gives the other's memory back.
     """
 
     plan: AuditPlan
     results: dict[str, Result] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     claims: set[str] = field(default_factory=set)  # those whose verdicts have been printed
+    _writer: LensModel | None = field(default=None, init=False)
 
     @cached_property
     def checkpoints(self) -> Checkpoints | None:
@@ -49,15 +51,55 @@ class Context:
 
         A series' adapters stand on the base: an adapter that the plan names as its model is left out beside them.
         """
-        name = self.plan.model if self.checkpoints is None else base_and_adapter(self.plan.model)[0]
+        self.close_writer()
         plan = self.plan
         model = load_model(
-            name, device=plan.device, dtype=plan.dtype, tags=plan.tags, template_variables=plan.variables
+            self._name, device=plan.device, dtype=plan.dtype, tags=plan.tags, template_variables=plan.variables
         )
         if self.checkpoints is not None:
             self.checkpoints.check(model)
             self.checkpoints.load(model, self.checkpoints.reference)
         return model
+
+    @property
+    def _name(self) -> str:
+        return self.plan.model if self.checkpoints is None else base_and_adapter(self.plan.model)[0]
+
+    @property
+    def writer(self) -> LensModel:
+        """The audited model where its answers are written: in the plan's engine, else `model`.
+
+        Raises:
+            RimLensError: an engine, and a series whose reference checkpoint is not the model as it lies on disk.
+        """
+        if self.plan.engine == "transformers":
+            return self.model
+        if self._writer is None:
+            if self.checkpoints is not None and self.checkpoints.reference.source is not None:
+                raise RimLensError(
+                    f"--engine {self.plan.engine} writes with the model's weights as they lie on disk, which the "
+                    f"reference checkpoint {self.checkpoints.reference.name} changes; leave --engine out."
+                )
+            from accelerate.utils.memory import clear_device_cache
+
+            if vars(self).pop("model", None) is not None:
+                clear_device_cache(garbage_collection=True)
+            self._writer = load_model(
+                self._name,
+                device=self.plan.device,
+                dtype=self.plan.dtype,
+                tags=self.plan.tags,
+                template_variables=self.plan.variables,
+                engine="vllm",
+                tensor_parallel=self.plan.tensor_parallel,
+            )
+        return self._writer
+
+    def close_writer(self) -> None:
+        """End the engine, where one was started, and give its memory back."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
 
     @property
     def series(self) -> Checkpoints:

@@ -23,7 +23,7 @@ def measure_behavior(context: Context) -> Mapping[str, Result]:
     plan = context.plan
     extent = plan.extent
     table = measure_rim(
-        context.model,
+        context.writer,
         context.prompts("harmful"),
         context.prompts("harmless"),
         context.prompts("maths") if extent.maths else None,

@@ -5,6 +5,7 @@ that no cache of one is another's.
 """
 
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any, TypeVar
@@ -23,11 +24,12 @@ SETTINGS = {
     "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
     "VLLM_USE_V2_MODEL_RUNNER": "0",
 }
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # in the words of CUDA and of torch on a CPU
 ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # where nobody says otherwise
 
 
 class VLLMEngine:
-    """One `vllm.LLM`.
+    """One `vllm.LLM`; `close()` ends it and gives its memory back.
 
     Raises:
         RimLensError: vLLM is not installed or cannot load the model.
@@ -63,7 +65,8 @@ class VLLMEngine:
             ) from error
         self.version, self.tensor_parallel, self.name = vllm.__version__, tensor_parallel, f"vLLM {vllm.__version__}"
         self.config = self.llm.llm_engine.vllm_config
-        self._numbers = count()
+        self._numbers, self.stopped = count(), False
+        self.close = weakref.finalize(self, ended, begun(self.llm.llm_engine.engine_core))
 
     def describe(self) -> dict[str, Any]:
         """Engine, version, dtype and parallelism."""
@@ -75,16 +78,27 @@ class VLLMEngine:
 
         Raises:
             RimLensError: a worker failed.
+            torch.OutOfMemoryError: it has too little memory, which a smaller batch may mend.
         """
+        import torch
+
+        self._check()
         try:
             return self.llm.collective_rpc(method, args=args)
         except RimLensError:
             raise
         except Exception as error:
+            if lacks_memory(error):
+                raise torch.OutOfMemoryError(f"{one_line(error)}: a worker of {self.name} is out of memory.") from error
             raise RimLensError(f"{self.name}: a worker failed in {method} ({one_line(error)}).") from error
 
     def run(self, dialogues: Sequence[Dialogue[T]]) -> Iterator[tuple[int, T]]:
-        """See `Engine.run`; all dialogues go through one dynamic batch."""
+        """See `Engine.run`; all dialogues go through one dynamic batch.
+
+        Raises:
+            RimLensError: the engine stopped, now or before.
+        """
+        self._check()
         first = [next(dialogue) for dialogue in dialogues]
         edits = {id(edit): edit for ask in first for edit, _, _ in ask.edits}
         later = Registered(self, list(edits.values()))
@@ -94,7 +108,7 @@ class VLLMEngine:
             for number, ask in enumerate(first):
                 pending[self._add(ask, later)] = number
             while pending:
-                for output in engine.step():
+                for output in self._step():
                     if not output.finished:
                         continue
                     number = pending.pop(output.request_id)
@@ -105,9 +119,33 @@ class VLLMEngine:
                     else:
                         pending[self._add(ask, later)] = number
         finally:
-            if pending:
-                engine.abort_request(list(pending))
-            later.drop()
+            if not self.stopped:
+                if pending:
+                    engine.abort_request(list(pending))
+                later.drop()
+
+    def _check(self) -> None:
+        if self.stopped or not self.close.alive:
+            raise RimLensError(f"{self.name} has {'stopped' if self.stopped else 'been closed'}; load the model anew.")
+
+    def _step(self) -> list[Any]:
+        """What one step of the batch has written.
+
+        Raises:
+            RimLensError: a worker ended or ran out of memory.
+        """
+        try:
+            return self.llm.llm_engine.step()
+        except Exception as error:
+            self.stopped = True
+            if lacks_memory(error):
+                why, then = "ran out of memory", 'pass engine_options={"max_num_seqs": 32}, a smaller "max_model_len"'
+            else:
+                why, then = "stopped", "look at the workers' messages above"
+            raise RimLensError(
+                f"{self.name} {why} while it wrote ({one_line(error)}); {then} and load the model anew: an audit that "
+                "is run again goes on after its finished stages."
+            ) from error
 
     def _add(self, ask: Ask, edits: "Registered") -> str:
         import vllm
@@ -174,6 +212,32 @@ def reply_of(completion: Any) -> Reply:
     ids = tuple(completion.token_ids)
     ended = completion.finish_reason == "stop" and not isinstance(completion.stop_reason, str)
     return Reply(ids[:-1] if ended else ids, ended)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether a worker has too little memory; from another process only the words of its error arrive."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+_running: list[Any] = []  # the cores of this process's engines, and those of them that nobody uses any more
+_unused: list[Any] = []
+
+
+def begun(core: Any) -> Any:
+    """Count the core of an engine in."""
+    _running.append(core)
+    return core
+
+
+def ended(core: Any) -> None:
+    """End an engine's core; together with the others of this process, which share what vLLM takes down with one."""
+    _unused.append(core)
+    if len(_unused) < len(_running):
+        return
+    for one in _unused:
+        one.shutdown()
+    _running.clear()
+    _unused.clear()
 
 
 def one_line(error: BaseException) -> str:

@@ -79,6 +79,10 @@ class VLLMModel(EngineModel):
         """TransformerLens has no view of vLLM's modules. Raises RimLensError."""
         raise self._elsewhere("TransformerLens cannot wrap it")
 
+    def close(self) -> None:
+        """End the engine and give its memory back; the model cannot be used after it."""
+        self.engine.close()
+
     def weights_changed(self, names: Any = None) -> None:
         """Weights in the engine stay as they were loaded. Raises RimLensError."""
         raise self._elsewhere("its weights stay as they were loaded")

@@ -24,3 +24,26 @@ def engine():
     from rim_lens import load_model
 
     return load_model("smollm2-135m-instruct", engine="vllm", engine_options={"max_model_len": 1024})
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """Folder of a random Llama whose heads two ranks can share."""
+    from families import tiny_tokenizer
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    folder, tokenizer = str(tmp_path_factory.mktemp("models") / "tiny"), tiny_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer) + len(tokenizer) % 2,
+        hidden_size=128,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,  # of 32: the narrowest that vLLM's attention on a CPU takes
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

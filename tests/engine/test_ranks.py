@@ -6,9 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-import torch
-from families import tiny_tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
 
 SCRIPT = """
 import json, sys
@@ -37,6 +34,31 @@ if __name__ == "__main__":
     print("FOUND" + json.dumps(found))
 """
 
+KILLED = """
+import os, signal, sys, threading, time
+import psutil
+from rim_lens import RimLensError, load_model
+from rim_lens.behavior.generate import generate
+
+if __name__ == "__main__":
+    model = load_model(sys.argv[1], engine="vllm", tensor_parallel=2, engine_options={"max_model_len": 1024})
+    workers = [one for one in psutil.Process().children(recursive=True) if "Worker" in one.name()]
+    workers = workers or psutil.Process().children(recursive=True)[-1:]
+
+    def kill():
+        time.sleep(0.5)
+        os.kill(workers[-1].pid, signal.SIGKILL)
+
+    threading.Thread(target=kill).start()
+    for what in ("SAID", "AGAIN"):
+        try:
+            while True:
+                generate(model, ["Name a fruit."] * 8, max_new_tokens=900, progress=False)
+        except RimLensError as error:
+            print(what, error, flush=True)
+    os._exit(0)
+"""
+
 
 def found(folder, ranks, script):
     done = subprocess.run([sys.executable, script, folder, str(ranks)], capture_output=True, text=True, timeout=280)
@@ -46,24 +68,21 @@ def found(folder, ranks, script):
 
 
 @pytest.mark.timeout(600)
-def test_numbers_are_equal_at_one_and_two_ranks(tmp_path):
-    torch.manual_seed(0)
-    tokenizer = tiny_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer) + len(tokenizer) % 2,
-        hidden_size=128,
-        intermediate_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=4,  # of 32: the narrowest that vLLM's attention on a CPU takes
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.2,
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "tiny")
-    tokenizer.save_pretrained(tmp_path / "tiny")
+def test_numbers_are_equal_at_one_and_two_ranks(tiny, tmp_path):
     script = tmp_path / "measure.py"
     script.write_text(SCRIPT)
-    one, two = (found(str(tmp_path / "tiny"), ranks, str(script)) for ranks in (1, 2))
+    one, two = (found(tiny, ranks, str(script)) for ranks in (1, 2))
     assert one["answers"] == two["answers"]
     for name in ("attention", "neurons", "heads", "residuals", "score"):
         np.testing.assert_allclose(one[name], two[name], atol=1e-4, err_msg=name)
+
+
+@pytest.mark.timeout(300)
+def test_a_rank_that_is_killed_while_it_writes_is_one_sentence(tiny, tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    done = subprocess.run([sys.executable, str(script), tiny], capture_output=True, text=True, timeout=280)
+    assert "SAID vLLM" in done.stdout, done.stderr[-3000:]
+    assert "stopped while it wrote" in done.stdout
+    assert "AGAIN vLLM" in done.stdout
+    assert "has stopped; load the model anew" in done.stdout

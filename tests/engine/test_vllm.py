@@ -1,4 +1,7 @@
-"""The bundled model in vLLM and in transformers: the same calls, the same numbers, float32 and greedy."""
+"""The bundled model in vLLM and in transformers: the same calls, the same numbers, float32 and greedy.
+
+`make bench-engine` compares more prompts and longer answers.
+"""
 
 from contextlib import ExitStack
 
@@ -26,7 +29,7 @@ SHORT = {"max_new_tokens": 4, "cot_budget": 6}
 
 @pytest.fixture(scope="module")
 def prompts():
-    sets = (list(as_prompt_set(name, 32, 0, name=name)) for name in ("harmful", "harmless"))
+    sets = (list(as_prompt_set(name, 8, 0, name=name)) for name in ("harmful", "harmless"))
     return [prompt.text for one in sets for prompt in one]
 
 
@@ -65,14 +68,25 @@ def test_greedy_answers_and_scores_are_equal(engine, here, prompts, change):
 
 
 def test_requests_of_one_batch_have_changes_of_their_own(engine, here, prompts):
-    sets = [HEADS[:2], HEADS[2:], [(0, 0)]]
+    sets = [(HEADS[:2], []), (HEADS[2:], NEURONS), ([], NEURONS[1:]), ([], [])]
     some = prompts[:4]
-    with ablate_heads(engine, [units for units in sets for _ in some]):
+    rows = [units for units in sets for _ in some]
+    with ablate_heads(engine, [heads for heads, _ in rows]), ablate_neurons(engine, [neurons for _, neurons in rows]):
         mixed = [shown(one) for one in generate(engine, [one for _ in sets for one in some], **SHORT)]
-    for number, units in enumerate(sets):
-        with ablate_heads(here, units):
-            alone = [shown(one) for one in generate(here, some, **SHORT)]
-        assert mixed[number * 4 : number * 4 + 4] == alone
+    for number, (heads, neurons) in enumerate(sets):
+        with ablate_heads(here, heads), ablate_neurons(here, neurons):
+            one_by_one = [shown(one) for one in generate(here, some, **SHORT)]
+        assert mixed[number * 4 : number * 4 + 4] == one_by_one
+
+
+def test_numbers_of_a_request_do_not_depend_on_its_batch(engine, prompts):
+    with ablate_heads(engine, HEADS):
+        together = [shown(one) for one in generate(engine, prompts, **SHORT)]
+        assert [shown(generate(engine, [one], **SHORT)[0]) for one in prompts[:3]] == together[:3]
+        scores = refusal_score(engine, prompts)[:3]
+        np.testing.assert_allclose([refusal_score(engine, [one])[0] for one in prompts[:3]], scores, atol=1e-4)
+    masses = span_attention(engine, prompts[:6]).mass
+    np.testing.assert_allclose(span_attention(engine, prompts[:1]).mass[0], masses[0], atol=1e-4)
 
 
 def test_readings_are_equal(engine, here, prompts):
