@@ -23,6 +23,7 @@ test-compat: .venv35/.installed
 test-engine: .venvllm/.installed
 	OMP_NUM_THREADS=2 .venvllm/bin/python -m pytest tests/engine
 
+# vLLM beside transformers: equal numbers, and the seconds of both; about an hour on one core.
 bench-engine: .venvllm/.installed
 	OMP_NUM_THREADS=1 .venvllm/bin/python -m benchmarks.engine
 
@@ -41,9 +42,10 @@ lint: .venv/.installed-dev
 bench: .venv/.installed-dev
 	$(BIN)/python -m benchmarks
 
-# The same figures on a CUDA device.
+# The same figures on a CUDA device, and vLLM's where it is installed.
 bench-gpu: .venv/.installed-dev
 	$(BIN)/python -m benchmarks.gpu
+	if $(BIN)/python -c "import vllm" 2>/dev/null; then $(BIN)/python -m benchmarks.engine; fi
 
 # Everything that docs/trust.md publishes, anew; on two cores well over an hour.
 trust: .venv/.installed-dev

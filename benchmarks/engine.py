@@ -1,11 +1,13 @@
-"""vLLM beside transformers, in one process on a CPU: `make bench-engine`, or `python -m benchmarks.engine`.
+"""vLLM beside transformers, in one process: `make bench-engine`, or `python -m benchmarks.engine`.
 
-First the numbers of both, which should be equal (`engine_equality`), then CPU seconds: both sides of a ratio in turn,
-medians of pairs. vLLM's cache of prompts is emptied before every run, since no prompt is asked twice in a study.
+First the numbers of both, which should be equal (`engine_equality`), then seconds, the processor's on a CPU and those
+of the clock on CUDA: both sides of a ratio in turn, medians of pairs. vLLM's cache of prompts is emptied before every
+run, since no prompt is asked twice in a study. Numbers are compared on a CPU alone, in float32.
 """
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
@@ -15,7 +17,7 @@ from rich.console import Console
 
 from benchmarks.__main__ import table_of
 from benchmarks.engine_equality import HEADS, equality
-from benchmarks.figures import Figure, in_turn, median_ratio
+from benchmarks.figures import Clock, Figure, in_turn, median_ratio
 from rim_lens.behavior.generate import generate
 from rim_lens.causal.ablation_test import ablation_test
 from rim_lens.data.prompts import load_prompts
@@ -24,6 +26,7 @@ from rim_lens.model.lens_model import LensModel
 from rim_lens.model.load import load_model
 
 ROWS, TOKENS = 16, 48  # of plain and changed answers
+SHARED = 0.4  # of a GPU's memory for vLLM, where transformers' model lies on it too
 
 
 def fresh(engine: LensModel, action: Callable[[], Any]) -> Callable[[], Any]:
@@ -41,7 +44,7 @@ def requests(n: int) -> list[str]:
     return [text for name in ("harmful", "harmless") for text in load_prompts(name, n=n // 2).texts]
 
 
-def interventions(engine: LensModel, here: LensModel, pairs: int) -> Iterator[Figure]:
+def interventions(engine: LensModel, here: LensModel, pairs: int, clock: Clock) -> Iterator[Figure]:
     """Answers under changes against plain answers; plain answers of transformers too."""
     prompts = requests(ROWS)
     options = {"max_new_tokens": TOKENS, "temperature": 0, "progress": False}
@@ -56,7 +59,7 @@ def interventions(engine: LensModel, here: LensModel, pairs: int) -> Iterator[Fi
     spread = [(layer, layer % engine.n_heads) for layer in range(0, engine.n_layers, 3)]
     own = [[(layer, (layer + row) % engine.n_heads) for layer, _ in spread] for row in range(ROWS)]
     actions = [plain, lambda: ablated(spread), lambda: ablated(own), lambda: plain(here)]
-    base, one_set, sets, there = in_turn([fresh(engine, one) for one in actions], pairs)
+    base, one_set, sets, there = in_turn([fresh(engine, one) for one in actions], pairs, clock=clock)
     for name, taken, limit in (
         (f"one set of {len(spread)} heads ablated / plain, in vLLM", one_set, 1.10),
         (f"a set of heads of its own for each of {ROWS} rows / plain, in vLLM", sets, 1.10),
@@ -72,7 +75,9 @@ def interventions(engine: LensModel, here: LensModel, pairs: int) -> Iterator[Fi
         )
 
 
-def causal_test(engine: LensModel, here: LensModel, sets: int, rows: int, tokens: int) -> Iterator[Figure]:
+def causal_test(
+    engine: LensModel, here: LensModel, sets: int, rows: int, tokens: int, clock: Clock
+) -> Iterator[Figure]:
     """The generated test of heads, one pair."""
     prompts, options = load_prompts("harmful", n=rows).texts, {"max_new_tokens": tokens, "n_controls": 1}
 
@@ -80,7 +85,7 @@ def causal_test(engine: LensModel, here: LensModel, sets: int, rows: int, tokens
         ablation_test(model, HEADS, prompts, n_generated_controls=sets - 1, **options)
 
     actions = [fresh(engine, lambda: test(engine)), lambda: test(here)]
-    (there,), (mine,) = in_turn(actions, 1, warm_up=False)
+    (there,), (mine,) = in_turn(actions, 1, warm_up=False, clock=clock)
     yield Figure(
         f"ablation_test in transformers / in vLLM, {sets} sets x {rows} prompts x up to {tokens} tokens",
         mine / there,
@@ -91,7 +96,7 @@ def causal_test(engine: LensModel, here: LensModel, sets: int, rows: int, tokens
     )
 
 
-def rollouts(engine: LensModel, here: LensModel, rows: int, budget: int) -> Iterator[Figure]:
+def rollouts(engine: LensModel, here: LensModel, rows: int, budget: int, clock: Clock) -> Iterator[Figure]:
     """Thoughts that end where the model ends them, one pair."""
     prompts = requests(rows)
     options = {"thinking": "on", "cot_budget": budget, "max_new_tokens": 8, "temperature": 0, "progress": False}
@@ -101,7 +106,8 @@ def rollouts(engine: LensModel, here: LensModel, rows: int, budget: int) -> Iter
         answers = generate(model, prompts, **options)
         cots[:] = [int(one.chat.where("cot").sum()) for one in answers]
 
-    (there,), (mine,) = in_turn([fresh(engine, lambda: run(engine)), lambda: run(here)], 1, warm_up=False)
+    actions = [fresh(engine, lambda: run(engine)), lambda: run(here)]
+    (there,), (mine,) = in_turn(actions, 1, warm_up=False, clock=clock)
     lengths = f"{rows} CoTs of {min(cots)} to {max(cots)} tokens (median {median(cots):g})"
     yield Figure(
         f"rollouts in transformers / in vLLM, {lengths}",
@@ -126,18 +132,23 @@ def main() -> int:
     parser.add_argument("--budget", type=int, default=1024, help="longest CoT of the rollouts (default 1024)")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    length = {"max_model_len": max(chosen.budget, 256) + 512}
-    here = load_model(chosen.model, device="cpu", dtype="float32")
-    engine = load_model(chosen.model, engine="vllm", dtype="float32", engine_options=length)
+    on_cuda = torch.cuda.is_available()
+    dtype, clock = ("bfloat16", time.perf_counter) if on_cuda else ("float32", time.process_time)
+    options: dict[str, Any] = {"max_model_len": max(chosen.budget, 256) + 512}
+    options |= {"gpu_memory_utilization": SHARED} if on_cuda else {}
+    here = load_model(chosen.model, dtype=dtype)
+    engine = load_model(chosen.model, engine="vllm", dtype=dtype, engine_options=options)
     console, figures = Console(), []
-    console.print(f"{engine}, torch {torch.__version__}, {torch.get_num_threads()} thread")
+    console.print(f"{engine}, {here}, torch {torch.__version__}, {torch.cuda.get_device_name() if on_cuda else 'CPU'}")
     parts: dict[str, Callable[[], Iterator[Figure]]] = {
         "equality": lambda: equality(engine, here, requests(chosen.prompts), max_new_tokens=8, cot_budget=16),
-        "interventions": lambda: interventions(engine, here, chosen.pairs),
-        "test": lambda: causal_test(engine, here, chosen.sets, chosen.rows, chosen.tokens),
-        "rollouts": lambda: rollouts(engine, here, chosen.rows, chosen.budget),
+        "interventions": lambda: interventions(engine, here, chosen.pairs, clock),
+        "test": lambda: causal_test(engine, here, chosen.sets, chosen.rows, chosen.tokens, clock),
+        "rollouts": lambda: rollouts(engine, here, chosen.rows, chosen.budget, clock),
     }
-    for name in chosen.parts:
+    if on_cuda:
+        del parts["equality"]
+    for name in [part for part in chosen.parts if part in parts]:
         for figure in parts[name]():
             figures.append(figure)
             console.print(f"{figure.name}: {figure.value:.4g} {figure.unit} of {figure.n}  [dim]{figure.detail}[/dim]")

@@ -56,14 +56,19 @@ def benchmark(function: Benchmark) -> Benchmark:
     return function
 
 
-def seconds(action: Callable[[], Any]) -> float:
-    """CPU seconds of one call."""
-    begin = time.process_time()
+Clock = Callable[[], float]
+
+
+def seconds(action: Callable[[], Any], clock: Clock = time.process_time) -> float:
+    """Seconds of one call, by default the processor's."""
+    begin = clock()
     action()
-    return time.process_time() - begin
+    return clock() - begin
 
 
-def in_turn(actions: Sequence[Callable[[], Any]], times: int, *, warm_up: bool = True) -> list[list[float]]:
+def in_turn(
+    actions: Sequence[Callable[[], Any]], times: int, *, warm_up: bool = True, clock: Clock = time.process_time
+) -> list[list[float]]:
     """Seconds of each action, [action][time]: all of them once unmeasured, then in turn, every second turn backwards.
 
     `warm_up=False` leaves the unmeasured time out, for long actions in a process that has run the like before.
@@ -74,7 +79,7 @@ def in_turn(actions: Sequence[Callable[[], Any]], times: int, *, warm_up: bool =
     for turn in range(times):
         order = range(len(actions)) if turn % 2 == 0 else reversed(range(len(actions)))
         for i in order:
-            taken[i].append(seconds(actions[i]))
+            taken[i].append(seconds(actions[i], clock))
     return taken
 
 
