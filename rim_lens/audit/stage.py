@@ -17,6 +17,7 @@ from rim_lens.audit.plan import AuditPlan
 from rim_lens.data.prompts import PromptSet, load_prompts
 from rim_lens.errors import RimLensError
 from rim_lens.model.adapter import base_and_adapter
+from rim_lens.model.engine_model import EngineModel
 from rim_lens.model.lens_model import LensModel
 from rim_lens.model.load import load_model
 from rim_lens.processes import once
@@ -38,7 +39,7 @@ class Context:
     results: dict[str, Result] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     claims: set[str] = field(default_factory=set)  # those whose verdicts have been printed
-    _writer: LensModel | None = field(default=None, init=False)
+    _writer: EngineModel | None = field(default=None, init=False)
 
     @cached_property
     def checkpoints(self) -> Checkpoints | None:
@@ -84,7 +85,7 @@ class Context:
 
             if vars(self).pop("model", None) is not None:
                 clear_device_cache(garbage_collection=True)
-            self._writer = load_model(
+            engine = load_model(
                 self._name,
                 device=self.plan.device,
                 dtype=self.plan.dtype,
@@ -93,6 +94,8 @@ class Context:
                 engine="vllm",
                 tensor_parallel=self.plan.tensor_parallel,
             )
+            assert isinstance(engine, EngineModel)
+            self._writer = engine
         return self._writer
 
     def close_writer(self) -> None:

@@ -31,6 +31,9 @@ class EngineModel(LensModel):
         eos = getattr(generation_config, "eos_token_id", None)
         self.chat_format = ChatFormat(tokenizer, tags, variables=template_variables, generation_eos=eos)
 
+    def close(self) -> None:
+        """Give back what the engine holds of this machine: of a server nothing."""
+
     @property
     def generation_config(self) -> Any:
         """The one beside the tokenizer; None where there is none."""
