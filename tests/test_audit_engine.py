@@ -1,6 +1,7 @@
 """An audit whose answers an engine writes: what is asked of it, what is in memory, and a dead engine."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -108,11 +109,11 @@ def test_an_engine_has_no_second_lane(plan):
 
 
 def test_a_reference_that_changes_the_weights_needs_transformers(plan, engines, tmp_path):
-    (tmp_path / "series.json").write_text(
-        json.dumps({"reference": "first", "checkpoints": [{"name": "first", "source": plan.model}]})
-    )
+    series = tmp_path / "series"
+    shutil.copytree(plan.model, series / "first")
+    (series / "series.json").write_text(json.dumps({"reference": "first", "checkpoints": [{"name": "first"}]}))
     with pytest.raises(RimLensError, match="the reference checkpoint first changes"):
-        Context(replace(plan, checkpoints=str(tmp_path))).writer  # noqa: B018
+        Context(replace(plan, checkpoints=str(series))).writer  # noqa: B018
     assert engines.events == []
 
 
