@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from rim_lens import __version__
-from rim_lens.cli_look import compare, doctor, organism, plan
+from rim_lens.cli_look import LOOKING
 from rim_lens.cli_options import (
     EngineOption,
     ModelArgument,
@@ -38,7 +38,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="Show the versi
         raise typer.Exit
 
 
-@app.command()
+@app.command(short_help="Measure everything in order and write one report.")
 def audit(
     models: ModelsArgument,
     checkpoints: Annotated[
@@ -118,7 +118,7 @@ def audit(
         raise typer.Exit(130) from None
 
 
-@app.command()
+@app.command(short_help="Show an audit's page with its model behind it.")
 def serve(
     run: Annotated[Path, typer.Argument(help="Folder of an audit, finished or running.")],
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; any free one by default.")] = 0,
@@ -135,7 +135,7 @@ def serve(
         raise typer.Exit(0) from None
 
 
-@app.command("chat-segments")
+@app.command("chat-segments", short_help="Show in colour how a prompt is cut into segments.")
 def chat_segments(
     model: ModelArgument,
     prompt: Annotated[str, typer.Argument(help="A user message.")],
@@ -159,7 +159,7 @@ def chat_segments(
     Console().print(f"\nthink tags: {chat_format.tags_from}", *chat_format.notes, sep="\n", markup=False)
 
 
-@app.command()
+@app.command(short_help="Say what holds on a model, computed a second time.")
 def check(
     model: ModelArgument,
     device: Annotated[str | None, typer.Option(help="cuda, cpu, …; CUDA where there is one by default.")] = None,
@@ -182,21 +182,7 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command()
-def models() -> None:
-    """List what can be named as a model."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from rim_lens.model.load import SOURCES
-
-    table = Table("source", "example", "what happens")
-    for row in SOURCES:
-        table.add_row(*row)
-    Console().print(table)
-
-
-@app.command()
+@app.command(short_help="Train on CoT data, as a series for audit.")
 def finetune(
     model: ModelArgument,
     data: Annotated[
@@ -256,36 +242,8 @@ def finetune(
     typer.echo(done.caption())
 
 
-@app.command()
-def prompts(
-    name: Annotated[str | None, typer.Argument(help="A set to show, by name or path; none lists all sets.")] = None,
-    n: Annotated[int, typer.Option(help="How many prompts to show.")] = 5,
-    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
-) -> None:
-    """List the prompt sets, or show a few prompts of one."""
-    from dataclasses import asdict
-
-    from rich.console import Console
-    from rich.table import Table
-
-    from rim_lens.data.prompts import list_prompt_sets, load_prompts
-
-    if name is None:
-        rows = [asdict(one) for one in list_prompt_sets()]
-        table = Table(*rows[0])
-        for row in rows:
-            table.add_row(*("" if value is None else str(value) for value in row.values()))
-    else:
-        whole = load_prompts(name, seed=seed)
-        shown = load_prompts(name, n=min(n, len(whole)), seed=seed)
-        table = Table("id", "category", "prompt", title=f"{name}: {len(shown)} of {len(whole)}")
-        for prompt in shown:
-            table.add_row(prompt.id, prompt.category or "", prompt.text)
-    Console().print(table)
-
-
-for command in (plan, organism, compare, doctor):
-    app.command()(command)
+for command, short in LOOKING.items():
+    app.command(short_help=short)(command)
 
 
 def main() -> None:

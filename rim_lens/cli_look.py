@@ -1,11 +1,14 @@
-"""Commands that look before an audit and after several: doctor, plan, organism, compare."""
+"""Commands that look before an audit and after several: what there is, what an audit will do, runs side by side."""
 
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated
 
 import typer
 
 from rim_lens.cli_options import EngineOption, ModelArgument, RanksOption, TagsOption
+
+WIDTH = 79  # of a paragraph in a terminal
 
 
 def doctor() -> None:
@@ -14,7 +17,8 @@ def doctor() -> None:
     from rim_lens.table import print_rows
 
     lines = checks.doctor()
-    print_rows([(line.part, line.found, line.advice) for line in lines], marked=[bool(line.advice) for line in lines])
+    rows = [(line.part, f"{line.found}: {line.advice}" if line.advice else line.found) for line in lines]
+    print_rows(rows, marked=[bool(line.advice) for line in lines])
     if any(line.bad for line in lines):
         raise typer.Exit(1)
 
@@ -85,3 +89,55 @@ def compare(
     from rim_lens.audit.show import print_comparison
 
     print_comparison(compare_runs(runs), out)
+
+
+def models() -> None:
+    """List what can be named as a model, families in which every part was checked, and what is in the cache."""
+    from rim_lens.model.cached import cached_models
+    from rim_lens.model.load import SOURCES
+    from rim_lens.model.names import WHOLE_FAMILIES
+    from rim_lens.table import print_rows
+
+    print_rows([(source, what) for source, _, what in SOURCES])
+    typer.echo("\nFor example:\n" + "\n".join(f"    {example}" for _, example, _ in SOURCES))
+    families = f"Every part was checked in the families {WHOLE_FAMILIES}. `rim-lens check MODEL` checks any other one."
+    typer.echo("\n" + fill(families, WIDTH, break_on_hyphens=False))
+    typer.echo("\nIn the cache:")
+    print_rows([(one.name, f"{one.size / 1e9:.1f} GB, {one.kind}") for one in cached_models()] or [("nothing", "")])
+
+
+def prompts(
+    name: Annotated[str | None, typer.Argument(help="A set to show, by name or path; none lists all sets.")] = None,
+    n: Annotated[int, typer.Option(help="How many prompts to show.")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+) -> None:
+    """List the prompt sets, or show a few prompts of one."""
+    from rim_lens.data.prompts import list_prompt_sets, load_prompts
+    from rim_lens.table import print_rows
+
+    if name is None:
+        print_rows(
+            [
+                (
+                    one.name,
+                    f"{one.kind}, {one.size} prompts",
+                    f"{one.licence}; {one.where}{'; gated: needs an account there' if one.gated else ''}",
+                )
+                for one in list_prompt_sets()
+            ]
+        )
+        return
+    whole = load_prompts(name, seed=seed)
+    shown = load_prompts(name, n=min(n, len(whole)), seed=seed)
+    typer.echo(f"{name}: {len(shown)} of {len(whole)}")
+    print_rows([(prompt.id, prompt.category or "", prompt.text) for prompt in shown])
+
+
+LOOKING = {  # in the order of `rim-lens --help`, each with its line there
+    plan: "Say what an audit will do, before any weight is read.",
+    doctor: "Check the installation and say what to do.",
+    models: "List what can be named as a model, and the cache.",
+    prompts: "List the prompt sets, or show a few prompts of one.",
+    organism: "Try the verdicts on a model with a known mechanism.",
+    compare: "Put finished audits side by side.",
+}

@@ -186,6 +186,16 @@ def test_links_to_heads_and_neurons(opened, address):
     assert page.locator("#panel-title").inner_text() == "Neuron L1N3"
 
 
+def test_the_contents_mark_the_part_that_is_read(opened, address):
+    page, _ = opened(address)
+    current = page.locator("nav a[aria-current]")
+    assert current.evaluate_all("(all) => all.map((one) => one.hash)") == ["#summary"]
+    for link in ("#ablation", "#methods", "#behaviour"):
+        page.locator(f'nav a[href="{link}"]').click()
+        expect(page.locator(f'nav a[href="{link}"][aria-current]')).to_have_count(1)
+        expect(current).to_have_count(1)
+
+
 def test_a_name_in_a_table_is_a_link(opened, address):
     page, _ = opened(address)
     link = page.locator("#ablation a.unit").first

@@ -15,7 +15,10 @@ from rim_lens import RimLensError, ThinkTags
 from rim_lens.audit.plan import AuditPlan
 from rim_lens.check import doctor
 from rim_lens.cli import app, main
+from rim_lens.data import list_prompt_sets, load_prompts
+from rim_lens.model.names import WHOLE_FAMILIES
 from rim_lens.patterns import TrainingSettings
+from rim_lens.table import print_rows
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -48,6 +51,46 @@ def test_help_names_every_command():
     assert done.returncode == 0
     for command in ("audit", "chat-segments", "models", "prompts"):
         assert command in done.stdout
+
+
+def test_a_line_of_the_help_is_whole_at_80_columns():
+    shown = CliRunner().invoke(app, ["--help"], terminal_width=80).output
+    commands = shown.partition("Commands:")[2].strip().splitlines()
+    assert len(commands) >= 11
+    assert [line for line in commands if not line.rstrip().endswith(".") or line.rstrip().endswith("...")] == []
+
+
+def test_families_are_those_of_the_readme():
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert f"Every part works in {WHOLE_FAMILIES}." in " ".join(readme.partition("<!-- families -->")[2].split())
+
+
+def test_models_name_what_is_in_the_cache(here, monkeypatch, tmp_path):
+    monkeypatch.setenv("RIM_LENS_CACHE", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setattr("rim_lens.model.cached.hub_models", list)
+    assert "nothing" in here("models")[1].partition("In the cache:")[2]
+    folder = tmp_path / "gguf" / "0123-2"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"model_type": "qwen2"}')
+    (folder / "model.safetensors").write_bytes(bytes(10**8))
+    shown = here("models")[1].partition("In the cache:")[2]
+    assert f"{folder} 0.1 GB, qwen2" in " ".join(shown.split())
+    assert "smollm2" not in shown
+
+
+def test_names_and_ids_can_be_copied(here, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = here("prompts")[1]
+    names = [one.name for one in list_prompt_sets()]
+    assert [line.split()[0] for line in shown.splitlines() if line.split()[0] in names] == names
+    for one in load_prompts("harmful", n=5):
+        assert f"{one.id} " in here("prompts", "harmful")[1]
+
+
+def test_what_looks_like_markup_is_printed_as_it_is(capsys):
+    print_rows([("[bold]", "[/] <b> [65 %, 91 %]")])
+    assert capsys.readouterr().out.split() == ["[bold]", "[/]", "<b>", "[65", "%,", "91", "%]"]
 
 
 def test_help_imports_nothing_heavy():

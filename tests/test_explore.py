@@ -152,6 +152,22 @@ def test_widgets_call_the_state_and_follow_it(explorer):
     assert shown.ablate.description == "Ablate L0H2"
 
 
+def test_ablated_heads_are_marked_and_a_request_of_ones_own_is_asked(explorer, model):
+    explorer.ablate("L1H3")
+    explorer.select_head(2, 1)
+    dotted = [one.x0 for one in explorer.figure().layout.shapes if one.line.dash == "dot"]
+    assert dotted == [0.5]
+    shown = explorer.widget()
+    shown.own.value = "what is a key"
+    shown.read.click()
+    assert explorer.requests[shown.prompt.value] == "what is a key"
+    assert explorer.before("off").score == pytest.approx(refusal_score(model, ["what is a key"])[0], abs=1e-5)
+    assert "ablated: L1H3" in shown.state.value
+    shown.own.value = " "
+    shown.read.click()
+    assert "no request" in shown.state.value
+
+
 # ---- neurons --------------------------------------------------------------------------------------------------------
 def test_shift_of_a_neuron_is_its_change_at_every_checkpoint(neurons, series):
     neurons.select_neuron("L1N40")

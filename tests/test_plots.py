@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
+import plotly.io as pio
 import pytest
 from families import tiny_tokenizer
 from ipywidgets.widgets.widget import _remove_buffers
@@ -111,6 +113,24 @@ def test_figures_are_sent_to_notebooks_as_json(results):
         state, _, _ = _remove_buffers(go.FigureWidget(figure).get_state())
         json.dumps(state["_widget_data"], allow_nan=False)
         json.dumps(state["_widget_layout"], allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("front_end", "mime"),
+    [
+        ("jupyterlab", "application/vnd.plotly.v1+json"),
+        ("vscode", "application/vnd.plotly.v1+json"),
+        ("colab", "text/html"),
+    ],
+)
+def test_front_ends_get_the_mime_types_of_the_how_to(front_end, mime):
+    """Plotly chooses among these renderers by the front end it runs in; NaN of hatched heads is written as null."""
+    sent = pio.renderers[front_end].to_mimebundle(made_sweep().plot().to_plotly_json())
+    assert mime in sent
+    if front_end != "colab":
+        assert "NaN" not in json.dumps(sent)
+    page = (Path(__file__).parents[1] / "docs" / "howto" / "notebooks.md").read_text(encoding="utf-8")
+    assert f"`{mime}`" in page
 
 
 def test_heads_that_were_not_measured_are_hatched_and_say_what_is_estimated():
@@ -316,8 +336,10 @@ def test_forgetting_figures_are_the_tables():
     np.testing.assert_allclose(trace_named(shown, "plain maths CoT").y, plain["refusal_drop"])
     np.testing.assert_allclose(trace_named(ras_over_series(forgetting), "matched random neurons").y, 0.02)
     rows = forgetting.correlations.query("outcome == 'refusal_drop'")
-    np.testing.assert_allclose(predictors(forgetting).data[0].x, rows["pearson"])
-    assert np.isnan(predictors(forgetting).data[0].x).sum() == 1  # ras_control does not vary
+    shown = predictors(forgetting)
+    np.testing.assert_allclose(shown.data[0].x, rows["pearson"].dropna())
+    assert len(shown.data[0].x) == len(rows) - 1 == len(shown.layout.yaxis.ticktext)  # ras_control does not vary
+    assert "without r: RAS, control neurons" in shown.layout.title.subtitle.text.replace("<br>", " ")
 
 
 def test_a_predictor_that_does_not_vary_has_points_and_no_line():

@@ -2,6 +2,8 @@
 
 import base64
 import hashlib
+import importlib
+import inspect
 import json
 import re
 from dataclasses import fields, replace
@@ -20,9 +22,11 @@ from rim_lens.audit.findings import findings_of
 from rim_lens.patterns import own_patterns
 from rim_lens.report.answer import found_sentence, more_sentence
 from rim_lens.report.finding import Finding
+from rim_lens.report.made_by import MADE_BY
 from rim_lens.report.page import SCRIPTS, embedded, report_page
 from rim_lens.report.page_heads import linked_heads
 from rim_lens.report.page_neurons import linked_neurons
+from rim_lens.report.sections import CHAPTERS
 from rim_lens.report.wording import clearly
 
 PLAN = {"model": "tiny", "checkpoints": None, "n": 32, "prefilled": ("effort_minimizing", "neutral")}
@@ -223,6 +227,71 @@ def test_page_says_whom_it_is_about(results):
     assert "Everything below is about tiny &lt;model&gt;" in report_page(only, [], MANIFEST, PLAN)
 
 
+def made(name):
+    """What a function returns by its annotation; `f().g` is the method g of what f returns."""
+    first, _, method = name.partition("().")
+    module, _, function = first.rpartition(".")
+    called = getattr(importlib.import_module(module), function)
+    if method:
+        called = getattr(inspect.signature(called).return_annotation, method)
+    annotation = inspect.signature(called).return_annotation
+    return annotation if isinstance(annotation, str) else annotation.__name__
+
+
+def test_every_result_of_the_page_names_the_function_that_makes_it(results):
+    assert {kind.__name__ for chapter in CHAPTERS for kind in chapter.sections} == set(MADE_BY)
+    assert {kind: made(name) for kind, name in MADE_BY.items()} == {kind: kind for kind in MADE_BY}
+    page = report_page(results, [], MANIFEST, PLAN, places={"ablation": "stages/heads/ablation"})
+    assert "measured by <code>rim_lens.ablation_sweep</code>" in page
+    assert "#definition-ablation-patching-interchange" in Outline(page).links
+
+
+def test_a_ras_of_zero_everywhere_is_a_sentence_and_not_an_empty_figure(results):
+    forgetting = results["forgetting"]
+    flat = replace(forgetting, table=forgetting.table.assign(ras_safety=0.0))
+    assert "RAS checkpoint by checkpoint" in report_page({"forgetting": forgetting}, [], MANIFEST, PLAN)
+    page = report_page({"forgetting": flat}, [], MANIFEST, PLAN)
+    assert "RAS checkpoint by checkpoint" not in page
+    assert "safety neurons is 0 at each of the 8 checkpoints" in page
+
+
+def test_a_test_of_one_dose_has_no_curve(results):
+    test = results["head_test"]
+    one = replace(test, table=test.table[test.table["k"] == 4])
+    assert "by number of heads changed" in test.plot().layout.title.text
+    assert "by number of heads changed" not in one.plot().layout.title.text
+    assert "by number of heads changed" not in report_page({"head_test": one}, [], MANIFEST, PLAN)
+
+
+def test_heads_that_were_screened_out_are_not_counted_as_without_effect(results):
+    sweep = results["ablation"]
+    few = sweep.table[sweep.table["q"] < 0.05]
+    page = report_page({"ablation": replace(sweep, table=few)}, [], MANIFEST, PLAN)
+    assert f"{len(few)} of the {len(few)} head" in page
+    assert f"of {sweep.effect[0].size} in the model, reach q &lt; 0.05; there may be more" in page
+
+
+def test_findings_are_words_and_no_names_of_columns(results):
+    findings = findings_of(results)
+    assert [one.what for one in findings if "_" in one.what or "ras safety" in one.what or " kl" in one.what] == []
+    assert any(one.what.startswith("RAS, safety neurons against the drop of the refusal score") for one in findings)
+
+
+def test_what_an_arm_did_to_refusal_is_decided_by_its_q(results):
+    series = results["series"]
+    last = series.table["arm"].notna()
+    for q, said in ((0.001, "refuses less"), (0.2, "refuses not clearly more or less")):
+        changed = series.table.assign(difference=-0.2, difference_low=-0.3, difference_high=-0.1, p=0.01, q=q)
+        page = report_page(
+            {"series": replace(series, table=changed[last | (changed["checkpoint"] == series.reference)])},
+            [],
+            MANIFEST,
+            PLAN,
+        )
+        assert f"it {said}: " in page
+        assert f"q\u00a0=\u00a0{q:.2g}" in page
+
+
 def test_findings_methods_and_manifest_are_there(results):
     findings = [Finding("What thinking changes", "a <finding>", "84.4 % [68.2, 93.1]", "27/32", 0.031)]
     text = "".join(Outline(report_page({"behavior": results["behavior"]}, findings, MANIFEST, PLAN)).text)
@@ -303,4 +372,6 @@ def test_sentences_about_verdicts_that_are_all_of_one_kind():
     table = verdict_table()
     assert "no claim is decided" in found_sentence(table.assign(verdict="undecided"), "m")
     assert "Every claim is decided" in more_sentence(table.assign(verdict="supported"))
+    long = found_sentence(pd.concat([table] * 5).assign(verdict="supported"), "m", longest=1)
+    assert long == f"On m, supported: {table['words'].iloc[0]} and {5 * len(table) - 1} more."
     assert "More prompts alone decide none" in more_sentence(table.assign(n_needed=pd.NA))

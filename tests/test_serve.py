@@ -72,6 +72,22 @@ def test_page_and_model_are_there(server, model):
     }
 
 
+def test_tables_that_the_page_links_to_are_there_and_nothing_else_of_the_folder(model, tmp_path):
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "ablation.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "results.csv").write_text("secret")
+    page_model = PageModel(model, max_new_tokens=3, cot_budget=4)
+    with PageServer(lambda: PAGE, page_model, tables=tmp_path / "tables") as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        status, headers, body = ask(running, "tables/ablation.csv")
+        assert (status, body) == (200, b"a,b\n1,2\n")
+        assert headers["Content-Type"].startswith("text/csv")
+        for path in ("tables/none.csv", "tables/../results.csv", "tables/%2e%2e/results.csv", "results.csv", "tables/"):
+            assert ask(running, path)[0] == 404
+        assert ask(running, "tables/ablation.csv", token="wrong")[0] == 404
+        running.shutdown()
+
+
 def test_it_listens_on_this_machine_alone(server):
     assert server.server_address[0] == "127.0.0.1"
     assert server.url.startswith(f"http://127.0.0.1:{server.server_port}/")

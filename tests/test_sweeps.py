@@ -7,8 +7,10 @@ import pytest
 import torch
 from families import FAMILIES, shared_model, tiny_model
 from planted import planted_model
+from scipy.stats import false_discovery_control
 
 from rim_lens.behavior.refusal_score import RefusalTokens, log_odds
+from rim_lens.causal.effect_table import few_prompts
 from rim_lens.causal.run_scores import score_runs
 from rim_lens.errors import RimLensError
 from rim_lens.inference_time.interchange import interchange_sweep
@@ -230,6 +232,22 @@ def test_a_metric_may_be_any_function_of_logits_and_results_survive_saving(tmp_p
     assert loaded.ranked(3) == sweep.ranked(3)
     assert "n = 3 prompts" in loaded.caption()
     assert loaded.table["low"].le(loaded.table["effect"]).all()
+
+
+@pytest.mark.parametrize(("n", "n_tests"), [(4, 12), (8, 336), (13, 270), (14, 270), (32, 4096)])
+def test_few_prompts_say_how_many_heads_must_agree(n, n_tests):
+    """Against the correction itself, on heads that all have the smallest p of flipped signs."""
+
+    def reach(k):
+        return false_discovery_control([2 / 2**n] * k + [1.0] * (n_tests - k)).min() < 0.05
+
+    said, fewest = few_prompts(n, n_tests, n_tests), next(filter(reach, range(1, n_tests + 1)), None)
+    if fewest == 1:
+        assert said == ""
+    else:
+        assert ("no head can reach" if fewest is None else f"only {fewest} heads or more") in said
+        enough = int(said.partition("one head alone takes ")[2].rstrip(")"))
+        assert 2 / 2**enough * n_tests <= 0.05 < 2 / 2 ** (enough - 1) * n_tests
 
 
 def test_unknown_methods_positions_and_no_chats_are_refused():

@@ -15,6 +15,7 @@ from rim_lens.causal.ablation_test import AblationTest
 from rim_lens.inference_time.probe import RefusalProbe
 from rim_lens.inference_time.refusal_heads import RefusalHeads
 from rim_lens.inference_time.sweep import AblationSweep
+from rim_lens.plots.forgetting import quantity
 from rim_lens.report.arms import dose
 from rim_lens.report.finding import Finding
 from rim_lens.report.neurons import FEW_SETS
@@ -182,7 +183,7 @@ def neuron_findings(results: Mapping[str, Result]) -> list[Finding]:
     forgetting = results.get("forgetting")
     if isinstance(forgetting, Forgetting):
         for _, row in forgetting.correlations.iterrows():
-            words = f"{row['predictor']} against {row['outcome']}, over checkpoints".replace("_", " ")
+            words = f"{quantity(row['predictor'])} against the {quantity(row['outcome'])}, over checkpoints"
             figure = f"r = {row['pearson']:+.2f} [{row['pearson_low']:+.2f}, {row['pearson_high']:+.2f}]"
             if "pearson_q" in row and not pd.isna(row["pearson_q"]):
                 figure += f", q = {row['pearson_q']:.2g}, {row['zeros']} zeros"

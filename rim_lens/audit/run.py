@@ -3,7 +3,7 @@
 import json
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -155,8 +155,15 @@ def write_growing(plan: AuditPlan, stages: Sequence[Stage], out: Path) -> Verdic
         unfinished=unfinished,
         left_out=plan.extent.left_out,
     )
+    write_tables(out, results)
     write_text(out / "report.html", page)
     return decided
+
+
+def write_tables(out: Path, results: Mapping[str, Result]) -> None:
+    """One CSV per result; the page links to them."""
+    for name, result in results.items():
+        write_text(out / "tables" / f"{name}.csv", result.to_dataframe().to_csv(index=False))
 
 
 def places_of(out: Path) -> dict[str, str]:
@@ -193,8 +200,7 @@ def write_outputs(audit: Audit, plan: AuditPlan) -> None:
         "results": sorted(audit.results),
     }
     write_json(audit.folder / "results.json", document)
-    for name, result in (audit.results | {"verdicts": audit.verdicts}).items():
-        write_text(audit.folder / "tables" / f"{name}.csv", result.to_dataframe().to_csv(index=False))
+    write_tables(audit.folder, audit.results | {"verdicts": audit.verdicts})
     table, places = audit.verdicts.table, places_of(audit.folder)
     page = report_page(
         audit.results,

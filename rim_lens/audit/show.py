@@ -16,8 +16,9 @@ WIDTH = 79
 def answer_lines(audit: Audit) -> list[str]:
     """The answer in at most 15 lines of 80 columns."""
     table = audit.verdicts.table
+    shorter = (wrap(found_sentence(table, audit.model, longest), WIDTH) for longest in (3, 2, 1))
     return [
-        *wrap(found_sentence(table, audit.model), WIDTH, max_lines=2, placeholder=" …"),
+        *next((lines for lines in shorter if len(lines) <= 2), wrap(found_sentence(table, audit.model, 1), WIDTH)[:2]),
         *str(audit.verdicts).splitlines(),
         *wrap(more_sentence(table), WIDTH, max_lines=2, placeholder=" …"),
         f"open {audit.report}",

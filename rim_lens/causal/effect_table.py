@@ -1,5 +1,6 @@
 """Effects of single heads as tables and maps."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,6 +51,22 @@ def effect_table(
         "q": benjamini_hochberg(padded)[: len(heads)],
     }
     return pd.DataFrame(columns)
+
+
+def few_prompts(n: int, n_tests: int, n_measured: int) -> str:
+    """What so few prompts cannot show, as a clause; empty where one head alone can reach q < 0.05.
+
+    Flipped signs of n values never give a p below 2^(1−n), and q pays for `n_tests` heads.
+    """
+    smallest = 2.0 ** (1 - n)
+    needed = math.floor(smallest * n_tests / 0.05) + 1  # heads that must all have the smallest p
+    if needed == 1:
+        return ""
+    enough = math.ceil(1 + math.log2(n_tests / 0.05))
+    can = (
+        "no head can reach q < 0.05" if needed > n_measured else f"only {needed} heads or more reach q < 0.05 together"
+    )
+    return f"; {can}, since p is at least {smallest:.2g} with {n} prompts (one head alone takes {enough})"
 
 
 def ranked_by(table: pd.DataFrame, size: Float[np.ndarray, " row"]) -> pd.DataFrame:

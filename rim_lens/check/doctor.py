@@ -94,7 +94,7 @@ def devices() -> Iterator[Line]:
 
     memory = psutil.virtual_memory()
     cpu = f"{os.cpu_count()} cores, {memory.available / 1e9:.0f} of {memory.total / 1e9:.0f} GB of memory free"
-    yield Line("processor", f"{cpu}, {torch.get_num_threads()} threads")
+    yield Line("processor", f"{cpu}, PyTorch uses {torch.get_num_threads()} of them")
     if not torch.cuda.is_available():
         built = torch.version.cuda
         why = f"torch is built for CUDA {built}, but meets no device" if built else "torch is built without CUDA"

@@ -77,7 +77,7 @@ def effort_cot(results: Results, margins: Mapping[str, float]) -> Evidence:
         name, errors, effort = "behavior", table.errors, "effort_minimizing"
     missing = [key for key in (effort, CAREFUL, "neutral") if key not in by_class]
     if missing:
-        raise RimLensError(f"no answers with {missing[0]} CoTs")
+        raise RimLensError(f"no answers with {missing[0].replace('_', '-')} CoTs")
     others = (by_class[key] for key in (CAREFUL, "neutral"))
     return weakest([refusal_lost(other, by_class[effort], errors, name) for other in others])
 

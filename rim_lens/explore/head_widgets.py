@@ -9,7 +9,7 @@ import ipywidgets as widgets
 import plotly.graph_objects as go
 
 from rim_lens.errors import RimLensError
-from rim_lens.explore.markup import frame, names
+from rim_lens.explore.markup import names
 
 if TYPE_CHECKING:
     from rim_lens.explore.heads import HeadExplorer
@@ -28,9 +28,10 @@ class HeadWidgets(widgets.VBox):
         self.maps = widgets.Dropdown(options=list(explorer.maps), value=explorer.map, description="map", layout=WIDE)
         self.layer = widgets.BoundedIntText(min=0, max=explorer.model.n_layers - 1, description="layer")
         self.head = widgets.BoundedIntText(min=0, max=explorer.model.n_heads - 1, description="head")
-        choices = [(f"{i + 1}. {request[:90]}", i) for i, request in enumerate(explorer.requests)]
-        self.prompt = widgets.Dropdown(options=choices, description="prompt", layout=WIDE)
+        self.prompt = widgets.Dropdown(options=self.choices(), description="prompt", layout=WIDE)
         self.before, self.after = (widgets.Button(description=name) for name in ("previous", "next"))
+        self.own = widgets.Text(placeholder="a request of your own", description="or ask", layout=WIDE)
+        self.read = widgets.Button(description="Read it")
         self.mode = widgets.ToggleButtons(options=list(MODES))
         self.ablate, self.restore = widgets.Button(), widgets.Button(description="Restore all heads")
         self.state, self.tokens, self.answers = widgets.HTML(), widgets.HTML(layout=WIDE), widgets.HTML(layout=WIDE)
@@ -40,6 +41,7 @@ class HeadWidgets(widgets.VBox):
                 self.figure,
                 widgets.HBox([self.layer, self.head, self.ablate, self.restore]),
                 widgets.HBox([self.prompt, self.before, self.after]),
+                widgets.HBox([self.own, self.read]),
                 widgets.HBox([self.mode, self.state]),
                 self.tokens,
                 self.answers,
@@ -59,9 +61,14 @@ class HeadWidgets(widgets.VBox):
         self.prompt.observe(lambda change: self.do(explorer.select_prompt, change["new"]), "value")
         self.before.on_click(lambda _: self.do(explorer.select_prompt, explorer.prompt - 1))
         self.after.on_click(lambda _: self.do(explorer.select_prompt, explorer.prompt + 1))
+        self.read.on_click(lambda _: self.do(explorer.ask, self.own.value))
         self.mode.observe(lambda change: self.do(explorer.set_thinking, *MODES[change["new"]]), "value")
         self.ablate.on_click(lambda _: self.do(explorer.ablate, *explorer.ablated, explorer.head))
         self.restore.on_click(lambda _: self.do(explorer.ablate))
+
+    def choices(self) -> list[tuple[str, int]]:
+        """The prompts of the list, numbered."""
+        return [(f"{i + 1}. {request[:90]}", i) for i, request in enumerate(self.explorer.requests)]
 
     def _follow_clicks(self) -> None:
         """A cell can be chosen whether its head was measured or is hatched."""
@@ -80,7 +87,7 @@ class HeadWidgets(widgets.VBox):
         self.state.value = "working…"
         try:
             change(*arguments)
-            self.state.value = ""
+            self.state.value = f"ablated: {names(self.explorer.ablated)}" if self.explorer.ablated else ""
         except RimLensError as error:
             self.state.value = escape(str(error))
 
@@ -89,7 +96,10 @@ class HeadWidgets(widgets.VBox):
         explorer = self.explorer
         self._following = True
         try:
-            (self.layer.value, self.head.value), self.prompt.value = explorer.head, explorer.prompt
+            self.layer.value, self.head.value = explorer.head
+            if len(self.prompt.options) != len(explorer.requests):
+                self.prompt.options = self.choices()
+            self.prompt.value = explorer.prompt
             self.mode.value = next((name for name, modes in MODES.items() if modes == explorer.thinking), None)
             self.ablate.description = f"Ablate {names([explorer.head])}"
             if self.maps.value != explorer.map:
@@ -109,7 +119,7 @@ class HeadWidgets(widgets.VBox):
                 self.figure.add_traces(wanted.data)
                 self.figure.layout = wanted.layout
             self._follow_clicks()
-        self.figure.layout.shapes = [frame(self.explorer.head)]
+        self.figure.layout.shapes = self.explorer.frames()
 
 
 def head_widgets(explorer: HeadExplorer) -> HeadWidgets:

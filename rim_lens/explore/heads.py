@@ -78,6 +78,14 @@ class HeadExplorer(Explorer):
         self.prompt = int(index) % len(self.requests)
         self._changed()
 
+    def ask(self, request: str) -> None:
+        """Show a request of one's own; it joins the prompts. Raises RimLensError for an empty one."""
+        if not request.strip():
+            raise RimLensError("There is no request to ask; write one.")
+        if request not in self.requests:
+            self.requests.append(request)
+        self.select_prompt(self.requests.index(request))
+
     def set_thinking(self, *modes: Thinking) -> None:
         """Show these modes side by side: "off", "on" or both, or one that a chat was given in."""
         request = self.requests[self.prompt]
@@ -119,9 +127,12 @@ class HeadExplorer(Explorer):
         return self._answer(mode, self.ablated)
 
     def figure(self) -> go.Figure:
-        """The map with the chosen head framed."""
-        figure = go.Figure(self.maps[self.map])
-        return figure.update_layout(shapes=[frame(self.head)])
+        """The map with the chosen head framed, and every ablated head with dots."""
+        return go.Figure(self.maps[self.map]).update_layout(shapes=self.frames())
+
+    def frames(self) -> list[dict[str, Any]]:
+        """The frames of the ablated heads and of the chosen one."""
+        return [*(frame(head, dash="dot") for head in self.ablated), frame(self.head)]
 
     def token_views(self) -> str:
         """The chosen head's tokens in the modes shown, as HTML."""

@@ -55,8 +55,8 @@ def names(heads: Sequence[AnyHead]) -> str:
     return ", ".join(str(Head.parse(head)) for head in heads)
 
 
-def frame(head: Head) -> dict[str, Any]:
+def frame(head: Head, dash: str = "solid") -> dict[str, Any]:
     """A frame around a head's cell in a map."""
     layer, index = head
     edges = {"x0": layer - 0.5, "x1": layer + 0.5, "y0": index - 0.5, "y1": index + 0.5}
-    return {"type": "rect", **edges, "line": {"color": "black", "width": 3}}
+    return {"type": "rect", **edges, "line": {"color": "black", "width": 3, "dash": dash}}

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Float64
 
-from rim_lens.causal.effect_table import effect_table, grid, ranked_by
+from rim_lens.causal.effect_table import effect_table, few_prompts, grid, ranked_by
 from rim_lens.causal.run_scores import (
     CleanPasses,
     Metric,
@@ -74,7 +74,8 @@ class AblationSweep(Result):
         how = f"{self.method}" + (f", since {self.why_plain}" if self.why_plain else "")
         return (
             f"Zero ablation at {self.positions} positions, {len(self.table)} of {n_heads} heads ({how}), "
-            f"n = {len(self.clean)} prompts; {self.metric}; clean mean {self.clean.mean():.3f}."
+            f"n = {len(self.clean)} prompts; {self.metric}; clean mean {self.clean.mean():.3f}"
+            f"{few_prompts(len(self.clean), n_heads, len(self.table))}."
         )
 
 

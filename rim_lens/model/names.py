@@ -5,6 +5,10 @@ from difflib import get_close_matches
 from rim_lens.errors import RimLensError
 
 NAME = "smollm2-135m-instruct"
+WHOLE_FAMILIES = (  # in which every part was compared with an independent computation (docs/families.md)
+    "Llama, Qwen2, Qwen3, Qwen3-MoE, Qwen3-Next, Qwen3.5, Gemma-2, Gemma-3, Mistral, Mixtral, Phi-3, OLMo-2, OLMoE, "
+    "GPT-OSS, SmolLM3, DeepSeek-V2, DeepSeek-V3, GPT-NeoX, GPT-2"
+)
 
 
 def check_spelling(source: str) -> str:

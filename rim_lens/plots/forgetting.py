@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 from rim_lens import words
 from rim_lens.errors import RimLensError
 from rim_lens.plots import style
+from rim_lens.plots.set_effects import sentence
 
 if TYPE_CHECKING:
     from rim_lens.training_time.forgetting import Forgetting
@@ -28,6 +29,11 @@ PREDICTORS = {
     "task_kl": "forward KL, task prompts (nats)",
 }
 OUTCOMES = {"refusals_lost": "refusals lost (share)", "refusal_drop": "drop of the refusal score (nats)"}
+
+
+def quantity(name: str) -> str:
+    """A predictor or an outcome in words, without its unit, for sentences and titles."""
+    return {**PREDICTORS, **OUTCOMES}.get(name, name).removesuffix(" (nats)").removesuffix(" (share)")
 
 
 def ras_over_series(forgetting: Forgetting) -> go.Figure:
@@ -133,7 +139,7 @@ def forgetting_scatter(
         else "no correlation: the predictor or the outcome does not vary"
     )
     figure = style.blank(
-        f"Forgetting against {PREDICTORS.get(predictor, predictor)}",
+        f"{style.text(sentence(quantity(outcome)))} against {style.text(quantity(predictor))}",
         f"n = {one['n']} checkpoints; {correlation}",
         xaxis={"title": {"text": PREDICTORS.get(predictor, predictor)}, "zeroline": False},
         yaxis={"title": {"text": OUTCOMES.get(outcome, outcome)}},
@@ -164,12 +170,15 @@ def forgetting_scatter(
 
 
 def predictors(forgetting: Forgetting, outcome: str = "refusal_drop") -> go.Figure:
-    """Pearson's r of every predictor with the outcome, with intervals."""
-    rows = forgetting.correlations[forgetting.correlations["outcome"] == outcome]
+    """Pearson's r of every predictor with the outcome, with intervals; those that do not vary are named below."""
+    every = forgetting.correlations[forgetting.correlations["outcome"] == outcome]
+    rows = every[every["pearson"].notna()]
+    constant = [PREDICTORS.get(name, style.text(name)) for name in every.loc[every["pearson"].isna(), "predictor"]]
     y = list(range(len(rows)))
     figure = style.blank(
-        f"What predicts the {OUTCOMES.get(outcome, outcome).removesuffix(' (nats)')}",
-        f"n = {style.one_or_range(rows['n'])} checkpoints; bars are 95 % bootstrap intervals over checkpoints",
+        f"What predicts the {style.text(quantity(outcome))}",
+        f"n = {style.one_or_range(every['n'])} checkpoints; bars are 95 % bootstrap intervals over checkpoints"
+        + (f"; the same at every checkpoint, so without r: {', '.join(constant)}" if constant else ""),
         xaxis={"title": {"text": "Pearson's r"}, "range": [-1.05, 1.05], "zeroline": True},
         yaxis={"tickvals": y, "ticktext": [PREDICTORS.get(name, style.text(name)) for name in rows["predictor"]]}
         | {"range": [len(y) - 0.5, -0.5], "showgrid": False, "zeroline": False},

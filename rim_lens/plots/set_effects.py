@@ -15,11 +15,16 @@ if TYPE_CHECKING:
 
 
 def ablation_figure(test: AblationTest, **options: str) -> go.Figure:
-    """The dose curve of heads; every rate under neurons or a direction, the scores where rates have no random sets."""
-    if test.kind == "heads":
+    """The dose curve of heads with several doses; else the rates, or the scores where rates have no random sets."""
+    if test.kind == "heads" and has_curve(test):
         return dose_curve(test, **options)
     shares = test.table[~test.table["measure"].map(in_nats)]
     return set_effects(test, nats=not (shares["n_controls"] > 0).any(), **options)
+
+
+def has_curve(test: AblationTest) -> bool:
+    """Whether there is more than one dose or kind of change to draw a curve of."""
+    return len(test.table[["k", "change"]].drop_duplicates()) > 1
 
 
 def dose_curve(test: AblationTest, measure: str | None = None) -> go.Figure:
@@ -27,7 +32,7 @@ def dose_curve(test: AblationTest, measure: str | None = None) -> go.Figure:
     name = str(test.table["measure"].iloc[0]) if measure is None else measure
     rows = test.dose_curve(name)
     figure = style.blank(
-        f"{sentence(name)} by number of {test.kind} changed",
+        f"{sentence(name)}, by number of {test.kind} changed",
         f"n = {style.one_or_range(rows['n'])} prompts; bars are 95 % intervals; bands hold 95 % of "
         f"{style.one_or_range(rows['n_controls'])} random sets with as many {test.kind} in each layer",
         xaxis={"title": {"text": f"{test.kind} changed"}, "zeroline": False, "rangemode": "tozero"},

@@ -13,6 +13,7 @@ from rim_lens.report.blocks import Drawing
 from rim_lens.results import Result
 
 SUPPORTED, EXCLUDED, UNDECIDED = "supported", "excluded", "undecided"
+NONE = "–"  # in place of a figure that is not there
 LONGEST = 3  # claims that a sentence names
 
 
@@ -35,6 +36,11 @@ class ClaimView:
     drawing: Drawing | None
     same_as: str = ""
 
+    @property
+    def measured(self) -> bool:
+        """Whether there is an effect."""
+        return self.effect != NONE
+
 
 def claim_views(table: pd.DataFrame, results: Mapping[str, Result]) -> list[ClaimView]:
     """The claims in the table's order."""
@@ -47,7 +53,7 @@ def claim_views(table: pd.DataFrame, results: Mapping[str, Result]) -> list[Clai
                 name=row["claim"],
                 words=row["words"],
                 verdict=row["verdict"],
-                effect=effect_words(row) if measured else "–",
+                effect=effect_words(row) if measured else NONE,
                 n=f"{row['n']} {row['counted']}" if measured else "–",
                 margin=f"{row['margin']:g} {row['unit']}",
                 needed=f"fewer than {row['n_needed']}" if pd.notna(row["n_needed"]) else "–",
@@ -77,19 +83,21 @@ def effect_words(row: Mapping[str, object]) -> str:
     return f"{effect} {row['unit']} [{low},\u00a0{high}]"
 
 
-def found_sentence(table: pd.DataFrame, model: str) -> str:
-    """What was found on this model."""
+def found_sentence(table: pd.DataFrame, model: str, longest: int = LONGEST) -> str:
+    """What was found on this model; at most `longest` claims of a kind by their words."""
     words = {verdict: table.loc[table["verdict"] == verdict, "words"].tolist() for verdict in (SUPPORTED, EXCLUDED)}
-    parts = [f"{verdict}: {named(claims)}" for verdict, claims in words.items() if claims] or ["no claim is decided"]
+    parts = [f"{verdict}: {named(claims, longest)}" for verdict, claims in words.items() if claims] or [
+        "no claim is decided"
+    ]
     open_ones = int((table["verdict"] == UNDECIDED).sum())
     more = f"; {open_ones} of {len(table)} undecided" if open_ones and any(words.values()) else ""
     return f"On {model}, {'; '.join(parts)}{more}."
 
 
-def named(claims: list[str]) -> str:
+def named(claims: list[str], longest: int) -> str:
     """The first claims by their words, the rest counted."""
-    rest = f" and {len(claims) - LONGEST} more" if len(claims) > LONGEST else ""
-    return ", ".join(claims[:LONGEST]) + rest
+    rest = f" and {len(claims) - longest} more" if len(claims) > longest else ""
+    return ", ".join(claims[:longest]) + rest
 
 
 def more_sentence(table: pd.DataFrame) -> str:

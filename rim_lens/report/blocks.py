@@ -1,5 +1,6 @@
 """What a section of the page is made of: words, figures, tables, tokens. Texts are plain; the template escapes them."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -117,6 +118,11 @@ class Definition:
     term: str
     meaning: str
     formula: str = ""
+
+    @property
+    def anchor(self) -> str:
+        """Where it stands on the page."""
+        return "definition-" + re.sub(r"\W+", "-", self.term.lower()).strip("-")
 
 
 @dataclass(frozen=True)

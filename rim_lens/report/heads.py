@@ -14,7 +14,7 @@ from rim_lens.inference_time.token_attention import TokenAttention
 from rim_lens.inference_time.trace import RefusalTrace
 from rim_lens.plots.attention import CONTRASTS, attention_contrast, by_outcome, contrast_title, segment_map
 from rim_lens.plots.probe import cliff_heads, probe_map, trace_curve
-from rim_lens.plots.set_effects import dose_curve, in_nats, sentence, set_effects
+from rim_lens.plots.set_effects import dose_curve, has_curve, in_nats, sentence, set_effects
 from rim_lens.plots.style import interval, number, percent
 from rim_lens.report import directions
 from rim_lens.report.blocks import Block, Drawing, Folded, Grid, Section, Token, Tokens, Words, excerpt
@@ -177,7 +177,7 @@ def test_section(anchor: str, test: AblationTest) -> Section:
             f"Heads in order: {names}. Each dose is judged against random sets with as many heads in each layer "
             f"({test.alternative if test.alternative == 'two-sided' else 'one-sided'} test)."
         ),
-        Drawing(dose_curve(test)),
+        Drawing(dose_curve(test) if has_curve(test) else set_effects(test, nats=True)),
     ]
     if not test.table["measure"].map(in_nats).all():
         blocks += [Drawing(set_effects(test, change)) for change in changes]

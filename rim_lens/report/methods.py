@@ -131,6 +131,7 @@ def blocks(definitions: Sequence[Definition], manifest: Manifest, plan: Mapping[
     """Definitions, plan, model, prompts, versions and timings."""
     about: dict[str, Any] = {f"model {key}": value for key, value in manifest.model.items()}
     about |= {"seed": manifest.seed, "command": manifest.command, "made (UTC)": manifest.created, **manifest.extra}
+    about = {key.replace("_", " "): value for key, value in about.items()}
     data = [[name, str(entry["n"]), str(entry["sha256"])] for name, entry in manifest.data.items()]
     return [
         Definitions(definitions),
@@ -139,7 +140,9 @@ def blocks(definitions: Sequence[Definition], manifest: Manifest, plan: Mapping[
             "Reasoning-Induced Misalignment” (ICLR 2026, arXiv 2509.00544); the refusal score follows Arditi et al. "
             "(2024)."
         ),
-        Grid("Model, seed and command", ("", ""), pairs(about), open=True),
+        Grid(
+            "Model, seed and command", ("", ""), pairs({key.replace("_", " "): about[key] for key in about}), open=True
+        ),
         Grid("Plan of this audit", ("choice", "value"), pairs(plan)),
         Grid("Prompt sets", ("set", "n", "sha256"), data),
         Grid("Versions", ("package", "version"), pairs(manifest.versions)),
@@ -154,6 +157,8 @@ def pairs(values: Mapping[str, Any]) -> list[list[str]]:
 
 def in_words(value: Any) -> str:
     """A value of a plan or manifest as text."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key.replace('_', ' ')} {one}" for key, one in value.items() if one is not None)
     if isinstance(value, list | tuple):
         return ", ".join(str(one) for one in value)
     return "–" if value is None else str(value)

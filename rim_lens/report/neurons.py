@@ -8,6 +8,7 @@ from rim_lens.plots.forgetting import (
     PREDICTORS,
     forgetting_scatter,
     predictors,
+    quantity,
     ras_by_layer,
     ras_over_series,
 )
@@ -32,7 +33,7 @@ def set_section(anchor: str, neurons: SafetyNeurons) -> Section:
     low, high = neurons.jaccard_interval
     stable = "stable" if neurons.stable else "not stable"
     text = (
-        f"{len(neurons)} of {neurons.n_all} neurons are safety-critical ({neurons.by_chance:.1f} expected by "
+        f"{len(neurons)} of {neurons.n_all} neurons are safety-critical ({number(neurons.by_chance)} expected by "
         f"chance); under resampled prompts the set is {stable}: Jaccard {neurons.jaccard:.2f} [{low:.2f}, "
         f"{high:.2f}], n = {neurons.n_pairs} pairs."
     )
@@ -159,7 +160,14 @@ def ras_section(anchor: str, ras: Ras) -> Section:
 def forgetting_section(anchor: str, forgetting: Forgetting) -> Section:
     """RAS over checkpoints, forgetting against its predictors."""
     outcomes = [name for name in OUTCOMES if name in forgetting.table and forgetting.table[name].nunique() > 1]
-    blocks: list[Block] = [Drawing(ras_over_series(forgetting))]
+    ras, controls = forgetting.table["ras_safety"], forgetting.table["ras_control"]
+    same = (
+        f"RAS of the {forgetting.n_neurons} safety neurons is {number(ras.iloc[0])} at each of the {len(ras)} "
+        f"checkpoints (n = {forgetting.n_safety} safety and {forgetting.n_task} task prompts); the mean of "
+        f"{forgetting.n_controls} matched random sets lies between {number(controls.min())} and "
+        f"{number(controls.max())}."
+    )
+    blocks: list[Block] = [Drawing(ras_over_series(forgetting)) if ras.nunique() > 1 else Words(same)]
     if forgetting.ras_layers is not None:
         blocks.append(Drawing(ras_by_layer(forgetting)))
     for outcome in outcomes:
@@ -186,22 +194,16 @@ def in_short(forgetting: Forgetting, outcomes: list[str]) -> list[str]:
         sure = "goes" if clearly(one["pearson_low"], one["pearson_high"], one["pearson_p"]) else "does not clearly go"
         r = correlation(one["pearson"], one["pearson_low"], one["pearson_high"])
         sentences.append(
-            f"Over {one['n']} checkpoints RAS of the safety neurons {sure} with the {unitless(OUTCOMES[outcome])}: r "
+            f"Over {one['n']} checkpoints RAS of the safety neurons {sure} with the {quantity(outcome)}: r "
             f"= {r}, {p_value(one['pearson_p'])}."
         )
     best = [
-        f"{unitless(PREDICTORS.get(row['predictor'], row['predictor']))} for the "
-        f"{unitless(OUTCOMES.get(row['outcome'], row['outcome']))} (r = "
+        f"{quantity(row['predictor'])} for the {quantity(row['outcome'])} (r = "
         f"{correlation(row['pearson'], row['low'], row['high'])}, {p_value(row['p'])}, ahead of every other one in "
         f"at least {100 * row['certainty']:.0f} % of resamples)"
         for _, row in forgetting.best.iterrows()
     ]
     return sentences + ([f"Best predictor: {joined(best)}."] if best else [])
-
-
-def unitless(name: str) -> str:
-    """A quantity without its unit, for sentences."""
-    return name.removesuffix(" (nats)")
 
 
 def checkpoint_grid(forgetting: Forgetting) -> Grid:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from itertools import count
@@ -24,11 +25,12 @@ from rim_lens.model.names import NAME as BUNDLED
 from rim_lens.plots.style import template as figure_template
 from rim_lens.report import methods
 from rim_lens.report.answer import claim_views, found_sentence, more_sentence
-from rim_lens.report.blocks import Drawing, Section
+from rim_lens.report.blocks import Definition, Drawing, Section
 from rim_lens.report.finding import Finding
+from rim_lens.report.made_by import made_by
 from rim_lens.report.page_heads import linked_heads
 from rim_lens.report.page_neurons import linked_neurons
-from rim_lens.report.sections import CHAPTERS, OTHER, Chapter, chapter_of, section_of
+from rim_lens.report.sections import CHAPTERS, OTHER, VIEWED, Chapter, chapter_of, section_of
 from rim_lens.results import Manifest, Result
 
 SCRIPTS = ("page.js", "maps.js", "panel.js", "answers.js", "live.js")
@@ -54,7 +56,8 @@ def report_page(
         manifest: of the audit.
         plan: the audit's choices by name.
         verdicts: the table of `rim_lens.verdicts`: the page then opens with it and folds the chapters.
-        places: the folder of each result, relative to the audit's: each section then says how to load it.
+        places: the folder of each result, relative to the audit's: each section then says how it was measured and
+            how to load it.
         unfinished: titles of the stages that are still to come; the page then reloads itself.
         left_out: what a quick audit did not measure.
     """
@@ -71,7 +74,7 @@ def report_page(
             claims=[] if verdicts is None else claim_views(verdicts, results),
             found="" if verdicts is None else found_sentence(verdicts, manifest.model.get("name", "this model")),
             more="" if verdicts is None else more_sentence(verdicts),
-            places=places or {},
+            sources=sources_of(results, places or {}),
             unfinished=unfinished,
             left_out=left_out,
             chapters=chapters,
@@ -87,11 +90,30 @@ def report_page(
     )
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where the numbers of a section come from: the result's folder, the function behind it, what its words mean."""
+
+    place: str
+    made_by: str
+    definitions: Sequence[Definition]
+
+
+def sources_of(results: Mapping[str, Result], places: Mapping[str, str]) -> dict[str, Source]:
+    """The source of every result whose folder is known."""
+    return {
+        name: Source(place, made_by(results[name]), chapter_of(results[name]).definitions)
+        for name, place in places.items()
+        if name in results
+    }
+
+
 def filled_chapters(results: Mapping[str, Result]) -> list[tuple[Chapter, list[Section]]]:
     """Chapters that have results, each with its sections in the chapter's order."""
     filled = []
     for chapter in (*CHAPTERS, OTHER):
-        mine = [(name, result) for name, result in results.items() if chapter_of(result) is chapter]
+        shown = {name: result for name, result in results.items() if not isinstance(result, VIEWED)}
+        mine = [(name, result) for name, result in shown.items() if chapter_of(result) is chapter]
         order = list(chapter.sections)
         mine.sort(key=lambda pair: order.index(type(pair[1])) if type(pair[1]) in order else len(order))
         if mine:

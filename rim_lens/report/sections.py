@@ -46,6 +46,7 @@ from rim_lens.training_time.ras import Ras
 from rim_lens.training_time.safety_neurons import SafetyNeurons
 from rim_lens.training_time.series_answers import SeriesBehavior
 from rim_lens.training_time.series_heads import SeriesHeads
+from rim_lens.training_time.series_measurement import SeriesMeasurement
 from rim_lens.training_time.series_problems import SeriesMaths
 from rim_lens.training_time.series_shift import SeriesShift
 from rim_lens.training_time.shift import ActivationShift
@@ -130,6 +131,7 @@ CHAPTERS = (
     ),
 )
 CHAPTER_OF_TESTED = {"heads": "inference", "direction": "inference", "neurons": "training"}
+VIEWED = (SeriesMeasurement,)  # shown as its views, each in a section of its own
 OTHER = Chapter("more", "More results", "Results that have no figures of their own yet, as tables.", {}, ())
 
 

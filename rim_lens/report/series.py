@@ -5,7 +5,7 @@ import pandas as pd
 from rim_lens.plots.series import maths_over_series, refusal_over_series
 from rim_lens.plots.style import interval, number, p_value, percent
 from rim_lens.report.blocks import Block, Drawing, Grid, Section, Words
-from rim_lens.report.wording import clearly, points
+from rim_lens.report.wording import clearly, corrected, points
 from rim_lens.training_time.series_answers import SeriesBehavior
 from rim_lens.training_time.series_problems import SeriesMaths
 from rim_lens.words import arm, judge_words
@@ -54,8 +54,8 @@ def in_short(series: SeriesBehavior) -> list[str]:
 
 def arm_sentence(name: str, last: pd.Series) -> str:
     """What the longest training of an arm did to refusal."""
-    change = points(last["difference"], last["difference_low"], last["difference_high"], last["p"])
-    is_clear = clearly(last["difference_low"], last["difference_high"], last["p"])
+    change = corrected(last["difference"], last["difference_low"], last["difference_high"], last["q"])
+    is_clear = clearly(last["difference_low"], last["difference_high"], last["q"])
     verdict = ("less" if last["difference"] < 0 else "more") if is_clear else "not clearly more or less"
     dose = f"{int(last['step'])} steps of " if pd.notna(last["step"]) else ""
     return (
@@ -93,8 +93,9 @@ def maths_section(anchor: str, maths: SeriesMaths) -> Section:
     clear = others[others["q"] < 0.05]
     better = int((clear["change"] > 0).sum())
     text = (
-        f"Right maths answers are likelier than at {maths.reference} at {better} and less likely at "
-        f"{len(clear) - better} of {len(others)} checkpoints (q < 0.05 over all checkpoints)."
+        f"Against {maths.reference}, right maths answers are likelier at {better} of {len(others)} checkpoints, less "
+        f"likely at {len(clear) - better}, not clearly either at {len(others) - len(clear)} (q < 0.05 over all "
+        "checkpoints)."
     )
     return Section(anchor, "Maths over the checkpoints", [text], blocks)
 

@@ -75,8 +75,11 @@ def first_words(table: pd.DataFrame, n: int) -> str:
 
 
 def changing(table: pd.DataFrame, n_heads: int) -> str:
-    """How many heads change the score."""
-    return f"{counted(int((table['q'] < 0.05).sum()), 'head', 'heads')} of {n_heads} reach q < 0.05"
+    """How many of the measured heads change the score; where all do, others may too."""
+    n = int((table["q"] < 0.05).sum())
+    screened = f", of {n_heads} in the model" if len(table) < n_heads else ""
+    more = "; there may be more among those that were screened out" if screened and n == len(table) else ""
+    return f"{n} of the {counted(len(table), 'head', 'heads')} that were measured{screened}, reach q < 0.05{more}"
 
 
 def effect_grid(table: pd.DataFrame, unit: str) -> Grid:

@@ -6,18 +6,21 @@
 """
 
 import json
+import re
 import secrets
 import sys
 import traceback
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from rim_lens.errors import RimLensError
 from rim_lens.serve.answers import Busy, PageModel
 
 LARGEST_BODY = 16 * 1024
+TABLE = re.compile(r"tables/([A-Za-z0-9_]+\.csv)")
 SECONDS = 20  # within which a client must have sent its request
 ADDRESS = "127.0.0.1"
 HEADERS = {
@@ -40,14 +43,18 @@ class Refused(Exception):
 
 
 class PageServer(ThreadingHTTPServer):
-    """Serves one page and its model on 127.0.0.1; `url` holds the token. `page` is asked anew at every request."""
+    """Serves one page, the tables that it links to, and its model on 127.0.0.1; `url` holds the token.
+
+    `page` is asked anew at every request; `tables` is the folder of the CSV files.
+    """
 
     daemon_threads = True
     allow_reuse_address = False
 
-    def __init__(self, page: Callable[[], bytes], model: PageModel, port: int = 0) -> None:
+    def __init__(self, page: Callable[[], bytes], model: PageModel, port: int = 0, tables: Path | None = None) -> None:
         super().__init__((ADDRESS, port), PageHandler)
         self.page, self.model, self.token = page, model, secrets.token_urlsafe(32)
+        self.tables = tables
 
     @property
     def hosts(self) -> set[str]:
@@ -120,11 +127,14 @@ class PageHandler(BaseHTTPRequestHandler):
         return rest[0]
 
     def got(self, path: str) -> tuple[bytes, str]:
-        """The page or the model's name."""
+        """The page, a table of it, or the model's name."""
         if path == "":
             return self.server.page(), "text/html; charset=utf-8"
         if path == "api/about":
             return as_json(self.server.model.about())
+        table = TABLE.fullmatch(path)
+        if table and self.server.tables and (self.server.tables / table[1]).is_file():
+            return (self.server.tables / table[1]).read_bytes(), "text/csv; charset=utf-8"
         raise Refused(HTTPStatus.NOT_FOUND, "There is no such page here.")
 
     def posted(self, path: str) -> tuple[bytes, str]:

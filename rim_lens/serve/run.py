@@ -32,7 +32,7 @@ def serve_run(folder: Path, *, port: int = 0, announce: Callable[[str], None] = 
     plan = plan_of(folder)
     model = PageModel(Context(plan).model, max_new_tokens=plan.max_new_tokens, cot_budget=plan.cot_budget)
     try:
-        server = PageServer(partial(page_of, folder), model, port)
+        server = PageServer(partial(page_of, folder), model, port, folder / "tables")
     except OSError as error:
         raise RimLensError(f"Port {port} cannot be used ({error.strerror}); choose another --port.") from error
     with server:

@@ -57,6 +57,22 @@ const rim = {};
     for (let folded = element.closest("details"); folded; folded = folded.parentElement.closest("details")) folded.open = true;
   };
 
+  // The contents mark the part that is being read: the last one whose heading has passed the upper third of the window.
+  const parts = [...document.querySelectorAll("nav a")]
+    .map((link) => [link, document.getElementById(link.hash.slice(1))])
+    .filter(([, part]) => part);
+  function mark() {
+    const passed = parts.filter(([, part]) => part.getBoundingClientRect().top <= window.innerHeight / 3);
+    const [current] = passed.at(-1) || parts[0];
+    if (current.hasAttribute("aria-current")) return;
+    for (const [link] of parts) link.removeAttribute("aria-current");
+    current.setAttribute("aria-current", "true");
+    const box = current.closest("nav");
+    if (box.scrollHeight > box.clientHeight) box.scrollTop = current.offsetTop - box.clientHeight / 2;
+  }
+  window.addEventListener("scroll", () => requestAnimationFrame(mark), { passive: true });
+  mark();
+
   const unfolded = new Set(document.querySelectorAll("main details[open]")); // before the reader opens any
 
   // A link into a folded part unfolds it.
