@@ -1,5 +1,6 @@
 """Commands that look before an audit and after several: what there is, what an audit will do, runs side by side."""
 
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import fill
 from typing import Annotated
@@ -133,7 +134,7 @@ def prompts(
     print_rows([(prompt.id, prompt.category or "", prompt.text) for prompt in shown])
 
 
-LOOKING = {  # in the order of `rim-lens --help`, each with its line there
+LOOKING: dict[Callable[..., None], str] = {  # in the order of `rim-lens --help`, each with its line there
     plan: "Say what an audit will do, before any weight is read.",
     doctor: "Check the installation and say what to do.",
     models: "List what can be named as a model, and the cache.",
