@@ -3,6 +3,7 @@
 From disk without a network, by pointer and by keyboard, on a desk and on a phone, and served.
 """
 
+import json
 import re
 import shutil
 import struct
@@ -16,7 +17,15 @@ from made_neurons import made_training
 from made_patterns import made_patterns
 from made_results import HOSTILE, MANIFEST, made_behavior, made_series
 
-from rim_lens import ablate_heads, ablation_sweep, refusal_score, token_attention, verdicts
+from rim_lens import (
+    RefusalJudge,
+    ablate_heads,
+    ablation_sweep,
+    judge_report,
+    refusal_score,
+    token_attention,
+    verdicts,
+)
 from rim_lens.audit.findings import findings_of
 from rim_lens.plots.style import number
 from rim_lens.report.page import report_page
@@ -184,6 +193,29 @@ def test_links_to_heads_and_neurons(opened, address):
     page.go_back()
     page.go_back()
     assert page.locator("#panel-title").inner_text() == "Neuron L1N3"
+
+
+def test_labels_that_a_reader_gives_are_rows_of_judge_report(opened, address, tmp_path):
+    page, console = opened(address)
+    box = page.locator(".answers").first
+    box.evaluate("(one) => { one.open = true; }")
+    save = box.get_by_role("button", name="Save labels.jsonl")
+    expect(save).to_be_disabled()
+    for i, label in enumerate(("partial", "refused")):
+        box.locator("select").nth(i).select_option(label)
+    expect(box.get_by_role("status")).to_have_text("2 labelled")
+    with page.expect_download() as download:
+        save.click()
+    download.value.save_as(tmp_path / "labels.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
+    answers = made_behavior().answers
+    first = answers[answers["set"] == "harmful"].head(2)
+    assert [row["request"] for row in rows] == first["request"].tolist()
+    assert [row["response"] for row in rows] == first["response"].tolist()
+    assert [row["judged"] for row in rows] == first["label"].tolist()
+    report = judge_report(RefusalJudge(), tmp_path / "labels.jsonl")
+    assert sorted(report.answers["label"]) == ["partial", "refused"]
+    assert console == []
 
 
 def test_the_contents_mark_the_part_that_is_read(opened, address):
