@@ -248,7 +248,12 @@ def test_every_result_of_the_page_names_the_function_that_makes_it(results):
 
 def test_a_ras_of_zero_everywhere_is_a_sentence_and_not_an_empty_figure(results):
     forgetting = results["forgetting"]
-    flat = replace(forgetting, table=forgetting.table.assign(ras_safety=0.0))
+    known = forgetting.correlations
+    flat = replace(
+        forgetting,
+        table=forgetting.table.assign(ras_safety=0.0),
+        correlations=known.assign(pearson=known["pearson"].mask(known["predictor"] == "ras_safety")),
+    )
     assert "RAS checkpoint by checkpoint" in report_page({"forgetting": forgetting}, [], MANIFEST, PLAN)
     page = report_page({"forgetting": flat}, [], MANIFEST, PLAN)
     assert "RAS checkpoint by checkpoint" not in page
