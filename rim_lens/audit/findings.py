@@ -15,6 +15,7 @@ from rim_lens.causal.ablation_test import AblationTest
 from rim_lens.inference_time.probe import RefusalProbe
 from rim_lens.inference_time.refusal_heads import RefusalHeads
 from rim_lens.inference_time.sweep import AblationSweep
+from rim_lens.plots.attention import by_outcome, contrast_title
 from rim_lens.plots.forgetting import quantity
 from rim_lens.report.arms import dose
 from rim_lens.report.finding import Finding
@@ -122,15 +123,20 @@ def nats(row: pd.Series) -> str:
 def head_findings(results: Mapping[str, Result]) -> list[Finding]:
     """Candidates by attention, the strongest head by ablation, the causal test, the probe."""
     chapter, found = "Inside, at inference time", []
-    for key, compared in (("refusal_heads", "refused and complied"), ("attention_by_score", "by refusal score")):
+    for key in ("refusal_heads", "attention_by_score"):
         attention = results.get(key)
         if not isinstance(attention, RefusalHeads):
             continue
         for name, rows in attention.table.groupby("contrast", sort=False):
             first = rows.iloc[0]
-            words = f"Candidate heads by attention, {str(name).replace('_', ' ')}, {compared}"
+            words = f"Candidate heads: {contrast_title(attention, str(name))}"
             figure = f"{int(rows['candidate'].sum())} of {len(rows)} heads with q < 0.05 on mass and lift"
-            found.append(Finding(chapter, words, figure, f"{first['n_plus']} and {first['n_minus']}"))
+            n = (
+                f"{first['n_plus']}"
+                if by_outcome(attention, str(name))
+                else f"{first['n_plus']} and {first['n_minus']}"
+            )
+            found.append(Finding(chapter, words, figure, n))
     sweep = results.get("ablation")
     if isinstance(sweep, AblationSweep):
         row = sweep.table.iloc[0]
@@ -185,8 +191,11 @@ def neuron_findings(results: Mapping[str, Result]) -> list[Finding]:
         for _, row in forgetting.correlations.iterrows():
             words = f"{quantity(row['predictor'])} against the {quantity(row['outcome'])}, over checkpoints"
             figure = f"r = {row['pearson']:+.2f} [{row['pearson_low']:+.2f}, {row['pearson_high']:+.2f}]"
-            if "pearson_q" in row and not pd.isna(row["pearson_q"]):
-                figure += f", q = {row['pearson_q']:.2g}, {row['zeros']} zeros"
+            figure += f", q = {row['pearson_q']:.2g}"
+            if row["zeros"]:
+                figure += f", {row['zeros']} of {row['n']} values are 0"
+            if pd.isna(row["pearson"]):
+                figure = "no correlation: one of them is the same at every checkpoint"
             found.append(Finding(chapter, words, figure, str(row["n"]), p_or_none(row["pearson_p"])))
     return found
 

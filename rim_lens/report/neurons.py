@@ -191,19 +191,25 @@ def in_short(forgetting: Forgetting, outcomes: list[str]) -> list[str]:
                 f"RAS of the safety neurons is the same at all {one['n']} checkpoints, so it predicts nothing."
             )
             continue
-        sure = "goes" if clearly(one["pearson_low"], one["pearson_high"], one["pearson_p"]) else "does not clearly go"
+        sure = "goes" if clearly(one["pearson_low"], one["pearson_high"], one["pearson_q"]) else "does not clearly go"
         r = correlation(one["pearson"], one["pearson_low"], one["pearson_high"])
         sentences.append(
             f"Over {one['n']} checkpoints RAS of the safety neurons {sure} with the {quantity(outcome)}: r "
-            f"= {r}, {p_value(one['pearson_p'])}."
+            f"= {r}, q = {one['pearson_q']:.2g}."
         )
     best = [
         f"{quantity(row['predictor'])} for the {quantity(row['outcome'])} (r = "
-        f"{correlation(row['pearson'], row['low'], row['high'])}, {p_value(row['p'])}, ahead of every other one in "
-        f"at least {100 * row['certainty']:.0f} % of resamples)"
+        f"{correlation(row['pearson'], row['low'], row['high'])}, q = {q_of(forgetting, row):.2g}, ahead of every other "
+        f"one in at least {100 * row['certainty']:.0f} % of resamples)"
         for _, row in forgetting.best.iterrows()
     ]
-    return sentences + ([f"Best predictor: {joined(best)}."] if best else [])
+    return [*dict.fromkeys(sentences), *([f"Best predictor: {joined(best)}."] if best else [])]
+
+
+def q_of(forgetting: Forgetting, row: pd.Series) -> float:
+    """The q of a predictor's correlation with an outcome: it pays for every predictor that was tried."""
+    rows = forgetting.correlations.set_index(["outcome", "predictor"])
+    return float(rows.loc[(row["outcome"], row["predictor"]), "pearson_q"])
 
 
 def checkpoint_grid(forgetting: Forgetting) -> Grid:
