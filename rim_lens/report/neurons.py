@@ -199,8 +199,8 @@ def in_short(forgetting: Forgetting, outcomes: list[str]) -> list[str]:
         )
     best = [
         f"{quantity(row['predictor'])} for the {quantity(row['outcome'])} (r = "
-        f"{correlation(row['pearson'], row['low'], row['high'])}, q = {q_of(forgetting, row):.2g}, ahead of every other "
-        f"one in at least {100 * row['certainty']:.0f} % of resamples)"
+        f"{correlation(row['pearson'], row['low'], row['high'])}, q = {q_of(forgetting, row):.2g}, ahead of every "
+        f"other one in at least {100 * row['certainty']:.0f} % of resamples)"
         for _, row in forgetting.best.iterrows()
     ]
     return [*dict.fromkeys(sentences), *([f"Best predictor: {joined(best)}."] if best else [])]
