@@ -27,6 +27,7 @@ from benchmarks.trust.methods import methods
 from benchmarks.trust.neuron_methods import neuron_methods
 from benchmarks.trust.path_methods import path_methods
 from benchmarks.trust.recovery import recoveries
+from benchmarks.trust.side_by_side import SUBJECTS, side_by_side
 from benchmarks.trust.simulated import calibration_studies, coverage_studies
 from benchmarks.trust.tables import write_tables
 from rim_lens.organisms import lineages
@@ -98,6 +99,10 @@ def studies() -> dict[str, Callable[[], list[dict[str, Any]]]]:
             f"{name}_{lineage}": lambda s=study, lineage=lineage: [dataclasses.asdict(row) for row in s(lineage)]
             for name, study in (("neuron_methods", neuron_methods), ("entanglement", stages))
             for lineage in lineages()
+        },
+        **{
+            f"side by side, {name}": lambda name=name: [dataclasses.asdict(row) for row in side_by_side(name)]
+            for name in SUBJECTS
         },
         "kills": killed_audits,
         "fuzz": fuzz,

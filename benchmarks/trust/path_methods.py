@@ -1,9 +1,10 @@
 """Methods that look for heads by paths and directions, scored like those of `benchmarks.trust.methods`.
 
 Total effect: what zeroing a head does to the difference of logits; self-repair: |total − direct effect|. Path patching
-to the logits: a head is zeroed, all other heads and all MLPs are frozen. Receiver heads: kurtosis of the attention that
-sentences receive, in CoTs of eight sentences put together from the wordings. Refusal direction: what a head writes
-along it, requests about food minus harmless ones.
+to the logits: a head is zeroed, all other heads and all MLPs are frozen. Each head costs passes of its own, so that
+only the heads with the largest direct attribution are tried, twice as many as were trained. Receiver heads: kurtosis of
+the attention that sentences receive, in CoTs of eight sentences put together from the wordings. Refusal direction: what
+a head writes along it, requests about food minus harmless ones.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,6 @@ from rim_lens import (
     self_repair,
 )
 from rim_lens.capture.activations import head_outputs
-from rim_lens.causal.run_scores import heads_of
 from rim_lens.chat.chat import Chat
 from rim_lens.inference_time.write_vectors import write_vectors
 from rim_lens.organisms import Organism
@@ -47,18 +47,19 @@ def rankings(organism: Organism, numbers: Sequence[int]) -> Iterator[tuple[str, 
     """Heads in the order in which each method would name them, and from how many requests."""
     model, requests = organism.model, [organism.prompts[number].text for number in numbers]
     off = model.render(requests, thinking="off")
-    receivers = receiver_heads(model, long_cots(organism, numbers), gap=GAP, n_permutations=200)
+    receivers = receiver_heads(model, long_cots(organism, numbers), gap=GAP, n_permutations=19)  # p is not read
     yield "receiver heads, distance controlled for", len(numbers), receivers.ranked()
     uncontrolled = receivers.table.sort_values("kurtosis_uncontrolled", ascending=False, kind="stable")
     yield "receiver heads, without the control", len(numbers), Head.from_table(uncontrolled)
-    repair = self_repair(model, off, direct_attribution(model, off), n_permutations=200).table
+    attribution = direct_attribution(model, off)
+    repair = self_repair(model, off, attribution, n_permutations=200).table
     for name, column in (("total effect, thinking off", "total"), ("self-repair, thinking off", "response")):
         largest = repair.iloc[np.argsort(-repair[column].abs().to_numpy(), kind="stable")]
         yield name, len(off), Head.from_table(largest)
-    direct = np.zeros((model.n_layers, model.n_heads))
-    for head in heads_of(model):
-        direct[head] = path_patching(model, [head], (), off[:N_PATHS]).table.set_index("path").loc["direct", "effect"]
-    yield "path patching to the logits, thinking off", N_PATHS, ordered(np.abs(direct))
+    first = attribution.ranked(2 * len(organism.truth))
+    paths = [path_patching(model, [head], (), off[:N_PATHS]).table.set_index("path") for head in first]
+    largest = np.argsort([-abs(table.loc["direct", "effect"]) for table in paths], kind="stable")
+    yield "path patching to the logits, thinking off", N_PATHS, [first[i] for i in largest]
     harmless = load_prompts("harmless", n=len(off), seed=0).texts
     direction = refusal_direction(model, requests, harmless, shares=SHARES, n_controls=1)
     along = write_vectors(model, direction.vector)

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.trust.entanglement import follows
+from benchmarks.trust.side_by_side import MEASURES
 
 Rows = Sequence[Mapping[str, Any]]
+ENOUGH = 19  # control sets, below which p cannot reach 0.05
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -144,6 +146,28 @@ def stages_table(rows: Rows) -> str:
     )
 
 
+def side_by_side_table(rows: Rows) -> str:
+    """What ablating each kind of unit does to refusal and to the rest, beside control sets of its kind."""
+    header = ["model", "ablated", "measure", "n", "before", "after", "effect", "control sets: mean, number, p"]
+    lines = []
+    for one in rows:
+        scale, digits = (1, 2) if "nats" in MEASURES[one["measure"]] else (100, 0)
+        level = f"{{:.{digits}f}}".format
+        change = f"{{:+.{digits}f}} [{{:+.{digits}f}}, {{:+.{digits}f}}]".format
+        controls = f"{scale * one['control_mean']:+.{digits}f}, {one['n_controls']}"
+        lines.append(
+            [
+                *(one[key] for key in ("subject", "units")),
+                MEASURES[one["measure"]],
+                str(one["n"]),
+                *(level(scale * one[key]) for key in ("before", "after")),
+                change(*(scale * one[key] for key in ("effect", "low", "high"))),
+                controls + (f", {one['p']:.2g}" if one["n_controls"] >= ENOUGH else ""),
+            ]
+        )
+    return table(header, lines)
+
+
 def kills_table(rows: Rows) -> str:
     """Counts of the kills."""
     one = rows[0]
@@ -163,6 +187,8 @@ def write_tables(kept: Mapping[str, Rows], page: Path) -> None:
         parts["neuron methods"] = neuron_methods_table(neurons)
     if stages := [row for row in rows if "predictors" in row]:
         parts |= {"entanglement": entanglement_table(stages), "stages": stages_table(stages)}
+    if beside := [row for row in rows if "units" in row]:
+        parts["side by side"] = side_by_side_table(beside)
     if "kills" in kept:
         parts["kills"] = kills_table(kept["kills"])
     if "fuzz" in kept:

@@ -11,8 +11,8 @@ for all candidates from one forward and one backward pass per prompt:
     moves(u) = ½ mean (slope of log p(y))², harmless prompts, y drawn from the clean next-token distribution
 
 The second is the Fisher approximation of KL(clean ‖ projected out). Candidates come in the order of `falls`, those
-first whose `moves` is within the limit of KL; only the first few are measured, and KL and induced refusal only of
-those of them that could be chosen.
+first whose `moves` is within the limit of KL. Only the first few are measured: `bypass` of all of them, KL from the
+lowest `bypass` up, and induced refusal where KL is within the limit, until one may be chosen.
 """
 
 from collections.abc import Callable, Sequence
@@ -191,11 +191,13 @@ def chosen_candidate(
             bypass[k] = selection.bypass(flat[some[k]])
         table.loc[some, "bypass"] = sum_over_processes(bypass).numpy()
         for place in some[np.argsort(table["bypass"].to_numpy()[some], kind="stable")]:
-            kl, induce = selection.kl(flat[place]), selection.induce(flat[place], int(layer[place]))
-            allowed = kl <= limits.kl and induce >= limits.induced
-            table.loc[place, ["kl", "induce", "allowed", "chosen"]] = [kl, induce, allowed, allowed]
-            if allowed:
-                return table.astype({"kl": float, "induce": float, "allowed": bool, "chosen": bool})
+            table.loc[place, "kl"] = kl = selection.kl(flat[place])
+            if kl > limits.kl:
+                continue
+            table.loc[place, "induce"] = induce = selection.induce(flat[place], int(layer[place]))
+            if induce >= limits.induced:
+                table.loc[place, ["allowed", "chosen"]] = True
+                return table
     cheap = table[table["kl"] <= limits.kl]
     raise RimLensError(
         f"No direction may be chosen: {len(cheap)} of {len(there)} candidates cost at most {limits.kl} nats "

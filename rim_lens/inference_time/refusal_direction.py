@@ -7,7 +7,7 @@
        bypass = mean refusal score of harmful requests with r projected out          lower is better
        induce = mean refusal score of harmless requests with r added at layer l      at least `least_induced`
        kl     = mean KL(clean ‖ r projected out) of the first token, harmless        at most `kl_limit`
-   From the lowest bypass up, induce and kl are measured until a candidate may be chosen.
+   From the lowest bypass up, kl and then induce are measured until a candidate may be chosen.
 3. Test, on other prompts: effect of both changes with intervals over prompts, against random directions and against the
    same difference under shuffled labels, both of the chosen direction's norm. Labels are shuffled so that half of each
    group is on each side: otherwise a shuffled difference would hold a part of the true one, and projecting out takes

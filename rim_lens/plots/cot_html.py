@@ -39,9 +39,11 @@ def shaded_cot(importance: CotImportance, chat: int = 0, effect: str = "hidden")
 
 def cot_title(importance: CotImportance, chat: int, effect: str) -> tuple[str, str]:
     """Title and caption of the shaded CoT, plain text."""
-    own, n = importance.scores.iloc[chat], int((importance.table["chat"] == chat).sum())
+    own, rows = importance.scores.iloc[chat], importance.table[importance.table["chat"] == chat]
+    largest = style.number(float(rows[effect].abs().max()))
     return (
         f"One CoT, shaded by effect: {WORDS[effect]}",
-        f"n = {n} sentences; refusal score {style.number(own['score'])} nats; vermilion: the score rises, blue: it "
-        f"falls; click a sentence to read what changes. Request: {own['request'][:80]}",
+        f"n = {len(rows)} sentences; refusal score {style.number(own['score'])} nats; vermilion: it rises, blue: "
+        f"it falls, the deepest by {largest} nats; click a sentence to read what changes. "
+        f"Request: {own['request'][:80]}",
     )
