@@ -131,27 +131,29 @@ def test_answers_labels_and_rates_are_those_of_measure_rim(folder, measured, tmp
 
 
 def test_one_set_measures_several_models_and_is_not_asked_twice(model, tmp_path):
-    """Two models and an ablation of one of them, with thinking off and on; the rates are those of single evals."""
-    other = load_model(tiny_hf("qwen2"), tokenizer=tiny_tokenizer())
+    """Two models and an ablation of one of them; the answers are those of single evals."""
+    tiny_hf("qwen2").save_pretrained(tmp_path / "other")
+    tiny_tokenizer().save_pretrained(tmp_path / "other")
+    other = load_model(tmp_path / "other")
+
+    def models():
+        return [inspect_model(model), inspect_model(model, ablate_heads="L0H0"), inspect_model(other)]
 
     def whole_set():
-        models = [inspect_model(model), inspect_model(model, ablate_heads="L0H0"), inspect_model(other)]
-        tasks = [refusal(n=3, thinking=mode, **SHORT) for mode in ("off", "on")]
-        return eval_set(tasks, model=models, log_dir=str(tmp_path / "set"), display="none")
+        task = refusal(n=3, thinking="on", **SHORT)
+        return eval_set(task, model=models(), log_dir=str(tmp_path / "set"), display="none")
+
+    def answers(logs):
+        return sorted(answers_in(read_eval_log(log.location)) for log in logs)
 
     done, logs = whole_set()
     assert done
-    assert len(logs) == 6
-    table = evals_df(str(tmp_path / "set"))
-    assert (table["score_refusal_label_n"] == 3).all()
-    for log in logs:
-        mode, arguments = log.eval.task_args["thinking"], log.eval.model_args
-        one = other if log.eval.model.endswith(other.name) and other.name != model.name else model
-        alone = run(refusal(n=3, thinking=mode, **SHORT), inspect_model(one, **arguments), tmp_path / "alone")
-        assert answers_in(read_eval_log(log.location)) == answers_in(alone)
-    made = {log.eval.run_id: log.eval.created for log in logs}
-    _, again = whole_set()
-    assert {log.eval.run_id: log.eval.created for log in again} == made
+    assert (evals_df(str(tmp_path / "set"))["score_refusal_label_n"] == 3).all()
+    alone = [run(refusal(n=3, thinking="on", **SHORT), one, tmp_path / "alone") for one in models()]
+    assert answers(logs) == answers(alone)
+    files = sorted(log.location for log in logs)
+    assert len(files) == 3
+    assert sorted(log.location for log in whole_set()[1]) == files
 
 
 def test_the_log_tells_thinking_tokens_and_prompt(folder, model, tmp_path):

@@ -93,7 +93,7 @@ def side_by_side(name: str) -> list[SideBySide]:
     choose, report = order[:N_CHOOSE], order[N_CHOOSE : N_CHOOSE + N_REPORT]
     harmful, harmless = [refused[i] for i in choose], load_prompts("harmless").texts
     direction = refusal_direction(
-        model, harmful, [harmless[i] for i in choose], shares=SHARES, n_candidates=4, n_controls=1
+        model, harmful, [harmless[i] for i in choose], shares=SHARES, n_candidates=4, kl_limit=0.5, n_controls=1
     )
     chats = model.render(harmful[:N_ATTRIBUTED], thinking="off")
     attribution = direct_attribution(model, chats, n_neurons=N_NEURONS)
