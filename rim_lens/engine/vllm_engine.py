@@ -66,7 +66,15 @@ class VLLMEngine:
         self.version, self.tensor_parallel, self.name = vllm.__version__, tensor_parallel, f"vLLM {vllm.__version__}"
         self.config = self.llm.llm_engine.vllm_config
         self._numbers, self.stopped = count(), False
-        self.close = weakref.finalize(self, ended, begun(self.llm.llm_engine.engine_core))
+        self._end = weakref.finalize(self, ended, begun(self.llm.llm_engine.engine_core))
+
+    def close(self) -> None:
+        """End it, and give its memory back where no other engine of this process goes on (see `ended`)."""
+        from accelerate.utils.memory import clear_device_cache
+
+        self._end()
+        vars(self).pop("llm", None)
+        clear_device_cache(garbage_collection=True)
 
     def describe(self) -> dict[str, Any]:
         """Engine, version, dtype and parallelism."""
@@ -125,7 +133,7 @@ class VLLMEngine:
                 later.drop()
 
     def _check(self) -> None:
-        if self.stopped or not self.close.alive:
+        if self.stopped or not self._end.alive:
             raise RimLensError(f"{self.name} has {'stopped' if self.stopped else 'been closed'}; load the model anew.")
 
     def _step(self) -> list[Any]:

@@ -1,5 +1,6 @@
 """The bundled model in transformers and in vLLM, side by side; where vLLM is not installed nothing is collected."""
 
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB, of each of several engines in one process
 sys.path.insert(0, str(Path(__file__).parents[1]))  # what the other tests share
 collect_ignore_glob = [] if find_spec("vllm") else ["test_*.py"]
 
