@@ -25,6 +25,15 @@ def test_a_quick_audit_costs_less_than_half():
     assert sum(stage_tokens(AuditPlan(**plan, quick=True), LENGTHS, 5).values()) < whole / 2
 
 
+def test_an_engine_costs_less_where_it_writes():
+    here, engine = (
+        stage_tokens(AuditPlan("smollm2-135m-instruct", checkpoints="series", engine=name), LENGTHS, 5)
+        for name in ("transformers", "vllm")
+    )
+    assert all(engine[stage] < here[stage] for stage in ("behavior", "patterns", "heads"))
+    assert all(engine[stage] == here[stage] for stage in ("series", "neurons", "thinking_neurons"))
+
+
 def test_seconds_are_those_of_the_products():
     assert seconds_for(100, 10**6, 1e9) == pytest.approx(100 * 2e6 / (0.95 * 1e9))
     assert matrix_speed(0.05) > 1e8

@@ -12,7 +12,7 @@ import torch
 from rim_lens.audit.plan import AuditPlan
 
 GENERATED = 4.0  # processor time of a generated token over that of a prompt's, 32 rows at a time on one core
-WRITTEN = {"transformers": GENERATED, "vllm": 4.0}  # the same of what an engine writes (`make bench-engine`)
+WRITTEN = {"transformers": GENERATED, "vllm": 3.3}  # by engine: plain answers by `make bench-engine`
 LATER_LAYERS = 0.6  # share of a pass that one head's ablation computes again
 GIVEN = 60  # tokens of a given CoT
 WORKED = 40  # tokens of a worked answer
