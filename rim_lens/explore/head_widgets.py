@@ -9,6 +9,7 @@ import ipywidgets as widgets
 import plotly.graph_objects as go
 
 from rim_lens.errors import RimLensError
+from rim_lens.explore.fitted import FitsItsCell
 from rim_lens.explore.markup import names
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class HeadWidgets(widgets.VBox):
                 widgets.HBox([self.mode, self.state]),
                 self.tokens,
                 self.answers,
+                FitsItsCell(layout=WIDE),
             ]
         )
         self._bind()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as widgets
 import plotly.graph_objects as go
 
+from rim_lens.explore.fitted import FitsItsCell
 from rim_lens.plots import style
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ class NeuronWidgets(widgets.VBox):
         self.neuron = widgets.Dropdown(options=explorer.names, value=explorer.neuron, description="neuron")
         self.shift = go.FigureWidget(explorer.figure()) if explorer.series is not None else None
         self.views = widgets.HTML(layout=widgets.Layout(width="100%"))
-        super().__init__([self.map, self.neuron, *([self.shift] if self.shift is not None else []), self.views])
+        fits = FitsItsCell(layout=widgets.Layout(width="100%"))
+        super().__init__([self.map, self.neuron, *([self.shift] if self.shift is not None else []), self.views, fits])
         self.map.data[0].on_click(self.clicked)
         self.neuron.observe(self.chosen, "value")
         explorer.on_change(self.show)
