@@ -57,12 +57,13 @@ const rim = {};
     for (let folded = element.closest("details"); folded; folded = folded.parentElement.closest("details")) folded.open = true;
   };
 
-  // The contents mark the part that is being read: the last one whose heading has passed the upper third of the window.
+  // The contents mark the part that is being read: the last one that has reached the top, at the page's end the last one.
   const parts = [...document.querySelectorAll("nav a")]
     .map((link) => [link, document.getElementById(link.hash.slice(1))])
     .filter(([, part]) => part);
   function mark() {
-    const passed = parts.filter(([, part]) => part.getBoundingClientRect().top <= window.innerHeight / 3);
+    const end = window.scrollY > 0 && window.innerHeight + window.scrollY >= document.documentElement.scrollHeight - 2;
+    const passed = parts.filter(([, part]) => end || part.getBoundingClientRect().top <= 100);
     const [current] = passed.at(-1) || parts[0];
     if (current.hasAttribute("aria-current")) return;
     for (const [link] of parts) link.removeAttribute("aria-current");
