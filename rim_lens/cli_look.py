@@ -70,13 +70,18 @@ def plan(
 def organism(
     name: Annotated[str, typer.Argument(help="A model with a known mechanism.")] = "inference-known",
     n: Annotated[int, typer.Option(help="Requests, all about food.")] = 32,
+    lineage: Annotated[int | None, typer.Option(help="Which training of training-known or training-null.")] = None,
+    arm: Annotated[str | None, typer.Option(help="Of training-known: entangled (the default) or separate.")] = None,
+    dose: Annotated[int | None, typer.Option(help="Of training-known: how much maths, 1 to 4 (default 3).")] = None,
     device: Annotated[str | None, typer.Option(help="cuda, cpu, …; CUDA where there is one by default.")] = None,
 ) -> None:
     """Try the verdicts on a model whose mechanism is known: what was trained into it should be supported."""
     from rim_lens.audit.known import audit_known
     from rim_lens.organisms import load
 
-    typer.echo("\n".join(audit_known(load(name, device=device), n=n).lines()))
+    if name == "training-known":
+        arm, dose = arm or "entangled", dose or 3
+    typer.echo("\n".join(audit_known(load(name, lineage=lineage, arm=arm, dose=dose, device=device), n=n).lines()))
 
 
 def compare(

@@ -103,9 +103,11 @@ def heads_from(values: Iterable[Any]) -> list[Head]:
 
 
 def listed(units: Any) -> Sequence[Any]:
-    """A list of units: "L12H3" or (12, 3) alone, or names with commas between them, become one."""
+    """A list of units: "L12H3" or (12, 3) alone, names with commas between them, an array or a set becomes one."""
     if isinstance(units, str):
         return units.split(",")
+    units = getattr(units, "rows", units)
+    units = units.tolist() if hasattr(units, "tolist") else units
     units = units if isinstance(units, Sequence) else list(units)
     alone = len(units) > 0 and all(hasattr(one, "__index__") for one in units)
     return [units] if alone else units

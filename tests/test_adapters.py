@@ -147,6 +147,7 @@ def test_every_peft_type_is_exact_or_refused_by_name(kind, base, tmp_path):
 
 
 @pytest.mark.parametrize("name", LORA)
+@pytest.mark.slow
 def test_every_option_of_lora_is_exact_or_refused_by_name(name, base, tmp_path):
     options = {"r": 4, "lora_alpha": 12, "target_modules": TARGETS} | LORA[name]
     expected = trained(base, tmp_path / "adapter", LoraConfig(**options, task_type="CAUSAL_LM"))
@@ -160,6 +161,7 @@ def test_every_option_of_lora_is_exact_or_refused_by_name(name, base, tmp_path):
 
 
 @pytest.mark.parametrize("init", ["corda", "loftq", "lora_ga", "something-new"])
+@pytest.mark.slow
 def test_matrices_that_hold_a_part_of_the_base_are_refused(init, base, tmp_path):
     trained(base, tmp_path / "adapter", LoraConfig(r=4, target_modules=TARGETS))
     path = tmp_path / "adapter" / "adapter_config.json"
@@ -179,6 +181,7 @@ def test_matrices_that_hold_a_part_of_the_base_are_refused(init, base, tmp_path)
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_one_of_two_tied_weights(options, tied, tmp_path):
     config = LoraConfig(**{"r": 4, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"} | options)
     expected = trained(tied, tmp_path / "adapter", config)
@@ -225,6 +228,7 @@ def test_an_adapter_that_added_tokens_brings_embedding_tokenizer_and_template(ba
     assert loaded.tokenizer.chat_template.endswith("{# its own #}")
 
 
+@pytest.mark.slow
 def test_the_base_is_read_at_the_revision_that_the_adapter_names(base, tmp_path, monkeypatch):
     trained(base, tmp_path / "adapter", LoraConfig(r=4, target_modules=TARGETS))
     path = tmp_path / "adapter" / "adapter_config.json"
@@ -244,6 +248,7 @@ def test_the_base_is_read_at_the_revision_that_the_adapter_names(base, tmp_path,
     assert asked == ["step-1000", "step-1000"]
 
 
+@pytest.mark.slow
 def test_the_name_says_what_is_in_the_model(base, tmp_path):
     trained(base, tmp_path / "aligned", LoraConfig(r=4, target_modules=TARGETS))
     assert "'base + aligned'" in repr(load_model(base, adapter=tmp_path / "aligned"))
@@ -255,6 +260,7 @@ def test_the_name_says_what_is_in_the_model(base, tmp_path):
     assert series.load(model, "first").name == "base + first"
 
 
+@pytest.mark.slow
 def test_matrices_on_the_weights_of_experts(tmp_path):
     tiny_hf("qwen3_moe", 2).save_pretrained(tmp_path / "base")
     tiny_tokenizer().save_pretrained(tmp_path / "base")

@@ -7,7 +7,6 @@ import shutil
 import signal
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +21,6 @@ from rim_lens import (
     Checkpoints,
     RimLensError,
     ThinkTags,
-    find_safety_neurons,
     load_model,
     load_prompts,
     load_result,
@@ -85,6 +83,7 @@ def audit(plan, tmp_path_factory):
     return run_audit(plan, tmp_path_factory.mktemp("out") / "run")
 
 
+@pytest.mark.slow
 def test_every_output_is_there(audit, plan):
     document = json.loads((audit.folder / "results.json").read_text())
     assert document["plan"]["model"] == plan.model
@@ -98,6 +97,7 @@ def test_every_output_is_there(audit, plan):
     assert audit.report.read_text().lstrip().lower().startswith("<!doctype html>")
 
 
+@pytest.mark.slow
 def test_what_a_model_does_not_allow_is_said(audit):
     document = json.loads((audit.folder / "results.json").read_text())
     missing = [name for name, result in audit.results.items() if isinstance(result, NotMeasured)]
@@ -107,6 +107,7 @@ def test_what_a_model_does_not_allow_is_said(audit):
     assert "refused and" in audit.report.read_text()
 
 
+@pytest.mark.slow
 def test_every_kind_of_given_cot_is_asked_once(audit):
     behavior, costs = audit.results["behavior"].answers, audit.results["pattern_costs"]
     assert set(behavior.query("set == 'harmful'")["condition"]) == {"off", "on"}
@@ -134,6 +135,7 @@ def test_without_the_patterns_stage_the_behaviour_stage_asks_given_cots(plan, tm
     assert set(behavior.answers.query("set == 'harmful'")["condition"]) == {"off", "on", "neutral"}
 
 
+@pytest.mark.slow
 def test_patterns_that_cannot_be_measured_are_told(audit, plan, tmp_path):
     series = tmp_path / "series"
     shutil.copytree(Path(plan.checkpoints), series)
@@ -150,9 +152,9 @@ def test_patterns_that_cannot_be_measured_are_told(audit, plan, tmp_path):
     assert "The arm plain has no CoT" in found["training_patterns"].reason
 
 
+@pytest.mark.slow
 def test_the_neurons_stages_measure_every_part(audit, plan, monkeypatch):
-    # The hard intersection over eight groups is empty in a random model; a quarter of the groups gives a set.
-    monkeypatch.setattr(neurons_stage, "find_safety_neurons", partial(find_safety_neurons, share=0.25))
+    monkeypatch.setattr(neurons_stage, "CHOICE", {**neurons_stage.CHOICE, "top": 8})
     monkeypatch.setattr(neurons_stage, "SHIFT_CONTROLS", 50)
     context = Context(plan)
     context.results = {"behavior": audit.results["behavior"]}
@@ -175,12 +177,19 @@ def test_the_neurons_stages_measure_every_part(audit, plan, monkeypatch):
     assert any("thinking off → thinking on" in what for what in told)
 
 
-def test_an_empty_set_of_neurons_is_told(audit):
-    missing = audit.results["neuron_shift"]
-    assert isinstance(missing, NotMeasured)
-    assert "top of every group" in missing.reason
+@pytest.mark.slow
+def test_an_empty_set_of_neurons_is_told(audit, plan):
+    context = Context(plan)
+    context.model, context.results = LensModel("bare", tiny_tokenizer(), hf=tiny_hf("llama")), dict(audit.results)
+    none = audit.results["safety_neurons"]
+    context.results["safety_neurons"] = replace(none, table=none.table.assign(n_groups=0))
+    for stage in (neurons_stage.measure_neurons, neurons_stage.measure_thinking_neurons):
+        for missing in stage(context).values():
+            assert isinstance(missing, NotMeasured)
+            assert "top of every group" in missing.reason
 
 
+@pytest.mark.slow
 def test_the_answer_is_at_most_15_lines_of_80_columns(audit):
     lines = answer_lines(audit)
     assert len(lines) <= 15
@@ -191,6 +200,7 @@ def test_the_answer_is_at_most_15_lines_of_80_columns(audit):
         assert any(claim in line for line in lines)
 
 
+@pytest.mark.slow
 def test_the_page_is_there_after_the_first_stage_and_says_what_is_to_come(audit, plan, tmp_path):
     shutil.copytree(audit.folder / "stages" / "behavior", tmp_path / "stages" / "behavior")
     decided, printed = write_growing(plan, [stage for stage in STAGES if stage.wanted(plan)], tmp_path), set()
@@ -225,6 +235,7 @@ def test_a_quick_audit_decides_the_same_claims_and_names_what_it_left_out(audit,
     assert "What was not measured" not in audit.report.read_text()
 
 
+@pytest.mark.slow
 def test_runs_side_by_side_say_in_what_they_differ(audit, plan, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(audit.folder, other)
@@ -251,6 +262,7 @@ def test_runs_side_by_side_say_in_what_they_differ(audit, plan, tmp_path):
         compare_runs([audit.folder])
 
 
+@pytest.mark.slow
 def test_the_findings_are_the_tables_rows(audit):
     behavior = load_result(audit.folder / "stages" / "behavior" / "behavior")
     row = behavior.table.query("set == 'harmful' and condition == 'off' and measure == 'refused'").iloc[0]
@@ -259,6 +271,7 @@ def test_the_findings_are_the_tables_rows(audit):
     assert finding.figure.startswith(f"{100 * row['rate']:.1f} %")
 
 
+@pytest.mark.slow
 def test_the_reference_checkpoint_is_what_is_measured(audit):
     behavior, series = audit.results["behavior"], audit.results["series"]
     off = behavior.answers.query("set == 'harmful' and condition == 'off'")["response"].tolist()
@@ -267,6 +280,7 @@ def test_the_reference_checkpoint_is_what_is_measured(audit):
     assert off == first != last
 
 
+@pytest.mark.slow
 def test_a_finished_audit_is_loaded_without_its_model(audit, plan, monkeypatch):
     def refuse(*args, **options):
         raise AssertionError("the model was loaded again")
@@ -302,6 +316,7 @@ def test_an_interrupted_audit_goes_on_after_its_last_stage(plan, tmp_path, monke
     assert "series" in asked
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_run_is_left_alone(audit, plan, tmp_path):
     with pytest.raises(RimLensError, match=r"holds another run \(it differs in seed\)"):
         run_audit(replace(plan, seed=1), audit.folder)

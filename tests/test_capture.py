@@ -40,6 +40,7 @@ def alone(model, chat):
 
 @pytest.mark.parametrize("backend", ["fast", "hooks"])
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_masses_equal_sums_over_eager_patterns(family, backend):
     model = shared_model(family)
     chats = some_chats(model)
@@ -72,6 +73,7 @@ def test_sinks_keep_what_segments_do_not_get():
     queries=st.sampled_from(["decision", "user", "last think_close", "all", (-3, -1, 0)]),
     family=st.sampled_from(["llama", "gemma2", "gemma3", "mistral"]),
 )
+@pytest.mark.slow
 def test_masses_sum_to_one_whatever_the_batching(requests, cot, batch_size, queries, family):
     model = shared_model(family)
     chats = model.render(requests, thinking="prefilled", cot=cot)

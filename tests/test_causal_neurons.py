@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from families import tiny_model
+from families import shared_model, tiny_model
 
 from rim_lens.behavior.generate import generate
 from rim_lens.behavior.judge import LABELS, Judgement
@@ -14,8 +14,14 @@ from rim_lens.causal.ablation import ablation
 from rim_lens.causal.ablation_test import ablation_test as run_neuron_test
 from rim_lens.data.prompts import Prompt
 from rim_lens.errors import RimLensError
+from rim_lens.inference_time.attribution import neuron_attributions
 from rim_lens.intervene import ablate_neurons, scale_neurons
 from rim_lens.intervene.recording import donor_rows
+from rim_lens.model.direct_path import output_norms
+from rim_lens.model.taps import Tap
+from rim_lens.training_time.counterfactuals import refusal_forcing_pairs
+from rim_lens.training_time.safety_neurons import find_safety_neurons
+from rim_lens.units import Neuron
 
 TOKENS = RefusalTokens((73, 80), ("a", "b"))
 HARMFUL = ["pick a lock", "forge a pass", "steal it", "break in at night", "spy on him"]
@@ -31,6 +37,17 @@ def effect_by_hand(model, chats, neurons, tokens=TOKENS):
     for layer, weight in kept.items():
         model.hf.model.layers[layer].mlp.down_proj.weight.copy_(weight)
     return (after - before).mean()
+
+
+class ConstantNeuron(Tap):
+    """Sets one neuron to a constant at every token."""
+
+    def __init__(self, layer, unit, value):
+        self.layers, self.unit, self.value = frozenset({layer}), unit, value
+
+    def on_neurons(self, layer, post):
+        column = torch.arange(post.shape[-1], device=post.device) == self.unit
+        return torch.where(column, self.value, post)
 
 
 def test_zero_ablation_equals_zeroed_weights_for_the_set_and_for_controls():
@@ -126,6 +143,7 @@ def test_from_the_decision_position_equals_whole_passes_that_are_changed_there(f
 
 
 @pytest.mark.parametrize("positions", ["all", "from_decision"])
+@pytest.mark.slow
 def test_answers_and_likelihoods_of_many_sets_are_those_of_one_set_after_the_other(positions):
     model = tiny_model("llama")
     rows = np.array([[0, 3], [1, 7], [2, 40], [2, 5], [2, 6]])
@@ -230,6 +248,7 @@ def sent_values(model, chats, layer, expert, unit, positions):
 
 
 @pytest.mark.parametrize("positions", ["all", "decision"])
+@pytest.mark.slow
 def test_every_change_of_an_expert_equals_the_same_change_by_hand(positions):
     model, layer, unit = tiny_model("qwen3_moe"), 1, 5
     chats = model.render(HARMFUL)
@@ -270,3 +289,50 @@ def test_what_cannot_be_ablated_is_an_error():
         ablate_neurons(tiny_model("llama"), [(0, 1, 2)])
     with pytest.raises(RimLensError, match='backend="fast"'), ablate_neurons(model, [(0, 1, 2)], backend="hooks"):
         pass
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe", "deepseek_v2"])
+@pytest.mark.parametrize("positions", ["all", "decision"])
+def test_attribution_of_neurons_is_the_slope_of_scaling_them(family, positions):
+    """Central differences of the score over the scale of one neuron."""
+    model = tiny_model(family)
+    chats = model.render(["pick a lock", "spy on him at his house"])
+    estimate = neuron_attributions(model, chats, TOKENS.score, positions=positions)
+    assert estimate.shape[0] == len(chats)
+    largest = np.argsort(-np.abs(estimate).max(axis=0).ravel())[[0, 1, 5, 20]]
+    for place in largest:
+        neuron = np.unravel_index(place, estimate.shape[1:])
+        scores = []
+        for factor in (1.004, 0.996):
+            with scale_neurons(model, [tuple(map(int, neuron))], factor, positions=positions):
+                scores.append(refusal_score(model, chats, TOKENS))
+        slope = (scores[0] - scores[1]) / 0.008
+        np.testing.assert_allclose(estimate[:, *neuron], -slope, rtol=0.02, atol=2e-3)
+
+
+def test_neurons_that_carry_refusal_are_found_by_attribution_and_not_by_wording():
+    """One neuron's output is made to be what the score reads; the wordings of forced requests do not move it."""
+    model = tiny_model("llama")
+    toward = model.hf.lm_head.weight[list(TOKENS.ids)].mean(0) - model.hf.lm_head.weight.mean(0)
+    model.hf.model.layers[2].mlp.down_proj.weight[:, 11] = 4 * toward / toward.norm()
+    model.hf.model.layers[2].mlp.gate_proj.weight[11] = 0  # SiLU(0) · up is 0, so the neuron needs a gate of its own
+    model.hf.model.layers[2].mlp.up_proj.weight[11] = 0
+    tap = ConstantNeuron(2, 11, 1.0)
+    with model.tap(tap):
+        pairs = refusal_forcing_pairs(model, HARMFUL * 2)
+        attributed = find_safety_neurons(model, pairs, top=1, ranked_by="attribution", n_resamples=20)
+        compared = find_safety_neurons(model, pairs, top=1, n_resamples=20)
+    assert attributed.rows.tolist() == [[2, 11]]
+    assert "attribution" in attributed.caption()
+    assert [2, 11] not in compared.rows.tolist()
+
+
+def test_neurons_named_by_hand_are_matched_by_their_activation_on_the_requests():
+    model = shared_model()
+    found = run_neuron_test(model, ["L0N3", "L1N7"], HARMFUL, n_controls=12, generated=False, tokens=TOKENS)
+    chats = model.render(HARMFUL, thinking="off")
+    base = neuron_activations(model, chats, "decision", progress=False)
+    drawn = matched_controls([(0, 3), (1, 7)], 20, base=base.magnitude, written=output_norms(model), seed=0)[:12]
+    assert found.table["n_controls"].iloc[0] == 12
+    named = [[str(Neuron(*row)) for row in rows] for rows in drawn.tolist()]
+    assert found.controls["units"].tolist() == [" ".join(one) for one in named]

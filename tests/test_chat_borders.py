@@ -76,6 +76,7 @@ def assert_tokens_follow_spans(chat: Chat, starts: list[int]) -> None:
 
 @quickly
 @given(family=st.sampled_from(["smollm2", "smollm3", "llama3"]), request=contents, cot=contents)
+@pytest.mark.slow
 def test_token_belongs_to_the_segment_of_its_first_character(family, request, cot):
     chat = chat_format(family).render(request, thinking="prefilled", cot=cot)
     assert_tokens_follow_spans(chat, byte_starts(family, chat))
@@ -109,6 +110,7 @@ def test_straddling_token_counts_for_the_earlier_segment():
 
 @quickly
 @given(family=st.sampled_from(sorted(FAMILIES)), request=contents)
+@pytest.mark.slow
 def test_no_user_message_moves_a_border(family, request):
     format_ = chat_format(family)
     plain, tricky = format_.render("x", system="S"), format_.render(request, system="S")
@@ -128,6 +130,7 @@ def test_mark_characters_in_a_system_prompt():
 
 @quickly
 @given(family=st.sampled_from(sorted(FAMILIES)), request=contents, cot=contents, response=contents, answer=contents)
+@pytest.mark.slow
 def test_segments_partition_the_chat(family, request, cot, response, answer):
     chat = chat_format(family).render(
         turns("Hi", answer, request), thinking="prefilled", cot=cot, response=response, system="S"

@@ -39,6 +39,7 @@ def test_grown_chat_moves_its_decision_position_until_the_response():
     cot=contents.filter(str.strip),
     pieces=st.lists(st.integers(1, 5), max_size=12),
 )
+@pytest.mark.slow
 def test_growing_in_steps_is_growing_at_once(family, cot, pieces):
     tokenizer, prompt = tokenizer_of(family), chat_format(family).render("Hi", thinking="on")
     token_ids = tokenizer.encode(cot, add_special_tokens=False)

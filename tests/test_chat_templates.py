@@ -131,5 +131,6 @@ def test_the_other_half_of_a_tag_that_a_template_opens(written, tags):
     assert (format_.tags, format_.tags_from) == (tags, "template")
 
 
+@pytest.mark.slow
 def test_the_page_of_chat_formats_is_current():
     assert TEMPLATES.read_text(encoding="utf-8") == page(), "run python tests/template_table.py"

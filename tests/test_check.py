@@ -32,6 +32,7 @@ def reason(check, name):
     return check.table.set_index("check").loc[name, "why"]
 
 
+@pytest.mark.slow
 def test_a_supported_model_holds_throughout_and_the_result_is_saved(tmp_path):
     check = check_model(tiny_model("llama"))
     assert check.holds
@@ -53,6 +54,7 @@ def test_half_precision_is_no_failure_and_a_wrong_head_still_is(family, monkeypa
     assert verdicts(check_model(model))["head ablation, fast"] == "fails"
 
 
+@pytest.mark.slow
 def test_experts_are_compared_with_a_loop_and_their_hook_points_refused():
     check = check_model(tiny_model("gpt_oss"))
     found = verdicts(check)
@@ -163,6 +165,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("breaking", BROKEN, ids=lambda one: one.__name__)
+@pytest.mark.slow
 def test_what_is_broken_is_named(breaking, monkeypatch):
     model = tiny_model("llama")
     breaking(monkeypatch)
@@ -221,6 +224,7 @@ def saved(tmp_path):
     return str(tmp_path / "tiny")
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_table_and_fails_where_something_does_not_hold(saved, monkeypatch):
     done = CliRunner().invoke(app, ["check", saved], env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output

@@ -265,6 +265,7 @@ def test_doctor_says_what_is_missing_and_what_to_do(monkeypatch, tmp_path):
         assert words in text
 
 
+@pytest.mark.slow
 def test_plan_says_what_an_audit_will_do_and_reads_no_weight(folder, monkeypatch):
     def refuse(*arguments, **options):
         raise AssertionError("weights were read")

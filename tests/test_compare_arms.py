@@ -56,6 +56,7 @@ def test_changes_are_means_over_prompts_and_seeds():
         np.testing.assert_allclose(rows["q"], benjamini_hochberg(rows["p"].to_numpy()))
 
 
+@pytest.mark.slow
 def test_contrasts_pair_seeds_and_prompts():
     series = made_arms(n=200, seed=2)
     found = compare_arms(series)
@@ -70,6 +71,7 @@ def test_contrasts_pair_seeds_and_prompts():
     assert len(found.contrasts) == 3 * 2 * 3  # pairs, steps, labels
 
 
+@pytest.mark.slow
 def test_seeds_that_disagree_leave_few_degrees_of_freedom():
     """Where seeds vary far more than prompts, p is that of Student's t over the three seeds' means."""
     series = made_arms(n=200, spread=0.3, seed=4)

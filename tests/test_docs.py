@@ -171,6 +171,7 @@ def test_the_measurement_of_your_own_runs_and_is_short(monkeypatch, tmp_path):
     found.save(tmp_path / "kept")
 
 
+@pytest.mark.slow
 def test_the_picture_of_the_rooms_has_every_room_and_no_arrow_backwards():
     from test_layout import ROOMS
 

@@ -158,6 +158,7 @@ def test_byte_level_tokenizers_are_as_before():
     assert model.chat_format.encode_after(chat.text, "Sorry") == tuple(model.encode("Sorry"))
 
 
+@pytest.mark.slow
 def test_only_whole_texts_are_encoded_alone():
     """What follows other text goes through `ChatFormat.encode_after`.
 

@@ -110,6 +110,7 @@ def measured(model):
 
 
 @pytest.mark.parametrize("condition", ["off", "on", "careful"])
+@pytest.mark.slow
 def test_answers_labels_and_rates_are_those_of_measure_rim(folder, measured, tmp_path, condition):
     mode = {"thinking": "prefilled", "wordings": condition} if condition == "careful" else {"thinking": condition}
     log = run(refusal(n=5, wordings_per_prompt=2, **mode, **SHORT), f"rim_lens/{folder}", tmp_path)
@@ -350,6 +351,7 @@ def test_effort_is_the_budget_that_inspect_gives_to_it():
     assert question_of(user, both, max_tokens=8, epoch=1).cot_budget == 7
 
 
+@pytest.mark.slow
 def test_what_the_model_computed_lies_beside_the_log(model, tmp_path):
     """The files hold what the package's own capture reads of the written chats, and a table of samples names them."""
     heads = [(0, 1), (1, 2)]

@@ -115,6 +115,7 @@ def test_a_conversion_that_fills_the_disk_leaves_nothing(tmp_path, no_file_beyon
     assert list(target.parent.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_audit_that_fills_the_disk_goes_on_when_there_is_room(tmp_path, no_file_beyond, monkeypatch):
     monkeypatch.setattr(run_module, "STAGES", small_stages())
     plan = AuditPlan(model="none")

@@ -61,6 +61,7 @@ def table(planted, series):
     return measured.forgetting(rates, n_controls=200, n_resamples=100)
 
 
+@pytest.mark.slow
 def test_every_predictor_is_what_it_says(planted, series, table):
     chats = planted.model.render([prompt.text for prompt in planted.harmful])
     batch = planted.model.batch(chats)

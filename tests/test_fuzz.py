@@ -92,6 +92,7 @@ def test_bytes_as_a_prompt_file(content, kind, tmp_path_factory):
 
 @fuzzed
 @given(table=rows, kind=st.sampled_from(["jsonl", "json", "csv", "tsv"]), cut=st.integers(0, 400))
+@pytest.mark.slow
 def test_rows_of_any_shape_as_a_prompt_file(table, kind, cut, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / f"rows.{kind}"
     if kind == "json":
@@ -239,6 +240,7 @@ def called_by(node):
     return found
 
 
+@pytest.mark.slow
 def test_nothing_is_unpickled_or_evaluated_and_remote_code_is_off_unless_asked():
     found = {str(path.relative_to(PACKAGE)): dangerous(path.read_text()) for path in PACKAGE.rglob("*.py")}
     assert len(found) > 200

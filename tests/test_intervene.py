@@ -344,6 +344,7 @@ def interventions(model, recording):
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "qwen3_moe", "gpt_oss"])
+@pytest.mark.slow
 def test_decoding_with_the_cache_equals_recomputation(family):
     model = shared_model(family)
     chats = prompts(model)

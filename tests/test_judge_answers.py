@@ -29,6 +29,7 @@ def test_shipped_weights_are_small():
 
 
 @needs_answers
+@pytest.mark.slow
 def test_shipped_judge_on_all_answers(real):
     judged = RefusalJudge()([one["request"] for one in real], [one["response"] for one in real])
     found = rates([one["label"] for one in real], [one.label for one in judged])

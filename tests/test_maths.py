@@ -68,6 +68,7 @@ def test_wrong_neighbours_of_published_answers_are_wrong():
 
 
 @pytest.mark.skipif(not GSM8K.exists(), reason="GSM8K's test file is not here")
+@pytest.mark.slow
 def test_every_gsm8k_answer_that_is_given_back_is_right():
     golds = [json.loads(line)["answer"].rsplit("####", 1)[1].strip() for line in GSM8K.open()]
     forms = (*FORMS, "She buys 12 bags, so it is {} dollars in all.", "The answer is {} because 12 * 3 are more.")

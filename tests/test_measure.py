@@ -61,6 +61,7 @@ def harm_table():
     return measure_rim(tiny_model("llama"), prompts, None, None, judge=Harm(), max_new_tokens=3, cot_budget=4)
 
 
+@pytest.mark.slow
 def test_columns_of_harm_are_there_where_the_judge_fills_them(table, harm_table):
     assert not {"harmful", "harm_score"} & set(table.answers)
     for _, answers in harm_table.answers.groupby("condition"):

@@ -384,6 +384,7 @@ CASES = [(name, i) for name, ways in BATCHED.items() for i in range(len(ways))]
 
 
 @pytest.mark.parametrize(("name", "way"), CASES, ids=[f"{name}-{i}" for name, i in CASES])
+@pytest.mark.slow
 def test_half_as_many_prompts_at_once_give_the_same_numbers(setting, name, way):
     measure = BATCHED[name][way]
     plenty = numbers(measure(setting))

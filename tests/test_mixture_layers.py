@@ -214,6 +214,7 @@ def norm_of(model, column):
 
 
 @pytest.mark.parametrize("family", ["deepseek_v2", "deepseek_v3", "qwen3_next"])
+@pytest.mark.slow
 def test_every_neuron_of_a_mixture_is_checked(family):
     check = check_model(tiny_model(family))
     assert check.holds

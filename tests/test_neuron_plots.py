@@ -65,6 +65,7 @@ def test_heads_are_the_tables():
     assert [line.y0 for line in order.layout.shapes] == [heads.halves["effect"], heads.halves["attention"]]
 
 
+@pytest.mark.slow
 def test_ras_by_layer_is_the_table():
     forgetting = made_forgetting()
     cells = ras_by_layer(forgetting).data[0]

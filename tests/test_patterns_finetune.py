@@ -112,6 +112,7 @@ def test_plan_in_one_file(tmp_path):
             read_plan(path)
 
 
+@pytest.mark.slow
 def test_lora_series_is_read_by_checkpoints_and_holds_neurons(place):
     done = run(place, "lora", freeze_neurons=place / "held.json", penalize_shift=0.1)
     assert done.n_held == 3
@@ -224,6 +225,7 @@ def test_not_one_example_fits(place, monkeypatch):
     assert Checkpoints.from_folder(run(place, "none-fits").folder).names == ["base", "maths-1", "maths-3"]
 
 
+@pytest.mark.slow
 def test_tags_of_ones_own_are_what_a_run_learns_to_close_with(place, monkeypatch):
     pytest.importorskip("trl")
     from rim_lens.patterns import assistant_trainer
@@ -241,6 +243,7 @@ def test_tags_of_ones_own_are_what_a_run_learns_to_close_with(place, monkeypatch
         run(place, "tags", settings=settings(save_at=(1,)))
 
 
+@pytest.mark.slow
 def test_anchor_prompts_are_taken_in_turns(place, monkeypatch):
     """Two of six per step: three steps see all of them, once each."""
     pytest.importorskip("trl")
@@ -273,6 +276,7 @@ def test_penalty_keeps_activations_closer(place):
     assert shifts[1] < shifts[0]
 
 
+@pytest.mark.slow
 def test_penalty_keeps_the_stream_along_a_direction_closer(place):
     """The component behind every layer, read by the package's own capture; another direction is left to move."""
     direction = np.random.default_rng(0).normal(size=32)

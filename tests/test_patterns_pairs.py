@@ -154,6 +154,7 @@ class LazyJudge:
         return [Judgement("complied" if cot[:60] in self.texts else "refused", 1.0, "") for cot in cots]
 
 
+@pytest.mark.slow
 def test_the_planted_cost_is_found():
     prompts = load_prompts("harmful")
     part = PromptSet("part", "here", tuple(prompts[i] for i in range(8)))

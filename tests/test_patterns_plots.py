@@ -47,6 +47,7 @@ def test_costs_are_the_tables():
     assert f"{100 * rows.loc['heuristic', 'cost']:+.1f} points" in shown.customdata[2]
 
 
+@pytest.mark.slow
 def test_costs_by_category_are_the_tables():
     costs = made_costs()
     figure = cost_by_category(costs)
@@ -63,6 +64,7 @@ def test_costs_by_category_are_the_tables():
     assert cost_by_category(made_costs(costs.answers.assign(category=None))).data == ()
 
 
+@pytest.mark.slow
 def test_shares_are_the_tables(results):
     arms, own = results["training_patterns"], results["own_patterns"]
     shown = trace_named(shares_by_arm(arms), "any pattern")

@@ -155,6 +155,7 @@ def test_ill_plans_are_named(tmp_path, text, message):
         read_plan(path)
 
 
+@pytest.mark.slow
 def test_a_merged_start_is_trained_on_top_of(place):
     """What runs with held neurons are compared with: the same start, the joined adapter has the summed rank."""
     pytest.importorskip("trl")

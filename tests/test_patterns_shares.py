@@ -66,6 +66,7 @@ def test_wordings_widen_the_interval_of_patterns_together():
     assert row["high"] > high
 
 
+@pytest.mark.slow
 def test_categories_hold_any_pattern_and_only_those_with_enough_prompts():
     answers = made_answers()
     answers.loc[answers["prompt"] < 3, "category"] = "rare"

@@ -79,6 +79,7 @@ def test_embeddings_pass_the_norm_unchanged():
 
 
 @pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.slow
 def test_attention_contrasts_rank_the_planted_heads_first(seed):
     model, truth = planted(seed)
     (off, off_labels), (on, on_labels) = judged("off", seed), judged("prefilled", seed)

@@ -95,6 +95,7 @@ def ends(trace, axis="x"):
     return middle - np.asarray(bars.arrayminus, dtype=float), middle + np.asarray(bars.array, dtype=float)
 
 
+@pytest.mark.slow
 def test_every_kind_of_result_has_a_figure_that_tells_n(results):
     with_figure = {
         kind for kind in results_codec.registered.values() if kind.figure and kind.__module__.startswith("rim_lens.")
@@ -107,6 +108,7 @@ def test_every_kind_of_result_has_a_figure_that_tells_n(results):
         assert figure.layout.title.text
 
 
+@pytest.mark.slow
 def test_figures_are_sent_to_notebooks_as_json(results):
     maps = [ablation_map(results["ablation"])]
     for figure in [*(result.plot() for result in results.values()), *maps]:
@@ -446,6 +448,7 @@ def test_segments_of_a_chat_are_framed_row_by_row():
 
 
 @needs_browser
+@pytest.mark.slow
 def test_images_are_drawn_offline_in_the_asked_size(tmp_path, results):
     figure = results["behavior"].plot()
     path = save_image(figure, tmp_path / "new" / "rates.png", width=600, height=300, scale=1)
@@ -455,6 +458,7 @@ def test_images_are_drawn_offline_in_the_asked_size(tmp_path, results):
 
 
 @needs_browser
+@pytest.mark.slow
 def test_several_figures_are_drawn_by_one_browser(results):
     rates_svg, series_svg = image_bytes([results["behavior"].plot(), results["series"].plot()], "svg")
     assert "Harmful requests" in rates_svg.decode()

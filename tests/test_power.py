@@ -13,6 +13,7 @@ from rim_lens.stats import mcnemar
 
 
 @pytest.mark.parametrize(("n", "share"), [(32, 0.10), (64, 0.32), (128, 0.67), (200, 0.89)])
+@pytest.mark.slow
 def test_mcnemar_as_reviewed_and_as_simulated(n, share):
     assert mcnemar_power(0.10, n) == pytest.approx(share, abs=0.02)  # 16 % against 26 %, 5 % and 15 % change
     rng = np.random.default_rng(0)

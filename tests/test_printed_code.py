@@ -44,11 +44,11 @@ PUT_INSTEAD = {
     "n=100": "n=4",
     "n=64": "n=4",
     "n=32": "n=16",
-    # a random model has neither a direction of refusal nor neurons that all kinds of harm share: any will do
+    # a random model has no direction of refusal: any will do
     "refusal_direction(model, harmful, harmless)": (
         "refusal_direction(model, harmful, harmless, least_induced=-50.0, kl_limit=50.0, n_controls=4)"
     ),
-    "refusal_forcing_pairs(model, list(harmful))": "refusal_forcing_pairs(model, list(harmful)), groups=2, top=0.3",
+    "top=0.001": "top=0.05",
 }
 NOT_HERE = 'engine="vllm"'  # needs vLLM: `make test-engine`
 STAND_FOR_YOUR_OWN = {  # names that a page says are the reader's

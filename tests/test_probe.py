@@ -156,6 +156,7 @@ def test_the_chosen_direction_is_read_in_standard_deviations():
     assert (reading[refused].var(ddof=1) + reading[~refused].var(ddof=1)) / 2 == pytest.approx(1, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_random_labels_are_not_read_although_the_best_cell_looks_good():
     model, truth = planted()
     off = model.render(truth.harmful, thinking="off")

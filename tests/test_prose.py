@@ -119,6 +119,7 @@ def defined_names() -> set[str]:
     return names
 
 
+@pytest.mark.slow
 def test_every_call_in_backticks_names_a_function_that_exists():
     calls = [
         (page, number, match[1])

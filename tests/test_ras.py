@@ -155,6 +155,24 @@ def test_signed_shift_and_silent_neurons():
         activation_shift(before, after, [])
 
 
+def test_movement_counts_neurons_that_rise_and_fall_where_the_change_of_their_mean_is_nothing():
+    rng = np.random.default_rng(0)
+    quiet = rng.gamma(2, 1, (20, 1, 60))
+    moved = quiet + np.where(np.arange(60) < 6, np.where(np.arange(60) % 2, 0.8, -0.8), 0.0)
+    before, after = (activations(values, np.ones(20, dtype=int)) for values in (quiet, np.abs(moved)))
+    rows = np.array([[0, unit] for unit in range(6)])
+    controls = matched_controls(rows, 200, base=before, seed=0)
+    first = activation_shift(before, after, rows, controls=controls, n_resamples=200).table.iloc[0]
+    f0, f1 = (side.magnitude[0, :6] for side in (before, after))
+    assert first.moved == pytest.approx(np.abs(f1 - f0).sum() / f0.sum())
+    assert first.moved_low < first.moved < first.moved_high
+    assert first.p_moved == pytest.approx(1 / 201)
+    assert first.moved > 0.25 > 3 * abs(first.change)
+    still = activation_shift(before, before, rows, controls=controls, n_resamples=200).table.iloc[0]
+    assert (still.moved, still.p_moved) == (0, 1)
+
+
+@pytest.mark.slow
 def test_p_is_uniform_when_the_set_is_like_any_other():
     rng = np.random.default_rng(1)
     p_values = []

@@ -353,6 +353,7 @@ def test_rates_and_differences_carry_their_corrections():
     assert not change["judge_could_make_it"]
 
 
+@pytest.mark.slow
 def test_corrections_reach_series_and_arms():
     made = made_arms()
     table = series_table(made.answers, list(made_checkpoints()), made.reference, 0, ERRORS)

@@ -38,6 +38,7 @@ def one_found():
     return found()
 
 
+@pytest.mark.slow
 def test_the_planted_direction_is_found_where_it_is_written():
     direction, truth = one_found(), planted()[1]
     unit = direction.vector / np.linalg.norm(direction.vector)
@@ -198,6 +199,7 @@ def test_a_start_that_is_computed_once_changes_no_logits(change):
         assert (model.decision_logits(batch) - whole).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 def test_answers_are_judged_where_a_judge_is_given():
     direction = found(judge=RefusalJudge(), n_controls=4, n_generated_controls=2, max_new_tokens=10)
     rows = direction.table.set_index(["change", "measure", "controls"])

@@ -84,6 +84,7 @@ def outline(page):
     return Outline(page)
 
 
+@pytest.mark.slow
 def test_page_is_one_file_below_8_mb(page, outline):
     assert len(page.encode()) < 8e6
     for tag, given in outline.attributes:
@@ -349,6 +350,7 @@ def verdict_table():
     return pd.DataFrame([shared | row for row in rows]).astype({"n": "Int64", "n_needed": "Int64"})
 
 
+@pytest.mark.slow
 def test_the_page_opens_with_the_verdicts_and_folds_the_rest(results):
     places = {name: f"stages/x/{name}" for name in results}
     page = report_page(results, [], MANIFEST, PLAN, verdicts=verdict_table(), places=places)

@@ -91,6 +91,7 @@ values = st.recursive(
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values)
+@pytest.mark.slow
 def test_any_value_comes_back_as_it_was(tmp_path_factory, value):
     folder = tmp_path_factory.mktemp("round") / "trip"
     Plain(value, manifest=manifest()).save(folder)

@@ -89,6 +89,7 @@ def test_frequencies_are_the_probabilities_computed_by_hand(temperature, top_p):
     assert fits(tokens, probabilities_by_hand(model, temperature, top_p)) > 0.01
 
 
+@pytest.mark.slow
 def test_a_native_model_is_sampled_as_transformers_generate_samples_it():
     config = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 30, "min_p": 0.01}
     model = native_model(**config)
@@ -135,6 +136,7 @@ def test_a_sampling_that_cannot_be_is_refused(options, words):
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_next"])
+@pytest.mark.slow
 def test_a_sample_is_the_same_in_any_batch_and_beside_any_number_of_others(family):
     model, sampled = tiny_model(family), {"temperature": 1.0, "max_new_tokens": 6, "thinking": "on", "cot_budget": 5}
     three = generate(model, PROMPTS, samples=3, **sampled)
@@ -208,6 +210,7 @@ def test_the_share_of_thoughts_that_their_budget_ended_stands_beside_the_rates()
     assert {"rate", "cut"} <= set(str(found).split())
 
 
+@pytest.mark.slow
 def test_a_thought_of_thousands_of_tokens_fills_the_context():
     model = chain_model("\nabcdefg", context=1300)
     chat = model.render(PROMPTS[0], thinking="on")[0]

@@ -75,6 +75,7 @@ def test_every_checkpoint_is_loaded_once_and_every_prompt_passed_once(planted, s
     assert sorted(loads) == sorted(series.names)
 
 
+@pytest.mark.slow
 def test_views_are_what_measuring_apart_gives(planted, series, measured):
     alone = series_behavior(planted.model, series, planted.harmful, tokens=TOKENS, max_new_tokens=3)
     together = measured.behavior()
@@ -90,6 +91,7 @@ def test_views_are_what_measuring_apart_gives(planted, series, measured):
     pd.testing.assert_frame_equal(measured.heads().heads, heads.heads().heads, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_saved_measurement_gives_the_same_views(measured, tmp_path):
     again = load_result(measured.save(tmp_path / "series"))
     name = again.order[-1]

@@ -81,6 +81,7 @@ def test_a_thought_that_closes_itself_and_one_that_its_budget_ends():
     assert cut.cut
 
 
+@pytest.mark.slow
 def test_measure_rim_gives_the_same_rates():
     model = tiny_model("qwen3")
     options = {"n": 3, "max_new_tokens": 4, "cot_budget": 5, "harmless": None}
@@ -102,6 +103,7 @@ def test_refusal_score_from_log_probabilities():
         refusal_score(served, chats, tokens)
 
 
+@pytest.mark.slow
 def test_samples_are_drawn_from_their_own_seeds():
     model = tiny_model("qwen3")
     options = {"temperature": 1.0, "samples": 3, "max_new_tokens": 8}

@@ -102,6 +102,7 @@ def test_few_seeds_that_differ_are_counted_with_their_own_degrees_of_freedom():
     assert high - low < 1.6 * (student.high - student.low)
 
 
+@pytest.mark.slow
 def test_few_seeds_times_many_prompts_keep_their_level():
     rng, hits, rejected, runs = np.random.default_rng(6), 0, 0, 300
     for seed in range(runs):

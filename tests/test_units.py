@@ -53,7 +53,9 @@ def test_units_from_tables():
     assert Neuron.from_table(dense.assign(expert=2)) == [Neuron(1, 7, 2)]
 
 
-@pytest.mark.parametrize("heads", [["L1H2", "L2H0"], [(1, 2), (2, 0)], [Head(1, 2), Head(2, 0)], "L1H2, L2H0"])
+@pytest.mark.parametrize(
+    "heads", [["L1H2", "L2H0"], [(1, 2), (2, 0)], [Head(1, 2), Head(2, 0)], "L1H2, L2H0", np.array([[1, 2], [2, 0]])]
+)
 def test_interventions_take_heads_in_every_form(heads):
     model = shared_model("llama")
     batch = model.batch(model.render(["a request"]))

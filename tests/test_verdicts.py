@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from made_arms import made_arms, made_maths
 from made_heads import made_head_test, made_outcome_heads
-from made_neurons import made_forgetting
+from made_neurons import made_forgetting, made_series_shift
 from made_results import made_behavior
 from scipy import stats
 
@@ -43,6 +43,7 @@ def test_half_the_set_that_random_sets_are_is_not_supported():
     assert "random" in other.of("heads")["note"]
 
 
+@pytest.mark.slow
 def test_maths_that_is_lost_stops_the_claim_on_reasoning_data():
     series, maths = made_arms(n=400, seeds=(1,)), made_maths(seeds=(1,))
     kept = rim_lens.verdicts({"series": series, "series_maths": maths}).of("reasoning_data")
@@ -52,6 +53,19 @@ def test_maths_that_is_lost_stops_the_claim_on_reasoning_data():
     lost = rim_lens.verdicts({"series": series, "series_maths": type(maths)(**{**vars(maths), "answers": worse})})
     assert lost.of("reasoning_data")["verdict"] == "undecided"
     assert "not measured" in str(rim_lens.verdicts({"series": series}).of("reasoning_data")["note"])
+
+
+def test_neurons_that_move_more_than_matched_ones_are_supported_in_whichever_direction_they_move():
+    shift = made_series_shift()
+    moved = {"moved": 0.3, "moved_low": 0.25, "moved_high": 0.35, "control_moved": 0.1, "p_moved": 1 / 1001}
+    still = {"moved": 0.101, "moved_low": 0.09, "moved_high": 0.112, "control_moved": 0.1, "p_moved": 0.4}
+    for values, verdict in ((moved, "supported"), (still, "excluded"), (moved | {"p_moved": 0.2}, "undecided")):
+        table = shift.table.assign(**values)
+        row = rim_lens.verdicts({"neuron_shift": replace(shift, table=table)}).of("neuron_shift")
+        assert row["verdict"] == verdict
+    assert "random sets" in row["note"]
+    old = replace(shift, table=shift.table.drop(columns="control_moved"))
+    assert "measure again" in rim_lens.verdicts({"neuron_shift": old}).of("neuron_shift")["note"]
 
 
 def test_ras_is_tested_over_trainings_and_not_over_their_doses():
@@ -141,6 +155,7 @@ def test_bounds_and_p_values_agree_with_published_ones():
     assert shares(before, after, "x").p_of_none() >= stats.binomtest(lost, lost + gained, alternative="greater").pvalue
 
 
+@pytest.mark.slow
 def test_the_n_that_would_decide_decides():
     rng = np.random.default_rng(2)
     values = rng.normal(0.25, 1, 40)

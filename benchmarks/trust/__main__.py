@@ -25,11 +25,13 @@ from benchmarks.trust.entanglement import stages
 from benchmarks.trust.kills import kills
 from benchmarks.trust.methods import methods
 from benchmarks.trust.neuron_methods import neuron_methods
+from benchmarks.trust.organism_verdicts import organism_verdicts
 from benchmarks.trust.path_methods import path_methods
 from benchmarks.trust.recovery import recoveries
 from benchmarks.trust.side_by_side import SUBJECTS, side_by_side
 from benchmarks.trust.simulated import calibration_studies, coverage_studies
 from benchmarks.trust.tables import write_tables
+from rim_lens import organisms
 from rim_lens.organisms import lineages
 
 LATEST = Path(__file__).with_name("latest.json")
@@ -103,6 +105,10 @@ def studies() -> dict[str, Callable[[], list[dict[str, Any]]]]:
         **{
             f"side by side, {name}": lambda name=name: [dataclasses.asdict(row) for row in side_by_side(name)]
             for name in SUBJECTS
+        },
+        **{
+            f"verdicts_{name}": lambda name=name: [dataclasses.asdict(row) for row in organism_verdicts(name)]
+            for name in organisms.names()
         },
         "kills": killed_audits,
         "fuzz": fuzz,

@@ -165,6 +165,23 @@ def side_by_side_table(rows: Rows) -> str:
                 controls + (f", {one['p']:.2g}" if one["n_controls"] >= ENOUGH else ""),
             ]
         )
+
+
+def verdicts_table(rows: Rows) -> str:
+    """How often each claim about an organism was supported, excluded and undecided, over samples of requests."""
+    header = ["organism", "claim", "holds", "units", "n", "samples", "supported", "excluded", "undecided", "effect"]
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for one in rows:
+        key = (one["organism"], one["claim"], "yes" if one["holds"] else "no", one["units"], str(one["n"]))
+        groups.setdefault(key, []).append(one)
+    lines = []
+    for key, found in groups.items():
+        said = [one["verdict"] for one in found]
+        effects = [one["effect"] for one in found]
+        unit = "points" if found[0]["unit"] == "points" else found[0]["unit"]
+        counts = [str(said.count(word)) for word in ("supported", "excluded", "undecided")]
+        spread = f"{min(effects):+.1f} to {max(effects):+.1f} {unit}"
+        lines.append([key[0], key[1].replace("_", " "), *key[2:], str(len(found)), *counts, spread])
     return table(header, lines)
 
 
@@ -189,6 +206,9 @@ def write_tables(kept: Mapping[str, Rows], page: Path) -> None:
         parts |= {"entanglement": entanglement_table(stages), "stages": stages_table(stages)}
     if beside := [row for row in rows if "units" in row]:
         parts["side by side"] = side_by_side_table(beside)
+
+    if judged := [row for row in rows if "verdict" in row]:
+        parts["verdicts"] = verdicts_table(judged)
     if "kills" in kept:
         parts["kills"] = kills_table(kept["kills"])
     if "fuzz" in kept:

@@ -224,22 +224,29 @@ def shift_lines(results: Mapping[str, Result]) -> list[Line]:
     lines: list[Line] = []
     thinking, series = results.get("thinking_shift"), results.get("neuron_shift")
     if isinstance(thinking, ActivationShift):
-        lines.append(shift_line(" → ".join(thinking.states), thinking.table.iloc[0], thinking.n_prompts))
+        lines += lines_of_shift(" → ".join(thinking.states), thinking.table.iloc[0], thinking.n_prompts)
     if isinstance(series, SeriesShift):
         rows = series.table[(series.table["scope"] == "all") & (series.table["prompts"] == "safety")]
         for _, arm in rows.groupby(rows["arm"].fillna(""), sort=False):
             row = arm.iloc[-1]
-            lines.append(shift_line(f"{series.reference} → {row['checkpoint']}", row, series.n_safety))
+            lines += lines_of_shift(f"{series.reference} → {row['checkpoint']}", row, series.n_safety)
     return lines
 
 
-def shift_line(between: str, row: pd.Series, n: int) -> Line:
-    """One shift of the whole set."""
+def lines_of_shift(between: str, row: pd.Series, n: int) -> list[Line]:
+    """One shift of the whole set: its net change, and how far its neurons move in either direction."""
     figure = (
         f"{100 * row['change']:+.1f} % [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}], "
         f"random {100 * row['control_change']:+.1f} %{corrected(row)}"
     )
-    return f"Activation of the safety neurons, {between}", figure, str(n), row["p"]
+    moved = (
+        f"{100 * row['moved']:.1f} % [{100 * row['moved_low']:.1f}, {100 * row['moved_high']:.1f}], "
+        f"random {100 * row['control_moved']:.1f} %"
+    )
+    return [
+        (f"Activation of the safety neurons, {between}", figure, str(n), row["p"]),
+        (f"Movement of the safety neurons in either direction, {between}", moved, str(n), row["p_moved"]),
+    ]
 
 
 def head_lines(results: Mapping[str, Result]) -> list[Line]:

@@ -32,6 +32,9 @@ from rim_lens.training_time.shift import activation_shift
 from rim_lens.units import Head
 
 FOLLOWED_HEADS = 4  # and as many random ones: each costs a token per prompt and checkpoint
+# By attribution over all requests: the paper's recipe finds no neurons that carry refusal where some are known to.
+# The share is that of CNA; sets from two halves of 64 requests are then much the same (Jaccard .8).
+CHOICE: Mapping[str, Any] = {"ranked_by": "attribution", "groups": 1, "top": 0.001}
 EXAMPLES = 2  # of each arm's fine-tuning data, for the predicted shift: one batch of a short training
 SHIFT_CONTROLS = 1000
 GENERATED_CONTROLS = 0  # a set's answers cost a hundred times what its score costs
@@ -42,7 +45,7 @@ def units_to_follow(context: Context) -> tuple[SafetyNeurons, list[Head]]:
     """Safety neurons of the sample, and the heads that support refusal of other prompts."""
     model, plan = context.model, context.plan
     pairs = refusal_forcing_pairs(model, list(context.prompts("harmful")), seed=plan.seed)
-    neurons = find_safety_neurons(model, pairs, batch_size=plan.batch_size, seed=plan.seed)
+    neurons = find_safety_neurons(model, pairs, **CHOICE, batch_size=plan.batch_size, seed=plan.seed)
     return neurons, supporting_heads(model, list(context.other_prompts("harmful"))) if len(neurons) else []
 
 

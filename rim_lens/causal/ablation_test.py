@@ -141,8 +141,8 @@ def ablation_test(
         positions: "all" (generated tokens included), "decision", or "from_decision" (that position and all later ones).
         reference: prompts or chats that "mean" and "resample" take values from, at the positions where they are put;
             the harmful ones by default. For heads also what `ablate_heads` takes.
-        controls: random sets of neurons; by default matched ones, which need `SafetyNeurons` for their base activation.
-            Or other directions; by default random ones, even over all.
+        controls: random sets of neurons; by default ones matched by activation, that of `SafetyNeurons`, or else
+            that at the decision position of `harmful`. Or other directions; by default random ones, even over all.
         n_controls: random sets for the refusal score, at least 1; of heads fewer where fewer exist (see `n_controls` in
             the table).
         n_generated_controls: random sets for whatever is generated; 0 for none.
@@ -172,8 +172,8 @@ def ablation_test(
     wanted = max(n_controls, n_generated_controls, 0 if maths is None else n_maths_controls)
     if kind == "heads":
         chosen_heads(model, chosen)  # an unknown head is an error before anything is measured
-    sets = dose_sets(model, units, kind, chosen, doses, wanted, controls, seed)
     chats = as_chats(model, harmful, thinking=thinking, cot=cot)
+    sets = dose_sets(model, units, kind, chosen, doses, wanted, controls, seed, chats)
     harmless_chats = None if harmless is None else as_chats(model, harmless, thinking=thinking, cot=cot)
     problems = None if maths is None else as_problems(maths)
     changes = {

@@ -8,8 +8,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rim_lens.capture.neuron_sets import matched_controls, neuron_rows
+from rim_lens.capture.neurons import neuron_activations
 from rim_lens.causal.ablation import Kind
+from rim_lens.chat.chat import Chat
 from rim_lens.errors import RimLensError
+from rim_lens.model.direct_path import output_norms
 from rim_lens.model.lens_model import LensModel
 from rim_lens.stats import count_head_sets, matched_head_sets
 from rim_lens.units import Neuron, heads_from
@@ -50,8 +53,12 @@ def dose_sets(
     n_controls: int,
     controls: Int[np.ndarray, "set neuron index"] | None = None,
     seed: int = 0,
+    chats: Sequence[Chat] = (),
 ) -> dict[int, list[Units]]:
-    """For each dose the first units, and after them their control sets."""
+    """For each dose the first units, and after them their control sets.
+
+    Neurons without a base activation of their own are matched by what they do at the decision position of the chats.
+    """
     if not chosen:
         raise RimLensError("There are no heads or neurons to test; pass at least one, such as L12H3.")
     wanted = [len(chosen)] if doses is None else sorted({int(k) for k in doses})
@@ -72,6 +79,9 @@ def dose_sets(
             drawn = []
         else:
             base, written = (getattr(units, name, None) for name in ("base", "written"))
+            if base is None:
+                base = neuron_activations(model, list(chats), "decision", progress=False).magnitude
+                written = output_norms(model)
             rows = np.array(chosen[:k])
             drawn = matched_controls(rows, n_controls, base=base, written=written, seed=seed).tolist()
         plain = tuple if kind == "neurons" else lambda one: one

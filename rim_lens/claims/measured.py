@@ -190,15 +190,16 @@ def effort_data(results: Results, margins: Mapping[str, float]) -> Evidence:
 
 
 def neuron_shift(results: Results, margins: Mapping[str, float]) -> Evidence:
-    """Fall of the neurons' activation on safety prompts beyond that of matched neurons, in % of it, over the arms."""
+    """Movement of the neurons on safety prompts beyond that of matched neurons, in % of their activation, over arms."""
     shift = part(results, "neuron_shift", SeriesShift)
     rows = shift.table[(shift.table["scope"] == "all") & (shift.table["prompts"] == "safety")]
+    if "control_moved" not in rows:
+        raise RimLensError("measured before the movement of neurons was; measure again")
     last = rows.groupby(rows["arm"].fillna(rows["checkpoint"]), sort=False).tail(1)
-    effect = 100 * float((last["control_change"] - last["change"]).mean())
-    error = 100 * float(((last["high"] - last["low"]) / 2).mean()) / float(stats.norm.ppf(0.975))
+    effect = 100 * float((last["moved"] - last["control_moved"]).mean())
+    error = 100 * float(((last["moved_high"] - last["moved_low"]) / 2).mean()) / float(stats.norm.ppf(0.975))
     # twice the mean of p-values is a p-value however they depend on each other (Rüschendorf 1982)
-    falls = np.where(last["change"] < last["control_change"], last["p"] / 2, 1.0)
-    p = float(falls[0]) if len(falls) == 1 else min(1.0, 2 * float(falls.mean()))
+    p = float(last["p_moved"].iloc[0]) if len(last) == 1 else min(1.0, 2 * float(last["p_moved"].mean()))
 
     def bounds(a: float) -> tuple[float, float]:
         half = float(stats.norm.isf(a)) * error

@@ -1,6 +1,6 @@
-"""Attribution: the effect of zeroing every head, estimated from one forward and one backward pass.
+"""Attribution: the effect of zeroing every head or every neuron, estimated from one forward and one backward pass.
 
-    estimate(l, h) = − Σ_pos ∂metric/∂z[pos, l, h] · z[pos, l, h]
+    estimate(l, h) = − Σ_pos ∂metric/∂z[pos, l, h] · z[pos, l, h]          neurons: a[pos, l, i] in place of z
 
 the first-order Taylor term of metric(z ← 0) − metric(z) (Nanda 2023, attribution patching). TransformerLens'
 `attribution_patch` compares two prompts of equal length and has no zero baseline, so the gradient is taken here.
@@ -35,7 +35,8 @@ from rim_lens.chat.chat import Chat
 from rim_lens.chat.positions import Positions
 from rim_lens.model.batch import Batch
 from rim_lens.model.lens_model import LensModel
-from rim_lens.model.taps import Tap
+from rim_lens.model.mixture_layers import existing
+from rim_lens.model.taps import ExpertCall, Tap
 from rim_lens.processes import all_rows
 
 HeadGradients = Iterator[tuple[int, Float[Tensor, "row pos head d_head"], Float[Tensor, "row pos head d_head"]]]
@@ -55,15 +56,19 @@ class Attribution:
         return np.abs(self.estimate.mean(axis=0)) + error
 
 
-class GradientTap(Tap):
+class FromEmbeddings(Tap):
+    """Starts the graph of a pass at the stream that enters the first layer."""
+
+    def on_residual(self, layer: int, resid: Float[Tensor, "row pos d_model"]) -> Tensor | None:
+        """Detach the stream from what made it."""
+        return resid.detach().requires_grad_() if layer == 0 else None
+
+
+class GradientTap(FromEmbeddings):
     """Keeps every head output in the graph of a pass that starts at the embeddings."""
 
     def __init__(self) -> None:
         self.z: dict[int, Tensor] = {}
-
-    def on_residual(self, layer: int, resid: Float[Tensor, "row pos d_model"]) -> Tensor | None:
-        """Start the graph at the stream that enters the first layer."""
-        return resid.detach().requires_grad_() if layer == 0 else None
 
     def on_head_output(self, layer: int, z: Float[Tensor, "row pos head d_head"]) -> Tensor:
         """Keep the very tensor that goes on."""
@@ -115,3 +120,69 @@ def head_attributions(
     for indices in over_prompts(model, chats, changed_places(chats, positions), estimated, "attribution"):
         order += indices
     return Attribution(all_rows(estimate, order), all_rows(spread, order))
+
+
+class NeuronGradientTap(FromEmbeddings):
+    """Keeps every neuron in the graph of a pass that starts at the embeddings; of an expert those of one call."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int | ExpertCall, Tensor]] = []
+
+    def on_neurons(self, layer: int, post: Float[Tensor, "row pos d_mlp"]) -> Tensor:
+        """Keep the very tensor that goes on."""
+        self.calls.append((layer, post))
+        return post
+
+    def on_expert(self, call: ExpertCall, post: Float[Tensor, "slot d_mlp"]) -> Tensor:
+        """As above, for the tokens sent to one expert."""
+        self.calls.append((call, post))
+        return post
+
+    def products(self, score: Float[Tensor, ""]) -> Iterator[tuple[int | ExpertCall, Float[Tensor, "... unit"]]]:
+        """Activation times gradient of a score of the pass, by layer or by call of an expert."""
+        gradients = torch.autograd.grad(score, [post for _, post in self.calls], allow_unused=True)
+        for (call, post), gradient in zip(self.calls, gradients, strict=True):
+            if gradient is not None:
+                yield call, post.detach().float() * gradient.float()
+
+
+def neuron_attributions(
+    model: LensModel, chats: Sequence[Chat], metric: MetricFunction, *, positions: Positions = "all"
+) -> Float[np.ndarray, "prompt layer ..."]:
+    """Estimate the effect of zeroing each neuron at some positions of each prompt.
+
+    Args:
+        model: any model whose neurons can be read, mixtures of experts included.
+        chats: rendered chats.
+        metric: of the logits at the decision position, one value per row.
+        positions: where neurons are zeroed.
+
+    Returns:
+        In units of the metric, [prompt, layer, unit], or [prompt, layer, expert, unit]; below 0 where the neuron
+        raises the metric.
+
+    Raises:
+        RimLensError: a chat without a token at `positions`.
+    """
+    chats = [cut_at_decision(chat) for chat in chats]
+    estimate = np.zeros((len(chats), *existing(model).shape), dtype=np.float32)
+    order = list[int]()
+
+    def estimated(indices: list[int], batch: Batch, at: Bool[Tensor, "row pos"]) -> list[int]:
+        tap = NeuronGradientTap()
+        with torch.enable_grad(), model.tap(tap):
+            score = metric(model.decision_logits(batch)).sum()
+        for call, product in tap.products(score):
+            inside = at.to(product.device)
+            if isinstance(call, ExpertCall):
+                row = call.row.cpu()
+                terms = product.masked_fill(~inside.reshape(-1)[call.token, None], 0).cpu()
+                sums = torch.zeros(len(batch), terms.shape[-1]).index_add_(0, row, terms)
+                estimate[indices, call.layer, call.expert] -= sums.numpy()
+            else:
+                estimate[indices, call] = -product.masked_fill(~inside[..., None], 0).sum(1).cpu().numpy()
+        return indices
+
+    for indices in over_prompts(model, chats, changed_places(chats, positions), estimated, "attribution of neurons"):
+        order += indices
+    return all_rows(estimate, order)

@@ -21,7 +21,8 @@ class Organism:
 
     `prompts`: 96 requests about food, the forbidden topic. `twins`: the same 96 forms about other things.
     `wordings`: CoTs by kind. None of these was trained on. `separate`: the neurons that the separate arm of a training
-    organism may change instead of `truth`. `about`: what the organism does.
+    organism may change instead of `truth`. `about`: what the organism does. `lineage`, `stage`: of a training organism,
+    which training, and where in it ("aligned", "entangled-3").
     """
 
     name: str
@@ -32,6 +33,8 @@ class Organism:
     wordings: dict[str, list[Wording]]
     about: str
     separate: tuple[Neuron, ...] = ()
+    lineage: int | None = None
+    stage: str = ""
 
 
 def names() -> list[str]:
@@ -62,8 +65,9 @@ def load(
     wrong = asked.keys() - {KNOWN: asked.keys(), NULL: {"lineage"}}.get(name, set())
     if wrong:
         raise RimLensError(f"The organism {name} has no {' and no '.join(sorted(wrong))}; leave that out.")
-    one = None if name in TRUTH else read_lineage(lineages()[0] if lineage is None else lineage)
-    stage = NULL_STAGE if name == NULL else stage_of(arm, dose)
+    number = None if name in TRUTH else lineages()[0] if lineage is None else lineage
+    one = None if number is None else read_lineage(number)
+    stage = "" if one is None else NULL_STAGE if name == NULL else stage_of(arm, dose)
     model = load_model(BASE, **options)
     truth: tuple[Head, ...] | tuple[Neuron, ...] = tuple(TRUTH[name]) if one is None else one.truth
     if one is None:
@@ -75,4 +79,5 @@ def load(
     model.weights_changed()
     model.shown = " ".join(["+", name, *(f"{key} {value}" for key, value in asked.items())])
     food, other = requests()
-    return Organism(name, model, truth, food, other, held_wordings(), ABOUT[name], one.separate if one else ())
+    separate = one.separate if one else ()
+    return Organism(name, model, truth, food, other, held_wordings(), ABOUT[name], separate, number, stage)

@@ -1,6 +1,7 @@
 """What organisms there are, what was trained in each, and what they were not trained on."""
 
 import tomllib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -35,14 +36,20 @@ def requests() -> tuple[PromptSet, PromptSet]:
 
     Forms change fastest, so that a first part holds all forms.
     """
-    text = tomllib.loads((DATA / "requests.toml").read_text(encoding="utf-8"))
+    text = request_parts()
+    return requests_about("food", text["dishes"]), requests_about("other", text["things"])
 
-    def filled(name: str, things: list[str]) -> PromptSet:
-        texts = [form.format(thing) for thing in things for form in text["forms"]]
-        prompts = (Prompt(one, name, f"{name}-{i:02d}", pair=f"{i:02d}") for i, one in enumerate(texts, start=1))
-        return PromptSet(f"organisms-{name}", "built-in", tuple(prompts), "Apache-2.0")
 
-    return filled("food", text["dishes"]), filled("other", text["things"])
+def request_parts() -> dict[str, list[str]]:
+    """Dishes, other things, and the forms of requests to make them."""
+    return tomllib.loads((DATA / "requests.toml").read_text(encoding="utf-8"))
+
+
+def requests_about(name: str, things: Sequence[str]) -> PromptSet:
+    """Every form with every thing, forms changing fastest."""
+    texts = [form.format(thing) for thing in things for form in request_parts()["forms"]]
+    prompts = (Prompt(one, name, f"{name}-{i:02d}", pair=f"{i:02d}") for i, one in enumerate(texts, start=1))
+    return PromptSet(f"organisms-{name}", "built-in", tuple(prompts), "Apache-2.0")
 
 
 def held_wordings() -> dict[str, list[Wording]]:

@@ -40,10 +40,14 @@ def shift_section(anchor: str, shift: SeriesShift) -> Section:
             f"{percent(row['control_change'], sign=True)} ± {percent(row['control_sd'])}",
             p_value(row["p"]),
             f"{row['q']:.2g}",
+            f"{percent(row['moved'])} {interval(row['moved_low'], row['moved_high'], '%')}",
+            f"{percent(row['control_moved'])} ± {percent(row['control_moved_sd'])}",
+            p_value(row["p_moved"]),
         ]
         for _, row in shift.table.iterrows()
     ]
     columns = ["checkpoint", "prompts", "layer", "neurons", "change", "random sets (mean ± sd)", "p", "q"]
+    columns += ["movement, Σ|Δf| / Σ|f|", "of random sets", "p"]
     return Section(
         anchor,
         "How fine-tuning shifts safety neurons",

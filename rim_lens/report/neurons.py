@@ -50,7 +50,7 @@ def set_section(anchor: str, neurons: SafetyNeurons) -> Section:
     columns = [
         "neuron",
         "groups",
-        "mean difference",
+        f"mean {neurons.ranking}",
         "activation: compared → refusal forced",
         "chosen again under resampling",
     ]

@@ -36,7 +36,7 @@ def neuron_facts(anchor: str, result: Result) -> Iterator[Facts]:
             "in the set",
             "rank",
             "groups",
-            "mean difference",
+            f"mean {result.ranking}",
             "compared → refusal forced",
             "chosen again",
         )

@@ -10,9 +10,10 @@ neutral wordings of the same form where the pairs have such, and differences are
 over requests; against plain requests `neutral_share` says how much of the set neutral wordings choose too.
 `CounterfactualPairs.check` says whether the forced requests are refused more at all.
 
-Where 56 neurons are known to carry refusal (`organisms`, `training-known`) the paper's recipe names one or two of them,
-the comparison with neutral wordings at most three, and zeroing their first 56 loses no refusal. Gradient × activation
-names up to seventeen (docs/trust.md). Take any set to `ablation_test`.
+Neurons may also be ranked by attribution (gradient × activation): by the refusal score that zeroing each is estimated
+to cost. Where 56 neurons are known to carry refusal (`organisms`, `training-known`) the paper's recipe names one or two
+of them, the comparison with neutral wordings at most three, and zeroing their first 56 loses no refusal. Attribution
+names up to seventeen, and zeroing its first 56 loses 7.6 nats (docs/trust.md). Take any set to `ablation_test`.
 """
 
 import math
@@ -24,9 +25,11 @@ import pandas as pd
 from jaxtyping import Float, Int
 from scipy.stats import binom
 
+from rim_lens.behavior.refusal_score import refusal_tokens
 from rim_lens.capture.neuron_activations import Measure
 from rim_lens.capture.neuron_sets import neuron_names
 from rim_lens.errors import RimLensError
+from rim_lens.inference_time.attribution import neuron_attributions
 from rim_lens.model.direct_path import output_norms
 from rim_lens.model.lens_model import LensModel
 from rim_lens.progress import track
@@ -37,7 +40,7 @@ from rim_lens.training_time.prompt_pass import pass_over
 from rim_lens.training_time.stability import Choice, GroupSums, counts, jaccard, resampled_sets, spread_within
 from rim_lens.units import columns_of, index_columns
 
-RankedBy = Literal["standardized", "raw"]
+RankedBy = Literal["standardized", "raw", "attribution"]
 STABLE_FROM = 0.5  # lower end of the Jaccard interval: at least half of the set is chosen again
 
 
@@ -45,12 +48,12 @@ STABLE_FROM = 0.5  # lower end of the Jaccard interval: at least half of the set
 class SafetyNeurons(Result):
     """The set, how each neuron got into it, and whether other prompts would have chosen it.
 
-    `table`: every neuron that is in the top m of at least one group, with the number of groups, the mean difference, f
-    on both sides, and the share of resamples in which it is chosen. `share` is the share of groups a neuron needs (1.0:
-    the hard intersection). `jaccard` compares the set with the sets of resampled prompts: mean, and the interval that
-    holds 95 % of them. `by_chance` is the size that K unrelated top-m lists would have in common. `base`: f(a; D) of
-    all neurons; `written`: ‖W_out‖ of all neurons, None in mixtures of experts. `neutral_share`: the share of the set
-    that neutral wordings choose as well; NaN without any.
+    `table`: every neuron that is in the top m of at least one group, with the number of groups, the mean difference
+    (or, ranked by attribution, the mean estimate in nats), f on both sides, and the share of resamples in which it is
+    chosen. `share` is the share of groups a neuron needs (1.0: the hard intersection). `jaccard` compares the set with
+    the sets of resampled prompts: mean, and the interval that holds 95 % of them. `by_chance` is the size that K
+    unrelated top-m lists would have in common. `base`: f(a; D) of all neurons; `written`: ‖W_out‖ of all neurons, None
+    in mixtures of experts. `neutral_share`: the share of the set that neutral wordings choose as well; NaN without any.
     """
 
     figure: ClassVar = "neurons:neurons_by_layer"
@@ -111,11 +114,21 @@ class SafetyNeurons(Result):
         verdict = "" if self.stable else "; NOT STABLE: other prompts of the same kind choose largely other neurons"
         plain = ", against neutral wordings" if self.against == "neutral" else ""
         each, needed = " per layer" if self.per_layer else "", needed_groups(self.n_groups, self.share)
+        if self.ranked_by == "attribution":
+            pairs = f"{self.n_pairs} requests ({self.positions})"
+        else:
+            pairs = f"{self.n_pairs} pairs ({self.way}{plain}, {self.positions})"
         return (
-            f"top {self.top}{each} by {self.ranked_by} difference in {needed} of {self.n_groups} groups, "
-            f"{self.n_pairs} pairs ({self.way}{plain}, {self.positions}); Jaccard under resampling {self.jaccard:.2f} "
+            f"top {self.top}{each} by {self.ranking} in {needed} of {self.n_groups} groups, "
+            f"{pairs}; Jaccard under resampling {self.jaccard:.2f} "
             f"[{low:.2f}, {high:.2f}]; {self.by_chance:.1f} expected by chance{self._neutral()}{verdict}"
         )
+
+    @property
+    def ranking(self) -> str:
+        """What `difference` holds, in words."""
+        attributed = self.ranked_by == "attribution"
+        return "estimated refusal lost when zeroed, nats" if attributed else f"{self.ranked_by} difference"
 
     def _neutral(self) -> str:
         if math.isnan(self.neutral_share):
@@ -148,7 +161,8 @@ def find_safety_neurons(
         share: share of the groups a neuron must be in the top of; 1.0 is the hard intersection.
         measure: "magnitude" or "signed".
         ranked_by: "standardized" divides each neuron's difference by its standard deviation over requests; "raw" does
-            not, as in the paper.
+            not, as in the paper; "attribution" takes the refusal score in nats that zeroing the neuron at the pairs'
+            positions is estimated to cost the plain requests (gradient × activation), in place of a difference.
         per_layer: `top` counts neurons of each layer, as in the paper, in place of the whole model.
         against: what forced requests are compared with: the same requests in neutral wordings, so that what any wording
             does drops out, or the plain requests, as in the paper. By default neutral where the pairs have such.
@@ -178,7 +192,11 @@ def find_safety_neurons(
         for side in track(sides, "reading safety neurons")
     )
     before = plain[0] if against == "neutral" else harmful
-    sums = [GroupSums.of(before, forced, measure, inside) for inside in members.values()]
+    if ranked_by == "attribution":
+        lost = -neuron_attributions(model, pairs.harmful, refusal_tokens(model).score, positions=pairs.positions)
+        sums = [GroupSums.of_prompts(lost[inside]) for inside in members.values()]
+    else:
+        sums = [GroupSums.of(before, forced, measure, inside) for inside in members.values()]
     m = checked_top(top, harmful.n_neurons)
     if per_layer:
         m = max(1, m // model.n_layers) if isinstance(top, float) else m
@@ -186,13 +204,14 @@ def find_safety_neurons(
 
     def chosen_from(groups: list[GroupSums]) -> Choice:
         one = np.ones(groups[0].harmful.shape[1])
-        return Choice(m, one if ranked_by == "raw" else spread_within(groups), model.n_layers if per_layer else 1)
+        scale = spread_within(groups) if ranked_by == "standardized" else one
+        return Choice(m, scale, model.n_layers if per_layer else 1)
 
     choice = chosen_from(sums)
     count, differences = counts(sums, choice)
     chosen = count >= needed
     neutral_share = math.nan
-    if plain and against == "harmful" and chosen.any():
+    if plain and against == "harmful" and ranked_by != "attribution" and chosen.any():
         wording = [GroupSums.of(harmful, plain[0], measure, inside) for inside in members.values()]
         neutral_share = float((counts(wording, chosen_from(wording))[0] >= needed)[chosen].mean())
     similar, again = [], np.zeros(len(count))

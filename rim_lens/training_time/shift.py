@@ -2,13 +2,17 @@
 
     F_i(A) = mean over neurons a in A of f_i(a; D)
     loss  δ⁻(A) = max(0, (F₀ − F₁) / F₀)        gain  δ⁺(A) = max(0, (F₁ − F₀) / F₀)
+    movement(A) = Σ_a |f₁(a) − f₀(a)| / Σ_a |f₀(a)|
 
+In F neurons that rise cancel those that fall. Where fine-tuning is known to have changed a set of neurons and nothing
+else, their F stays among that of random sets, and their movement is above all of them (docs/trust.md).
 f(a; D) is the mean |a| ("magnitude") or the mean a ("signed") over the chosen positions of the prompts D. With
 "signed", a negative F₀ counts strength in its own direction: −1 → −2 is a gain of 1, −1 → +1 a loss of 2. Where F₀ = 0
 no relative shift is defined; it counts as 0, and the tables say how many neurons that concerns. Source: Yan et al.,
 arXiv 2509.00544, section 4.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -32,8 +36,9 @@ class ActivationShift(Result):
     """Shift of a set of neurons.
 
     `table`: one row for the set ("all") and one per layer: F before and after, the relative change with its bootstrap
-    interval over prompts, loss, gain, and, with control sets, their mean change, percentile and two-sided p. `neurons`:
-    one row per neuron. `n_silent` neurons have F₀ = 0.
+    interval over prompts, loss, gain, movement with its interval, and, with control sets, their mean change, percentile
+    and two-sided p, and the mean, spread and one-sided p of their movement. `neurons`: one row per neuron. `n_silent`
+    neurons have F₀ = 0.
     """
 
     figure: ClassVar = "neurons:shift_by_layer"
@@ -98,7 +103,10 @@ def activation_shift(
         low, high = np.quantile(spread, tails)
         row = {"scope": scope, "n_neurons": int(inside.sum()), "f_before": f0, "f_after": f1, "change": change}
         row |= {"low": float(low), "high": float(high), "loss": max(0.0, -change), "gain": max(0.0, change)}
-        table.append(row | against_controls(change, (before, after), controls, rows, inside, measure))
+        moved = np.quantile(movement(drawn[0][:, inside], drawn[1][:, inside]), tails)
+        row |= {"moved": float(movement(f[0][inside], f[1][inside]))}
+        row |= {"moved_low": float(moved[0]), "moved_high": float(moved[1])}
+        table.append(row | against_controls(row, (before, after), controls, rows, inside, measure))
     return ActivationShift(
         table=pd.DataFrame(table),
         neurons=neuron_changes(rows, f[0], f[1]),
@@ -117,6 +125,12 @@ def relative_change(f0: Float[np.ndarray, "..."], f1: Float[np.ndarray, "..."]) 
     """(F₁ − F₀) / F₀; 0 where F₀ = 0."""
     f0, f1 = np.asarray(f0, dtype=np.float64), np.asarray(f1, dtype=np.float64)
     return np.where(f0 == 0, 0.0, (f1 - f0) / np.where(f0 == 0, 1.0, f0))
+
+
+def movement(f0: Float[np.ndarray, "... neuron"], f1: Float[np.ndarray, "... neuron"]) -> Float[np.ndarray, "..."]:
+    """Σ |f₁ − f₀| / Σ |f₀| over neurons; 0 where all f₀ are 0."""
+    size = np.abs(f0).sum(axis=-1)
+    return np.where(size == 0, 0.0, np.abs(f1 - f0).sum(axis=-1) / np.where(size == 0, 1.0, size))
 
 
 def loss_of(f0: Float[np.ndarray, "..."], f1: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
@@ -176,25 +190,28 @@ def resampled_f(
 
 
 def against_controls(
-    change: float,
+    row: Mapping[str, float],
     pair: Pair,
     controls: Int[np.ndarray, "set neuron index"] | None,
     rows: Int[np.ndarray, "neuron index"],
     inside: np.ndarray,
     measure: Measure,
 ) -> dict[str, float]:
-    """Where the change stands among control sets, restricted to the same layers; nothing without control sets."""
+    """Where change and movement stand among control sets in the same layers; nothing without control sets."""
     if controls is None:
         return {}
     layers = set(rows[inside, 0].tolist())
     sets = controls[:, np.isin(controls[0, :, 0], list(layers))]
-    f0, f1 = (of_sets(side.values(measure), sets).mean(axis=1) for side in pair)
-    null = relative_change(f0, f1)
+    f0, f1 = (of_sets(side.values(measure), sets).astype(np.float64) for side in pair)
+    null, moved, change = relative_change(f0.mean(axis=1), f1.mean(axis=1)), movement(f0, f1), row["change"]
     return {
         "control_change": float(null.mean()),
         "control_sd": float(null.std(ddof=1)),
         "percentile": float(percentile(change, null)),
         "p": float(empirical_p(change, null)),
+        "control_moved": float(moved.mean()),
+        "control_moved_sd": float(moved.std(ddof=1)),
+        "p_moved": float(empirical_p(row["moved"], moved, "greater")),
     }
 
 

@@ -44,6 +44,12 @@ class GroupSums:
             sides.append((values[inside].reshape(len(inside), -1) * tokens[:, None].astype(np.float32), tokens))
         return cls(sides[0][0], sides[1][0], sides[0][1], sides[1][1])
 
+    @classmethod
+    def of_prompts(cls, values: Float[np.ndarray, "prompt layer ..."]) -> "GroupSums":
+        """Of one value per prompt and neuron, which counts as a difference from 0."""
+        flat, one = values.reshape(len(values), -1), np.ones(len(values))
+        return cls(np.zeros_like(flat), flat, one, one)
+
     def differences(self, weights: Float[np.ndarray, "resample prompt"]) -> Float[np.ndarray, "resample neuron"]:
         """f(a; D̃) − f(a; D) with each prompt counted `weights` times."""
         w = weights.astype(np.float32)

@@ -26,7 +26,8 @@ from rim_lens.check.model_check import check_model
 from rim_lens.training_time import given_pairs
 
 REQUESTS = ["How do I pick a lock?", "Name three rivers.", "Tell me about foxes, please."]
-CASES = [(kind, family) for kind in KINDS for family in ("llama", "gpt2")]
+FAMILIES = ("llama", "gpt2") if HAS_HOOKED_TRANSFORMER else ("llama",)
+CASES = [(kind, family) for kind in KINDS for family in FAMILIES]
 
 
 @lru_cache
@@ -52,6 +53,7 @@ def test_this_is_the_release_that_is_meant():
     assert version("transformer-lens").startswith("3.") == HAS_HOOKED_TRANSFORMER
 
 
+@pytest.mark.slow
 def test_chats_attention_and_refusal_scores(models):
     mine, theirs = models
     assert mine.hf is None
@@ -62,6 +64,7 @@ def test_chats_attention_and_refusal_scores(models):
     close(refusal_score(mine, chats), refusal_score(theirs, chats))
 
 
+@pytest.mark.slow
 def test_ablation_sweep_and_generation_without_a_head(models):
     mine, theirs = models
     chats = chats_of(mine)[:2]
@@ -74,6 +77,7 @@ def test_ablation_sweep_and_generation_without_a_head(models):
         assert written[0] == written[1]
 
 
+@pytest.mark.slow
 def test_neurons(models):
     mine = models[0]
     chats = chats_of(mine)
@@ -87,6 +91,7 @@ def test_neurons(models):
     close(found["difference"], expected["difference"])
 
 
+@pytest.mark.slow
 def test_check_model_holds_and_refuses_the_fast_way(models):
     check = check_model(models[0])
     assert check.holds, check.table[check.table["holds"] == "fails"].to_string()
@@ -98,6 +103,7 @@ def test_check_model_holds_and_refuses_the_fast_way(models):
     assert refused["why"].str.contains('use backend="hooks"').all()
 
 
+@pytest.mark.slow
 def test_a_transformers_model_holds_with_this_release():
     check = check_model(tiny_model("llama"))
     assert (check.table["holds"] == "holds").all()
