@@ -165,6 +165,7 @@ def side_by_side_table(rows: Rows) -> str:
                 controls + (f", {one['p']:.2g}" if one["n_controls"] >= ENOUGH else ""),
             ]
         )
+    return table(header, lines)
 
 
 def verdicts_table(rows: Rows) -> str:
@@ -204,9 +205,8 @@ def write_tables(kept: Mapping[str, Rows], page: Path) -> None:
         parts["neuron methods"] = neuron_methods_table(neurons)
     if stages := [row for row in rows if "predictors" in row]:
         parts |= {"entanglement": entanglement_table(stages), "stages": stages_table(stages)}
-    if beside := [row for row in rows if "units" in row]:
+    if beside := [row for row in rows if "subject" in row]:
         parts["side by side"] = side_by_side_table(beside)
-
     if judged := [row for row in rows if "verdict" in row]:
         parts["verdicts"] = verdicts_table(judged)
     if "kills" in kept:
