@@ -220,11 +220,12 @@ def test_labels_that_a_reader_gives_are_rows_of_judge_report(opened, address, tm
 
 def test_the_contents_mark_the_part_that_is_read(opened, address):
     page, _ = opened(address)
+    page.emulate_media(reduced_motion="reduce")  # no smooth scrolling over the whole page
     current = page.locator("nav a[aria-current]")
     assert current.evaluate_all("(all) => all.map((one) => one.hash)") == ["#summary"]
     for link in ("#ablation", "#methods", "#behaviour"):
         page.locator(f'nav a[href="{link}"]').click()
-        expect(page.locator(f'nav a[href="{link}"][aria-current]')).to_have_count(1)
+        expect(page.locator(f'nav a[href="{link}"][aria-current]')).to_have_count(1, timeout=30_000)
         expect(current).to_have_count(1)
 
 
