@@ -28,7 +28,6 @@ from benchmarks.trust.neuron_methods import neuron_methods
 from benchmarks.trust.organism_verdicts import organism_verdicts
 from benchmarks.trust.path_methods import path_methods
 from benchmarks.trust.recovery import recoveries
-from benchmarks.trust.side_by_side import SUBJECTS, side_by_side
 from benchmarks.trust.simulated import calibration_studies, coverage_studies
 from benchmarks.trust.tables import write_tables
 from rim_lens import organisms
@@ -101,10 +100,6 @@ def studies() -> dict[str, Callable[[], list[dict[str, Any]]]]:
             f"{name}_{lineage}": lambda s=study, lineage=lineage: [dataclasses.asdict(row) for row in s(lineage)]
             for name, study in (("neuron_methods", neuron_methods), ("entanglement", stages))
             for lineage in lineages()
-        },
-        **{
-            f"side by side, {name}": lambda name=name: [dataclasses.asdict(row) for row in side_by_side(name)]
-            for name in SUBJECTS
         },
         **{
             f"verdicts_{name}": lambda name=name: [dataclasses.asdict(row) for row in organism_verdicts(name)]

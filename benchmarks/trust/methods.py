@@ -30,7 +30,8 @@ OTHER = ("careful", "neutral", "irrelevant")
 class Found:
     """Trained heads among the first k and 2k of a method's ranking from n requests, and its first k heads' effects.
 
-    `lost` and `closed`: mean, low and high in nats over `n_off` requests and `n_pairs` pairs of them.
+    `lost` and `closed`: mean, low and high in nats over `n_off` requests and `n_pairs` pairs of them; None where the
+    first k heads were not zeroed.
     """
 
     organism: str
@@ -39,8 +40,8 @@ class Found:
     k: int
     hits_k: int
     hits_2k: int
-    lost: tuple[float, float, float]
-    closed: tuple[float, float, float]
+    lost: tuple[float, float, float] | None
+    closed: tuple[float, float, float] | None
     n_off: int
     n_pairs: int
 

@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.trust.entanglement import follows
-from benchmarks.trust.side_by_side import MEASURES
 
 Rows = Sequence[Mapping[str, Any]]
-ENOUGH = 19  # control sets, below which p cannot reach 0.05
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -83,7 +81,8 @@ def methods_table(rows: Rows) -> str:
     lines = []
     for one in rows:
         shares = [f"{one['hits_k']}/{one['k']}", f"{one['hits_2k']}/{one['k']}"]
-        effects = ["{:+.2f} [{:+.2f}, {:+.2f}]".format(*one[name]) for name in ("lost", "closed")]
+        ends = (one[name] for name in ("lost", "closed"))
+        effects = ["{:+.2f} [{:+.2f}, {:+.2f}]".format(*end) if end else "" for end in ends]
         lines.append([one["method"], str(one["n"] or ""), *shares, *effects])
     return table(header, lines)
 
@@ -146,28 +145,6 @@ def stages_table(rows: Rows) -> str:
     )
 
 
-def side_by_side_table(rows: Rows) -> str:
-    """What ablating each kind of unit does to refusal and to the rest, beside control sets of its kind."""
-    header = ["model", "ablated", "measure", "n", "before", "after", "effect", "control sets: mean, number, p"]
-    lines = []
-    for one in rows:
-        scale, digits = (1, 2) if "nats" in MEASURES[one["measure"]] else (100, 0)
-        level = f"{{:.{digits}f}}".format
-        change = f"{{:+.{digits}f}} [{{:+.{digits}f}}, {{:+.{digits}f}}]".format
-        controls = f"{scale * one['control_mean']:+.{digits}f}, {one['n_controls']}"
-        lines.append(
-            [
-                *(one[key] for key in ("subject", "units")),
-                MEASURES[one["measure"]],
-                str(one["n"]),
-                *(level(scale * one[key]) for key in ("before", "after")),
-                change(*(scale * one[key] for key in ("effect", "low", "high"))),
-                controls + (f", {one['p']:.2g}" if one["n_controls"] >= ENOUGH else ""),
-            ]
-        )
-    return table(header, lines)
-
-
 def verdicts_table(rows: Rows) -> str:
     """How often each claim about an organism was supported, excluded and undecided, over samples of requests."""
     header = ["organism", "claim", "holds", "units", "n", "samples", "supported", "excluded", "undecided", "effect"]
@@ -205,8 +182,6 @@ def write_tables(kept: Mapping[str, Rows], page: Path) -> None:
         parts["neuron methods"] = neuron_methods_table(neurons)
     if stages := [row for row in rows if "predictors" in row]:
         parts |= {"entanglement": entanglement_table(stages), "stages": stages_table(stages)}
-    if beside := [row for row in rows if "subject" in row]:
-        parts["side by side"] = side_by_side_table(beside)
     if judged := [row for row in rows if "verdict" in row]:
         parts["verdicts"] = verdicts_table(judged)
     if "kills" in kept:

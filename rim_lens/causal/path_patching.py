@@ -11,6 +11,9 @@ With the senders zeroed at all positions, of the refusal score:
 `through` is the path sender → R → logits, whose first edge is direct and whose second is not. One run with everything
 frozen gives R's values for all receivers at once. Paths need not sum to the total.
 
+The direct path alone does not find what carries refusal: ordered by it, the first 15 heads hold 2 of the 15 that
+`inference-known` was trained in (docs/trust.md).
+
 Source: Wang et al. 2023, "Interpretability in the Wild" (path patching, appendix B); Goldowsky-Dill et al. 2023,
 "Localizing Model Behavior with Path Patching".
 """
