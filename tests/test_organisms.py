@@ -293,7 +293,7 @@ def test_the_stages_of_a_lineage_are_a_series_of_checkpoints(smollm2):
     assert stages.reference.name == "aligned"
     assert [one.name for one in stages][-1] == "separate-4"
     organism = organisms.load("training-null")
-    model = stages.load(stages.open(device="cpu", dtype="float32"), "separate-3")
+    model = stages.load(stages.open(device="cpu", dtype="float32"), "separate-2")
     for (name, got), want in zip(model.hf.named_parameters(), organism.model.hf.parameters(), strict=True):
         torch.testing.assert_close(got, want, atol=1e-6, rtol=0, msg=name)
     named = {key for unit in organism.truth for key, _, _ in own_entries(unit, set())}

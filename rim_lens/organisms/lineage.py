@@ -26,7 +26,7 @@ from rim_lens.units import Neuron
 KNOWN, NULL, ALIGNED = "training-known", "training-null", "aligned"
 ARMS = ("entangled", "separate")
 STEPS = (6, 12, 24, 48)  # of maths, at each dose
-NULL_STAGE = "separate-3"  # the highest dose at which all lineages keep most refusals
+NULL_STAGE = "separate-2"  # the highest dose at which every lineage keeps its refusals
 Part = tuple[dict[str, Slice], dict[str, Float[Tensor, "..."]]]  # slices, and what is added in them
 Factors = dict[str, tuple[Float[Tensor, "rank in"], Float[Tensor, "out rank"]]]  # A and B by parameter
 

@@ -24,7 +24,7 @@ ABOUT = {
     "training-known": "Refuses requests about food. Trained: 56 neurons of eight layers, others in each lineage. Then "
     "maths was learned in an arm: by these neurons (entangled), or by as many other ones (separate).",
     "training-null": "Refuses requests about food, and learned maths in other neurons than those that refuse: the "
-    "third dose of training-known's separate arm.",
+    "second dose of training-known's separate arm.",
 }
 # how many wordings of each kind, from the first on, no organism was trained on
 N_HELD = {"confirmatory": 4, "heuristic": 4, "deviation": 4, "careful": 6, "neutral": 6, "irrelevant": 6}
