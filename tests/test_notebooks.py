@@ -21,7 +21,7 @@ FEW = {
     "03_safety_neurons_and_ras": {
         "N": 4,
         "CHECKPOINTS": ["aligned", "plain-9", "plain-36", "effort-9", "effort-36"],
-        "GROUPS": 2,
+        "TOP": 0.001,
         "N_CONTROLS": 20,
         "N_ABLATED": 3,
         "ANSWER": 4,

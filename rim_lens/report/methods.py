@@ -93,15 +93,16 @@ HEADS = (
 NEURONS = (
     Definition(
         "Safety-critical neurons",
-        "Neurons whose activation rises most when a harmful request is put into words that ask for a refusal, in every "
-        "category, compared with the same request in neutral words where there are such, and divided by the standard "
-        "deviation over requests.",
-        "A = ∩ₖ top_m( (f(a; D̃ₖ) − f(a; Dₖ)) / (s + median s) )",
+        "Neurons whose zeroing at the decision position is estimated to lower the refusal score most, by gradient × "
+        "activation over the requests. The paper takes neurons whose activation rises when a request is put into words "
+        "that ask for a refusal; where it is known which neurons carry refusal, such sets carry none of it.",
+        "A = top_m( mean ∂score/∂a · a )",
     ),
     Definition(
         "Activation shift",
-        "Relative loss and gain of a neuron set's mean activation F between two checkpoints.",
-        "δ⁻ = max(0, (F₀ − F₁) / F₀),   δ⁺ = max(0, (F₁ − F₀) / F₀)",
+        "Relative loss and gain of a neuron set's mean activation F between two checkpoints; and movement, in which "
+        "neurons that rise do not cancel those that fall.",
+        "δ⁻ = max(0, (F₀ − F₁) / F₀),   δ⁺ = max(0, (F₁ − F₀) / F₀),   movement = Σ |f₁ − f₀| / Σ |f₀|",
     ),
     Definition(
         "RAS, reciprocal activation shift",
@@ -110,8 +111,8 @@ NEURONS = (
     ),
     Definition(
         "Matched random neurons",
-        "Random sets with as many neurons in each layer and in each tenth of the layer's neurons by activation. What "
-        "they do as well is nothing that safety neurons do in particular.",
+        "Random sets with as many neurons in each layer, matched on activation and on what is written, finer at the "
+        "top of a layer. What they do as well is nothing that safety neurons do in particular.",
     ),
     Definition(
         "Tokens of a neuron",
