@@ -320,10 +320,12 @@ def test_neurons_that_carry_refusal_are_found_by_attribution_and_not_by_wording(
     tap = ConstantNeuron(2, 11, 1.0)
     with model.tap(tap):
         pairs = refusal_forcing_pairs(model, HARMFUL * 2)
-        attributed = find_safety_neurons(model, pairs, top=1, ranked_by="attribution", n_resamples=20)
+        attributed = find_safety_neurons(model, pairs, top=1, groups=1, ranked_by="attribution", n_resamples=20)
         compared = find_safety_neurons(model, pairs, top=1, n_resamples=20)
     assert attributed.rows.tolist() == [[2, 11]]
-    assert "attribution" in attributed.caption()
+    assert "top 1 by estimated refusal lost when zeroed (nats), 10 requests" in attributed.caption()
+    assert "by chance" not in attributed.caption()
+    assert "by chance" in find_safety_neurons(model, pairs, top=4, groups=2, n_resamples=20).caption()
     assert [2, 11] not in compared.rows.tolist()
 
 

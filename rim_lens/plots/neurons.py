@@ -24,9 +24,8 @@ def neurons_by_layer(neurons: SafetyNeurons) -> go.Figure:
     low, high = neurons.jaccard_interval
     figure = style.blank(
         "Safety-critical neurons by layer",
-        f"n = {len(neurons)} neurons of {neurons.n_all} from {neurons.n_pairs} pairs; "
-        f"{style.number(neurons.by_chance)} expected by chance; Jaccard under resampling {neurons.jaccard:.2f} "
-        f"[{low:.2f}, {high:.2f}]",
+        f"n = {len(neurons)} neurons of {neurons.n_all} from {neurons.sample}{neurons.chance}; "
+        f"Jaccard under resampling {neurons.jaccard:.2f} [{low:.2f}, {high:.2f}]",
         xaxis={"title": {"text": "layer"}, "range": [-0.5, neurons.base.shape[0] - 0.5], "zeroline": False},
         yaxis={"title": {"text": "neurons of the set"}},
         height=320,

@@ -33,9 +33,8 @@ def set_section(anchor: str, neurons: SafetyNeurons) -> Section:
     low, high = neurons.jaccard_interval
     stable = "stable" if neurons.stable else "not stable"
     text = (
-        f"{len(neurons)} of {neurons.n_all} neurons are safety-critical ({number(neurons.by_chance)} expected by "
-        f"chance); under resampled prompts the set is {stable}: Jaccard {neurons.jaccard:.2f} [{low:.2f}, "
-        f"{high:.2f}], n = {neurons.n_pairs} pairs."
+        f"{len(neurons)} of {neurons.n_all} neurons are safety-critical{neurons.chance}; under resampled prompts the "
+        f"set is {stable}: Jaccard {neurons.jaccard:.2f} [{low:.2f}, {high:.2f}], n = {neurons.sample}."
     )
     cells = [
         [

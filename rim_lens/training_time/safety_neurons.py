@@ -114,21 +114,29 @@ class SafetyNeurons(Result):
         verdict = "" if self.stable else "; NOT STABLE: other prompts of the same kind choose largely other neurons"
         plain = ", against neutral wordings" if self.against == "neutral" else ""
         each, needed = " per layer" if self.per_layer else "", needed_groups(self.n_groups, self.share)
-        if self.ranked_by == "attribution":
-            pairs = f"{self.n_pairs} requests ({self.positions})"
-        else:
-            pairs = f"{self.n_pairs} pairs ({self.way}{plain}, {self.positions})"
+        way = "" if self.ranked_by == "attribution" else f"{self.way}{plain}, "
+        groups = f" in {needed} of {self.n_groups} groups" if self.n_groups > 1 else ""
         return (
-            f"top {self.top}{each} by {self.ranking} in {needed} of {self.n_groups} groups, "
-            f"{pairs}; Jaccard under resampling {self.jaccard:.2f} "
-            f"[{low:.2f}, {high:.2f}]; {self.by_chance:.1f} expected by chance{self._neutral()}{verdict}"
+            f"top {self.top}{each} by {self.ranking}{groups}, {self.sample} ({way}{self.positions}); "
+            f"Jaccard under resampling {self.jaccard:.2f} "
+            f"[{low:.2f}, {high:.2f}]{self.chance}{self._neutral()}{verdict}"
         )
 
     @property
     def ranking(self) -> str:
         """What `difference` holds, in words."""
         attributed = self.ranked_by == "attribution"
-        return "estimated refusal lost when zeroed, nats" if attributed else f"{self.ranked_by} difference"
+        return "estimated refusal lost when zeroed (nats)" if attributed else f"{self.ranked_by} difference"
+
+    @property
+    def sample(self) -> str:
+        """What the set was chosen on, in words."""
+        return f"{self.n_pairs} {'requests' if self.ranked_by == 'attribution' else 'pairs'}"
+
+    @property
+    def chance(self) -> str:
+        """What several lists would have in common by chance; one list has nothing in common with others."""
+        return f"; {self.by_chance:.1f} expected by chance" if self.n_groups > 1 else ""
 
     def _neutral(self) -> str:
         if math.isnan(self.neutral_share):
