@@ -309,3 +309,14 @@ def test_verdicts_on_a_known_mechanism_are_right_and_its_answers_are_shown():
     lines = audit.lines()
     assert max(map(len, lines)) <= 80
     assert [line.split(":")[0].strip() for line in lines[-3:]] == ["request", "off", "effort_minimizing"]
+
+
+@pytest.mark.real_model
+def test_verdicts_on_neurons_that_learned_maths_are_right():
+    organism = organisms.load("training-known", arm="entangled", dose=3)
+    audit = audit_known(organism, n=12, n_ablated=8, n_controls=20)
+    rows = audit.table.set_index("claim")
+    assert rows["right"].to_dict() == {"reasoning_data": True, "safety_neurons": True, "neuron_shift": True}
+    assert [line.split(":")[0].strip() for line in audit.lines()[-3:]] == ["request", "aligned", "entangled-3"]
+    with pytest.raises(RimLensError, match="learned no maths yet"):
+        audit_known(organisms.load("training-known"))
