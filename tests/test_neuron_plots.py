@@ -12,7 +12,7 @@ from rim_lens.plots.forgetting import ras_by_layer
 from rim_lens.plots.neurons import neuron_means
 from rim_lens.plots.prediction import predicted_against_actual, prediction_by_checkpoint
 from rim_lens.plots.series_heads import head_order, heads_by_checkpoint
-from rim_lens.plots.series_shift import shift_by_layer_and_checkpoint, shift_over_series
+from rim_lens.plots.series_shift import movement_over_series, shift_by_layer_and_checkpoint, shift_over_series
 from rim_lens.report.neuron_series import heads_section, prediction_section, shift_section
 from rim_lens.report.neuron_table import section
 
@@ -36,6 +36,10 @@ def test_shifts_are_the_tables(prompts):
     trace = trace_named(figure, "plain maths CoT")
     np.testing.assert_allclose(trace.y, plain["change"])
     np.testing.assert_allclose(ends(trace)[0], plain["low"], atol=1e-12)
+    moved = movement_over_series(shift, prompts)
+    np.testing.assert_allclose(trace_named(moved, "matched random neurons").y, rows["control_moved"])
+    np.testing.assert_allclose(trace_named(moved, "plain maths CoT").y, plain["moved"])
+    np.testing.assert_allclose(ends(trace_named(moved, "plain maths CoT"))[1], plain["moved_high"], atol=1e-12)
     cells = shift_by_layer_and_checkpoint(shift, prompts).data[0]
     layers = shift.table[(shift.table["prompts"] == prompts) & (shift.table["scope"] == "L2")]
     np.testing.assert_allclose(cells.z.astype(float)[:, 1], 100 * (layers["change"] - layers["control_change"]))

@@ -22,23 +22,58 @@ Kind = Literal["safety", "task"]
 MARKED = 0.05  # q below which a cell is marked
 
 
+def movement_over_series(shift: SeriesShift, prompts: Kind = "safety") -> go.Figure:
+    """How far the set's neurons moved in either direction at every checkpoint, beside control sets."""
+    return over_series(
+        shift,
+        prompts,
+        ("moved", "moved_low", "moved_high", "control_moved", "control_moved_sd"),
+        f"Movement of the safety neurons on {PROMPTS[prompts]}, checkpoint by checkpoint",
+        "sum of |changes| over the sum of mean |activations|",
+        "movement, in either direction",
+        ".0%",
+    )
+
+
 def shift_over_series(shift: SeriesShift, prompts: Kind = "safety") -> go.Figure:
     """The set's change at every checkpoint with its interval, beside the control sets' mean and spread."""
+    return over_series(
+        shift,
+        prompts,
+        ("change", "low", "high", "control_change", "control_sd"),
+        f"Shift of the safety neurons on {PROMPTS[prompts]}, checkpoint by checkpoint",
+        "change of the mean |activation|",
+        "change of mean activation",
+        "+.0%",
+    )
+
+
+def over_series(
+    shift: SeriesShift,
+    prompts: Kind,
+    columns: tuple[str, str, str, str, str],
+    title: str,
+    what: str,
+    axis: str,
+    ticks: str,
+) -> go.Figure:
+    """A value with its ends at every checkpoint, and the mean and spread of control sets."""
+    value, low, high, control, spread = columns
     rows = shift.table[(shift.table["scope"] == "all") & (shift.table["prompts"] == prompts)]
     figure = style.blank(
-        f"Shift of the safety neurons on {PROMPTS[prompts]}, checkpoint by checkpoint",
-        f"n = {n_of(shift, prompts)} prompts, {shift.n_neurons} neurons; change of the mean |activation| against "
-        f"{shift.reference}; bars are 95 % intervals; grey: mean ± 1 sd of {shift.n_controls} matched random sets. A "
-        "shift that the grey shares is not a shift of safety neurons in particular",
+        title,
+        f"n = {n_of(shift, prompts)} prompts, {shift.n_neurons} neurons; {what}, against "
+        f"{shift.reference}; bars are 95 % intervals; grey: mean ± 1 sd of {shift.n_controls} matched random sets. "
+        "What the grey shares is not of safety neurons in particular",
         xaxis={"title": {"text": "checkpoint"}, "type": "category"},
-        yaxis={"title": {"text": "change of mean activation"}, "tickformat": "+.0%"},
+        yaxis={"title": {"text": axis}, "tickformat": ticks},
         height=420,
     )
     figure.add_scatter(
         name="matched random neurons",
         x=[style.text(name) for name in rows["checkpoint"]],
-        y=rows["control_change"],
-        error_y={"type": "data", "array": rows["control_sd"], "thickness": 1.6, "width": 4},
+        y=rows[control],
+        error_y={"type": "data", "array": rows[spread], "thickness": 1.6, "width": 4},
         mode="markers",
         marker={"color": style.GREY, "symbol": "line-ew-open", "size": 16, "line": {"width": 2.5}},
         hoverinfo="skip",
@@ -47,8 +82,8 @@ def shift_over_series(shift: SeriesShift, prompts: Kind = "safety") -> go.Figure
         figure.add_scatter(
             name=style.text(words.arm(arm)),
             x=[style.text(name) for name in part["checkpoint"]],
-            y=part["change"],
-            error_y=style.error_bars(part["change"], part["low"], part["high"]),
+            y=part[value],
+            error_y=style.error_bars(part[value], part[low], part[high]),
             mode="markers",
             marker={"color": style.SERIES[i % 4], "symbol": style.MARKERS[i % 4], "size": 10},
             customdata=[hover_of(row) for _, row in part.iterrows()],

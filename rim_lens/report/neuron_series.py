@@ -7,7 +7,12 @@ import pandas as pd
 
 from rim_lens.plots.prediction import predicted_against_actual, prediction_by_checkpoint
 from rim_lens.plots.series_heads import head_order, heads_by_checkpoint
-from rim_lens.plots.series_shift import PROMPTS, shift_by_layer_and_checkpoint, shift_over_series
+from rim_lens.plots.series_shift import (
+    PROMPTS,
+    movement_over_series,
+    shift_by_layer_and_checkpoint,
+    shift_over_series,
+)
 from rim_lens.plots.style import correlation, interval, number, p_value, percent
 from rim_lens.report.blocks import Block, Drawing, Grid, Section, Words
 from rim_lens.report.wording import clearly
@@ -29,7 +34,8 @@ def shift_section(anchor: str, shift: SeriesShift) -> Section:
             f"of {len(rows)} checkpoints (q < 0.05; {less} lower, {len(apart) - less} higher), n = "
             f"{int(shift.n_safety if prompts == 'safety' else shift.n_task)} prompts."
         )
-        blocks += [Drawing(shift_over_series(shift, prompts)), Drawing(shift_by_layer_and_checkpoint(shift, prompts))]
+        figures = (movement_over_series, shift_over_series, shift_by_layer_and_checkpoint)
+        blocks += [Drawing(figure(shift, prompts)) for figure in figures]
     cells = [
         [
             row["checkpoint"],
