@@ -158,7 +158,7 @@ def test_continuations_are_what_generation_writes_from_there():
     assert prefix.endswith("Short one.")
     first = importance.table.iloc[0]
     other = [one.score for one in written if differs(one.cot.split(".")[0], "Short one.")]
-    assert first["n_other"] == len(other) == 4  # noise is no sentence
+    assert first["n_other"] == len(other) == 4  # noise is not a sentence
     later = importance.table.iloc[1]
     assert first["resampled"] != later["resampled"]
     assert np.isfinite(importance.table["resampled"]).all()

@@ -12,7 +12,7 @@ from rim_lens.plots.forgetting import ras_by_layer
 from rim_lens.plots.neurons import neuron_means
 from rim_lens.plots.prediction import predicted_against_actual, prediction_by_checkpoint
 from rim_lens.plots.series_heads import head_order, heads_by_checkpoint
-from rim_lens.plots.series_shift import movement_over_series, shift_by_layer_and_checkpoint, shift_over_series
+from rim_lens.plots.series_shift import shift_by_layer_and_checkpoint, shift_over_series
 from rim_lens.report.neuron_series import heads_section, prediction_section, shift_section
 from rim_lens.report.neuron_table import section
 
@@ -30,13 +30,13 @@ def ends(trace):
 def test_shifts_are_the_tables(prompts):
     shift = made_series_shift()
     rows = shift.table[(shift.table["prompts"] == prompts) & (shift.table["scope"] == "all")]
-    figure = shift_over_series(shift, prompts)
+    figure = shift_over_series(shift, prompts, "change")
     np.testing.assert_allclose(trace_named(figure, "matched random neurons").y, rows["control_change"])
     plain = rows[rows["arm"] == "plain"]
     trace = trace_named(figure, "plain maths CoT")
     np.testing.assert_allclose(trace.y, plain["change"])
     np.testing.assert_allclose(ends(trace)[0], plain["low"], atol=1e-12)
-    moved = movement_over_series(shift, prompts)
+    moved = shift_over_series(shift, prompts)
     np.testing.assert_allclose(trace_named(moved, "matched random neurons").y, rows["control_moved"])
     np.testing.assert_allclose(trace_named(moved, "plain maths CoT").y, plain["moved"])
     np.testing.assert_allclose(ends(trace_named(moved, "plain maths CoT"))[1], plain["moved_high"], atol=1e-12)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from benchmarks.trust.methods import spread
@@ -25,9 +24,10 @@ from rim_lens import (
     refusal_score,
 )
 from rim_lens.behavior.refusal_score import refusal_tokens
+from rim_lens.capture.activations import residuals
 from rim_lens.capture.neuron_sets import matched_controls
 from rim_lens.chat.chat import Chat
-from rim_lens.model.taps import Tap
+from rim_lens.inference_time.attribution import neuron_attributions
 from rim_lens.training_time.safety_neurons import find_safety_neurons
 from rim_lens.units import Neuron
 
@@ -56,28 +56,9 @@ class FoundNeurons:
     n_report: int
 
 
-class Gradients(Tap):
-    """Keeps neurons in the graph of a pass, and the stream that enters one layer."""
-
-    def __init__(self) -> None:
-        self.post: dict[int, torch.Tensor] = {}
-        self.stream: torch.Tensor | None = None
-
-    def on_residual(self, layer: int, resid: torch.Tensor) -> torch.Tensor | None:
-        """Start the graph at the embeddings."""
-        if layer == DIRECTION_LAYER:
-            self.stream = resid.detach()[0, -1]
-        return resid.detach().requires_grad_() if layer == 0 else None
-
-    def on_neurons(self, layer: int, post: torch.Tensor) -> torch.Tensor:
-        """Keep the very tensor that goes on."""
-        self.post[layer] = post
-        return post
-
-
 @dataclass(frozen=True)
 class Reading:
-    """What one pass per chat gives: a at the decision position, Σ_pos a · ∂score/∂a, the stream, and the score."""
+    """Per chat: a at the decision position, Σ_pos a · ∂score/∂a, the stream, and the score."""
 
     at_decision: Float[np.ndarray, "prompt layer neuron"]
     attributed: Float[np.ndarray, "prompt layer neuron"]
@@ -90,21 +71,12 @@ class Reading:
 
 
 def read(model: LensModel, chats: Sequence[Chat]) -> Reading:
-    """One pass and its gradient for every chat."""
+    """What the methods need of every chat."""
     score = refusal_tokens(model).score
-    found: list[list[Array]] = [[], [], [], []]
-    for chat in chats:
-        tap = Gradients()
-        with torch.enable_grad(), model.tap(tap):
-            value = score(model.decision_logits(model.batch([chat])))[0]
-            gradients = torch.autograd.grad(value, list(tap.post.values()))
-        assert tap.stream is not None
-        post = torch.stack([one.detach()[0] for one in tap.post.values()])
-        found[0].append(post[:, -1].numpy())
-        found[1].append((post * torch.stack([one[0] for one in gradients])).sum(1).numpy())
-        found[2].append(tap.stream.numpy())
-        found[3].append(np.array(value.item()))
-    return Reading(*(np.stack(one) for one in found))
+    at_decision = neuron_activations(model, chats, "decision", per_prompt=True, progress=False).prompt_mean
+    assert at_decision is not None  # measured with per_prompt=True
+    stream = residuals(model, chats)[:, DIRECTION_LAYER, 0].numpy()
+    return Reading(at_decision, -neuron_attributions(model, chats, score), stream, refusal_score(model, chats))
 
 
 def standardised(one: Array, other: Array) -> Array:

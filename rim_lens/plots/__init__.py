@@ -27,7 +27,7 @@ from rim_lens.plots.probe import cliff_heads, probe_map, trace_curve
 from rim_lens.plots.routing import expert_loads
 from rim_lens.plots.series import maths_over_series, refusal_over_series
 from rim_lens.plots.series_heads import head_order, heads_by_checkpoint
-from rim_lens.plots.series_shift import movement_over_series, shift_by_layer_and_checkpoint, shift_over_series
+from rim_lens.plots.series_shift import shift_by_layer_and_checkpoint, shift_over_series
 from rim_lens.plots.set_effects import ablation_figure, compared_effects, dose_curve, set_effects
 from rim_lens.plots.sweeps import ablation_map, interchange_map, patching_map, patching_together
 from rim_lens.plots.tokens import token_view
@@ -59,7 +59,6 @@ __all__ = [
     "loss_curves",
     "maths_over_series",
     "mediated_effects",
-    "movement_over_series",
     "neuron_means",
     "neurons_by_layer",
     "own_shares",

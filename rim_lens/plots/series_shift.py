@@ -20,48 +20,27 @@ if TYPE_CHECKING:
 PROMPTS = {"safety": "safety prompts", "task": "maths prompts"}
 Kind = Literal["safety", "task"]
 MARKED = 0.05  # q below which a cell is marked
+# Columns of the value, its ends, and the controls' mean and spread; what the value is; title and format of its axis.
+VIEWS = {
+    "movement": (
+        *("moved", "moved_low", "moved_high", "control_moved", "control_moved_sd"),
+        *("sum of |changes| over the sum of mean |activations|", "movement, in either direction", ".0%"),
+    ),
+    "change": (
+        *("change", "low", "high", "control_change", "control_sd"),
+        *("change of the mean |activation|", "change of mean activation", "+.0%"),
+    ),
+}
 
 
-def movement_over_series(shift: SeriesShift, prompts: Kind = "safety") -> go.Figure:
-    """How far the set's neurons moved in either direction at every checkpoint, beside control sets."""
-    return over_series(
-        shift,
-        prompts,
-        ("moved", "moved_low", "moved_high", "control_moved", "control_moved_sd"),
-        f"Movement of the safety neurons on {PROMPTS[prompts]}, checkpoint by checkpoint",
-        "sum of |changes| over the sum of mean |activations|",
-        "movement, in either direction",
-        ".0%",
-    )
-
-
-def shift_over_series(shift: SeriesShift, prompts: Kind = "safety") -> go.Figure:
-    """The set's change at every checkpoint with its interval, beside the control sets' mean and spread."""
-    return over_series(
-        shift,
-        prompts,
-        ("change", "low", "high", "control_change", "control_sd"),
-        f"Shift of the safety neurons on {PROMPTS[prompts]}, checkpoint by checkpoint",
-        "change of the mean |activation|",
-        "change of mean activation",
-        "+.0%",
-    )
-
-
-def over_series(
-    shift: SeriesShift,
-    prompts: Kind,
-    columns: tuple[str, str, str, str, str],
-    title: str,
-    what: str,
-    axis: str,
-    ticks: str,
+def shift_over_series(
+    shift: SeriesShift, prompts: Kind = "safety", of: Literal["movement", "change"] = "movement"
 ) -> go.Figure:
-    """A value with its ends at every checkpoint, and the mean and spread of control sets."""
-    value, low, high, control, spread = columns
+    """The set's movement (in either direction) or net change at every checkpoint, beside the control sets' mean."""
+    value, low, high, control, spread, what, axis, ticks = VIEWS[of]
     rows = shift.table[(shift.table["scope"] == "all") & (shift.table["prompts"] == prompts)]
     figure = style.blank(
-        title,
+        f"{of.capitalize()} of the safety neurons on {PROMPTS[prompts]}, checkpoint by checkpoint",
         f"n = {n_of(shift, prompts)} prompts, {shift.n_neurons} neurons; {what}, against "
         f"{shift.reference}; bars are 95 % intervals; grey: mean ± 1 sd of {shift.n_controls} matched random sets. "
         "What the grey shares is not of safety neurons in particular",

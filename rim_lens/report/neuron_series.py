@@ -9,7 +9,6 @@ from rim_lens.plots.prediction import predicted_against_actual, prediction_by_ch
 from rim_lens.plots.series_heads import head_order, heads_by_checkpoint
 from rim_lens.plots.series_shift import (
     PROMPTS,
-    movement_over_series,
     shift_by_layer_and_checkpoint,
     shift_over_series,
 )
@@ -34,8 +33,8 @@ def shift_section(anchor: str, shift: SeriesShift) -> Section:
             f"of {len(rows)} checkpoints (q < 0.05; {less} lower, {len(apart) - less} higher), n = "
             f"{int(shift.n_safety if prompts == 'safety' else shift.n_task)} prompts."
         )
-        figures = (movement_over_series, shift_over_series, shift_by_layer_and_checkpoint)
-        blocks += [Drawing(figure(shift, prompts)) for figure in figures]
+        blocks += [Drawing(shift_over_series(shift, prompts)), Drawing(shift_over_series(shift, prompts, "change"))]
+        blocks.append(Drawing(shift_by_layer_and_checkpoint(shift, prompts)))
     cells = [
         [
             row["checkpoint"],

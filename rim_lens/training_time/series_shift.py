@@ -28,7 +28,7 @@ class SeriesShift(Result):
     name, f before and after, and the relative change.
     """
 
-    figure: ClassVar = "series_shift:movement_over_series"
+    figure: ClassVar = "series_shift:shift_over_series"
 
     table: pd.DataFrame
     neurons: pd.DataFrame
