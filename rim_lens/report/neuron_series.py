@@ -33,7 +33,8 @@ def shift_section(anchor: str, shift: SeriesShift) -> Section:
             f"On {PROMPTS[prompts]} the safety neurons shift otherwise than matched random neurons at {len(apart)} "
             f"of {len(rows)} checkpoints (q < 0.05; {less} lower, {len(apart) - less} higher), n = "
             f"{int(shift.n_safety if prompts == 'safety' else shift.n_task)} prompts. "
-            f"In either direction they move further than matched ones at {further} of {len(rows)} (p < 0.05, one-sided, not corrected)."
+            f"In either direction they move further than matched ones at {further} of {len(rows)} "
+            "(p < 0.05, one-sided, not corrected)."
         )
         blocks += [Drawing(shift_over_series(shift, prompts)), Drawing(shift_over_series(shift, prompts, "change"))]
         blocks.append(Drawing(shift_by_layer_and_checkpoint(shift, prompts)))
